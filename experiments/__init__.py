@@ -1,0 +1,1 @@
+"""Experiments: thin recipes, each `python -m experiments.NAME --help`."""

@@ -1,0 +1,224 @@
+"""A configuration is a frozen dataclass; its fields are the script's flags.
+
+A field's help is its line in the class's docstring, its type is the flag's
+type. Notebooks and tests build the dataclass themselves; only `parse` knows
+command lines.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from recurrent.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+  """A configuration whose values are checked by name.
+
+  Numbers are finite and at least 0 unless a table here says more.
+  """
+
+  POSITIVE: typing.ClassVar[frozenset[str]] = frozenset()
+  BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset()
+  CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {}
+  # What a smoke run takes instead of a default; a flag still wins.
+  SMOKE: typing.ClassVar[dict[str, Any]] = {}
+  # A flag that says nothing unless another has one of these values.
+  NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {}
+
+  def check(self) -> None:
+    """Raises ConfigError at the first value that cannot be meant."""
+    if not self.workdir:
+      raise ConfigError(
+        "--workdir is missing", "add --workdir=DIR, the directory of the run"
+      )
+    for field in dataclasses.fields(self):
+      name, value = field.name, getattr(self, field.name)
+      if isinstance(value, bool) or not isinstance(value, int | float):
+        continue
+      low = 1 if name in self.POSITIVE else 0
+      if not math.isfinite(value) or value < low:
+        raise ConfigError(
+          f"--{name}={value} is out of range",
+          f"use a finite number of at least {low}",
+        )
+      if name in self.BELOW_ONE and value >= 1:
+        raise ConfigError(
+          f"--{name}={value} is out of range", "use a number below 1"
+        )
+    for name, choices in self.CHOICES.items():
+      if getattr(self, name) not in choices:
+        raise ConfigError(
+          f"--{name}={getattr(self, name)} is unknown",
+          f"use one of {', '.join(choices)}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Checked):
+  """What every training script takes.
+
+  Args:
+    workdir: directory of the run; the same command again resumes it.
+    steps: training steps in all.
+    batch_size: rows of the global batch, over all devices.
+    seed: decides the initial parameters, the data order and all dropout.
+    log_every: steps between rows of training metrics.
+    eval_every: steps between evaluations; there is one at the end too.
+    checkpoint_every: steps between checkpoints; 0 saves at evaluations.
+    patience: stop after so many evaluations without a better one; 0: never.
+    ema: decay of a moving average of the parameters, which is then what is
+      evaluated and sampled; 0: none.
+    dtype: what the network computes in: float32 or bfloat16.
+    method: executor of the cells, see recurrent.unroll.
+    remat: keep the carry of every so-manieth tick only; 0: keep them all.
+    devices: how many devices to use; 0: all.
+    coordinator: host:port of process 0, for a run of several processes;
+      "auto" where the cluster tells (TPU pods, SLURM).
+    processes: how many processes, if the cluster does not tell.
+    process: number of this one, if the cluster does not tell.
+    smoke: a few small steps, to see that everything works.
+  """
+
+  workdir: str = ""
+  steps: int = 1000
+  batch_size: int = 32
+  seed: int = 0
+  log_every: int = 50
+  eval_every: int = 500
+  checkpoint_every: int = 0
+  patience: int = 0
+  ema: float = 0.0
+  dtype: str = "float32"
+  method: str = "auto"
+  remat: int = 0
+  devices: int = 0
+  coordinator: str = ""
+  processes: int = 0
+  process: int = 0
+  smoke: bool = False
+
+  # What may differ between two commands on one workdir.
+  OPERATIONAL: typing.ClassVar[frozenset[str]] = frozenset(
+    "workdir steps checkpoint_every devices coordinator processes process"
+    " smoke".split()
+  )
+  POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
+    "steps batch_size log_every eval_every accumulate".split()
+  )
+  BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(
+    "ema b1 b2 plateau_factor".split()
+  )
+  CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
+    "dtype": ("float32", "bfloat16")
+  }
+  SMOKE: typing.ClassVar[dict[str, Any]] = {
+    "steps": 4,
+    "batch_size": 8,
+    "log_every": 2,
+    "eval_every": 2,
+  }
+  NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {
+    "final_learning_rate": ("schedule", ("cosine",)),
+    "plateau_factor": ("schedule", ("plateau",)),
+    "plateau_patience": ("schedule", ("plateau",)),
+    "plateau_window": ("schedule", ("plateau",)),
+  }
+
+  def identity(self) -> dict[str, Any]:
+    """The values that decide what a run computes."""
+    return {
+      key: value
+      for key, value in dataclasses.asdict(self).items()
+      if key not in self.OPERATIONAL
+    }
+
+
+def parse(cls: type, argv: Sequence[str]) -> Any:
+  """A configuration from a command line.
+
+  Args:
+    cls: a subclass of `Checked`.
+    argv: the command line, program first.
+
+  Returns:
+    An instance of `cls`, checked.
+
+  Raises:
+    ConfigError: on an unknown flag, a bad value or a contradiction.
+    SystemExit: after --help.
+  """
+  values = flags.FlagValues()
+  helps = _helps(cls)
+  for field in dataclasses.fields(cls):
+    _define(field, helps.get(field.name, ""), values)
+  flags.DEFINE_bool("help", False, "show this help", flag_values=values)
+  try:
+    rest = values(list(argv))[1:]
+  except flags.UnrecognizedFlagError as error:
+    near = difflib.get_close_matches(error.flagname, helps, n=1)
+    hint = f"did you mean --{near[0]}?" if near else "--help lists them all"
+    raise ConfigError(f"no flag --{error.flagname}", hint) from error
+  except flags.Error as error:
+    raise ConfigError(str(error), "--help tells what it takes") from error
+  if values.help:
+    print(f"{cls.__module__}: flags\n{values.main_module_help() or values}")
+    raise SystemExit(0)
+  if rest:
+    raise ConfigError(
+      f"unexpected argument {rest[0]!r}", "flags look like --name=value"
+    )
+  given = {
+    field.name: values[field.name].value
+    for field in dataclasses.fields(cls)
+    if values[field.name].present
+  }
+  if given.get("smoke"):
+    given = {**cls.SMOKE, **given}
+  config = cls(**given)
+  _refuse_idle_flags(config, given)
+  config.check()
+  return config
+
+
+def _refuse_idle_flags(config, given):
+  """No flag is accepted and then ignored."""
+  for name, (other, wanted) in config.NEEDS.items():
+    if name in given and getattr(config, other) not in wanted:
+      raise ConfigError(
+        f"--{name} does nothing with --{other}={getattr(config, other)!s}",
+        f"leave it out, or use --{other}={' or '.join(map(str, wanted))}",
+      )
+
+
+def _define(field, help_text, values):
+  kind = field.type
+  if isinstance(kind, types.UnionType):  # `float | None`
+    kind = next(t for t in typing.get_args(kind) if t is not type(None))
+  define = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+  }[kind]
+  define(field.name, field.default, help_text, flag_values=values)
+
+
+def _helps(cls) -> dict[str, str]:
+  """The `Args` of the docstrings of a class and its bases."""
+  found: dict[str, str] = {}
+  for base in cls.__mro__:
+    args = re.split(r"\n\s*Args:\n", base.__doc__ or "")
+    for item in re.findall(
+      r"^    (\w+): ((?:.|\n      )*)", args[1] if len(args) > 1 else "", re.M
+    ):
+      found.setdefault(item[0], " ".join(item[1].split()))
+  return found

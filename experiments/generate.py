@@ -1,0 +1,185 @@
+"""Samples text from a trained language model.
+
+  python -m experiments.generate --workdir=runs/pydoc --prompt='The '
+
+The text streams to stdout as it is drawn; the last line is one JSON object.
+"""
+
+import dataclasses
+import sys
+import time
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments import config as config_lib
+from experiments import language_model, runner
+from recurrent import decoding
+from recurrent.errors import ConfigError
+
+BLOCK = 64  # tokens a call: a person sees text flow, the device does not wait
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(config_lib.Checked):
+  """Flags of generate.
+
+  Args:
+    workdir: of a trained language model.
+    prompt: what the text begins with.
+    num_tokens: tokens to draw after the prompt.
+    temperature: 1 samples the model as it is, 0 takes the likeliest token.
+    top_k: only the k likeliest tokens; 0: all.
+    top_p: only the likeliest tokens that together reach p; 1: all.
+    num_samples: texts to draw at once.
+    stop: end a text at this token, such as a newline; empty: never.
+    seed: another seed, another text.
+  """
+
+  workdir: str = ""
+  prompt: str = "The "
+  num_tokens: int = 400
+  temperature: float = 0.8
+  top_k: int = 0
+  top_p: float = 1.0
+  num_samples: int = 1
+  stop: str = ""
+  seed: int = 0
+
+  POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
+    "num_tokens num_samples".split()
+  )
+
+  def check(self):
+    """Raises ConfigError at the first value that cannot be meant."""
+    super().check()
+    self.sampler()
+
+  def sampler(self) -> decoding.Sampler:
+    """How a token is chosen."""
+    try:
+      return decoding.Sampler(self.temperature, self.top_k, self.top_p)
+    except ValueError as error:
+      raise ConfigError(f"--{error}", "--help tells the ranges") from error
+
+
+def run(config: Config) -> dict[str, Any]:
+  """Prints the samples; returns the speed and their log-probabilities."""
+  trained, tokenizer = language_model.read(config.workdir)
+  prompt = language_model.encode_prompt(tokenizer, config.prompt)
+  stop_tokens = ()
+  if config.stop:
+    stop_tokens = tuple(language_model.encode_prompt(tokenizer, config.stop))
+    if len(stop_tokens) != 1:
+      raise ConfigError(
+        f"--stop={config.stop!r} is {len(stop_tokens)} tokens",
+        "give one token, such as a newline",
+      )
+  graphdef, params, step = runner.load_params(
+    trained,
+    lambda rngs: language_model.make_model(trained, tokenizer.vocab_size, rngs),
+  )
+  # A first short run compiles, so that the second measures decoding.
+  stream = Stream(graphdef, params, config.sampler(), stop_tokens)
+  rows = np.tile(prompt, (config.num_samples, 1))
+  key = jax.random.key(config.seed)
+  next(stream(rows, key, BLOCK))
+  begun = time.perf_counter()
+  tokens, scores = [], []
+  for block in stream(rows, key, config.num_tokens):
+    tokens.append(block.tokens)
+    scores.append(block.scores)
+    if config.num_samples == 1:
+      if len(tokens) == 1:
+        sys.stdout.write(config.prompt)
+      sys.stdout.write(tokenizer.decode(block.tokens[0]))
+      sys.stdout.flush()
+  seconds = time.perf_counter() - begun
+  tokens, scores = np.concatenate(tokens, 1), np.concatenate(scores, 1)
+  if config.num_samples > 1:
+    for number, row in enumerate(tokens):
+      print(f"--- sample {number + 1}")
+      print(config.prompt + tokenizer.decode(row))
+  print()
+  return {
+    "step": step,
+    "tokens": int(tokens.size),
+    "tokens_per_second": tokens.size / seconds,
+    "log_probabilities": scores.sum(axis=1).tolist(),
+  }
+
+
+class Stream:
+  """Draws text block by block from a language model.
+
+  Args:
+    graphdef: of the model.
+    params: of the model.
+    sampler: how a token is chosen.
+    stop_tokens: ids that end a row.
+  """
+
+  def __init__(
+    self,
+    graphdef: nnx.GraphDef,
+    params: Any,
+    sampler: decoding.Sampler,
+    stop_tokens: tuple[int, ...] = (),
+  ):
+    def prefill(params, tokens):
+      carry, logits = nnx.merge(graphdef, params)(None, tokens)
+      return carry, logits[:, -1]
+
+    def block(params, carry, logits, key, first, done):
+      return decoding.sample(
+        nnx.merge(graphdef, params).decoder(),
+        carry,
+        logits,
+        key,
+        num_tokens=BLOCK,
+        sampler=sampler,
+        stop_tokens=stop_tokens,
+        first=first,
+        done=done,
+      )
+
+    self._params = params
+    self._prefill = jax.jit(prefill)
+    self._block = jax.jit(block, donate_argnames=("carry", "logits", "done"))
+
+  def __call__(
+    self, prompts: np.ndarray, key: jax.Array, num_tokens: int
+  ) -> Iterator[decoding.Sampled]:
+    """Yields blocks of tokens until there are enough, or all rows ended.
+
+    Args:
+      prompts: [batch, time] ids.
+      key: PRNG key.
+      num_tokens: tokens a row.
+
+    Yields:
+      NumPy arrays of at most BLOCK tokens a row.
+    """
+    carry, logits = self._prefill(self._params, jnp.asarray(prompts))
+    done = jnp.zeros(len(prompts), bool)
+    for first in range(0, num_tokens, BLOCK):
+      carry, logits, drawn = self._block(
+        self._params, carry, logits, key, jnp.int32(first), done
+      )
+      done = jnp.copy(drawn.done)
+      drawn = jax.device_get(drawn)
+      wanted = num_tokens - first
+      yield drawn._replace(
+        tokens=drawn.tokens[:, :wanted], scores=drawn.scores[:, :wanted]
+      )
+      if drawn.done.all():
+        return
+
+
+if __name__ == "__main__":
+  runner.main(run, Config)

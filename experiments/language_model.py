@@ -1,0 +1,319 @@
+"""Trains a recurrent language model on text.
+
+  python -m experiments.language_model --workdir=runs/pydoc
+
+Truncated back-propagation through time: each row of the batch reads one
+contiguous stretch of the text, window by window, and the carry goes from one
+window to the next. Bits per character (bpc) are over the characters of the
+text, whatever the tokens are.
+"""
+
+import dataclasses
+import hashlib
+import math
+import textwrap
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from experiments import config as config_lib
+from experiments import runner
+from recurrent import cells, data, decoding, losses, optim, sharding
+from recurrent.data import tokenizers
+from recurrent.errors import ConfigError
+from recurrent.metrics import Mean
+from recurrent.models import LanguageModel
+from recurrent.training import loop
+from recurrent.types import Carry, PRNGKey
+from recurrent.unroll import METHODS, restart
+
+NAME = "language_model"
+SAMPLE_TOKENS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(config_lib.RunConfig, optim.OptimizerConfig):
+  """Flags of the language model; the defaults are the recipe of README.md.
+
+  Args:
+    dataset: pydoc, stdlib, or any prepared text of the TFDS catalogue.
+    data_dir: where that was prepared.
+    text_file: a UTF-8 text of your own, instead of a dataset.
+    tokenizer: char, byte, word or sentencepiece.
+    vocab_size: of sentencepiece, and at most of word; 0: their default.
+    min_count: occurrences that make a word one, for word; 0: its default.
+    cell: name in recurrent.cells.CELLS.
+    layers: recurrent layers.
+    features: width of every layer.
+    embedding_features: width of the embedding; with --tied it is --features.
+    tied: share the embedding with the output layer.
+    residual: add a layer's inputs to its outputs.
+    dropout: rate between layers, a fresh mask at each tick.
+    embedding_dropout: rate on the embedding, one mask for a whole window.
+    output_dropout: rate on the last layer, one mask for a whole window.
+    seq_len: tokens of a window, through which gradients flow back.
+    eval_rows: stretches of a split that are read side by side.
+    eval_warm_up: tokens read before a stretch, unscored.
+  """
+
+  dataset: str = "pydoc"
+  data_dir: str = ""
+  text_file: str = ""
+  tokenizer: str = "char"
+  vocab_size: int = 0
+  min_count: int = 0
+  cell: str = "lstm"
+  layers: int = 1
+  features: int = 512
+  embedding_features: int = 128
+  tied: bool = False
+  residual: bool = False
+  dropout: float = 0.0
+  embedding_dropout: float = 0.0
+  output_dropout: float = 0.1
+  seq_len: int = 64
+  eval_rows: int = 8
+  eval_warm_up: int = 256
+  # The recipe: where it differs from RunConfig and OptimizerConfig.
+  steps: int = 2000
+  batch_size: int = 16
+  learning_rate: float = 4e-3
+  schedule: str = "cosine"
+  warmup_steps: int = 50
+  b2: float = 0.99
+  ema: float = 0.99
+
+  POSITIVE: typing.ClassVar[frozenset[str]] = (
+    config_lib.RunConfig.POSITIVE
+    | frozenset("layers features embedding_features seq_len eval_rows".split())
+  )
+  BELOW_ONE: typing.ClassVar[frozenset[str]] = (
+    config_lib.RunConfig.BELOW_ONE
+    | frozenset("dropout embedding_dropout output_dropout".split())
+  )
+  CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
+    **config_lib.RunConfig.CHOICES,
+    "cell": tuple(cells.CELLS),
+    "tokenizer": tuple(data.TOKENIZERS),
+    "method": METHODS,
+    "schedule": optim.SCHEDULES,
+  }
+  SMOKE: typing.ClassVar[dict[str, Any]] = {
+    **config_lib.RunConfig.SMOKE,
+    "features": 16,
+    "embedding_features": 8,
+    "seq_len": 16,
+  }
+  NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {
+    **config_lib.RunConfig.NEEDS,
+    "dataset": ("text_file", ("",)),
+    "data_dir": ("text_file", ("",)),
+    "vocab_size": ("tokenizer", ("word", "sentencepiece")),
+    "min_count": ("tokenizer", ("word",)),
+    "embedding_features": ("tied", (False,)),
+  }
+
+
+def loss(
+  model: LanguageModel,
+  carry: Carry,
+  batch: dict[str, jax.Array],
+  key: PRNGKey | None,
+) -> tuple[jax.Array, tuple[Carry, dict[str, Mean]]]:
+  """Mean cross-entropy of a window, in nats a token."""
+  rows = batch["resets"].shape[0]
+  carry = restart(batch["resets"], model.initial_carry(rows), carry)
+  carry, logits = model(carry, batch["inputs"], key=key)
+  nats = Mean.of(losses.cross_entropy(logits, batch["targets"]))
+  return nats.total / nats.count, (carry, {"nats": nats})
+
+
+def make_model(config: Config, vocab_size: int, rngs: nnx.Rngs):
+  """The model that the flags describe."""
+  return LanguageModel(
+    vocab_size,
+    cell=config.cell,
+    layers=config.layers,
+    features=config.features,
+    embedding_features=config.embedding_features,
+    tied=config.tied,
+    residual=config.residual,
+    dropout=config.dropout,
+    embedding_dropout=config.embedding_dropout,
+    output_dropout=config.output_dropout,
+    method=config.method,
+    remat=config.remat or None,
+    dtype=jnp.dtype(config.dtype),
+    rngs=rngs,
+  )
+
+
+def make_task(config: Config) -> runner.Task:
+  """Data, model, loss and evaluation, for the runner."""
+  corpus = data.load_text(
+    config.dataset,
+    text_file=config.text_file or None,
+    data_dir=config.data_dir or None,
+  )
+  tokenizer = tokenizers.build(
+    config.tokenizer,
+    corpus.train,
+    vocab_size=config.vocab_size or None,
+    min_count=config.min_count or None,
+  )
+  tokens = {k: tokenizer.encode(v) for k, v in corpus._asdict().items()}
+  # Bits a token times tokens a character are bits a character.
+  density = {k: len(tokens[k]) / len(v) for k, v in corpus._asdict().items()}
+  batches = data.ContiguousBatches(
+    tokens["train"],
+    batch_size=config.batch_size,
+    seq_len=config.seq_len,
+    seed=config.seed,
+  )
+
+  def describe(means):
+    bits = means["nats"] / math.log(2)
+    return {
+      "train_loss": means["nats"],
+      "train_bpc": bits * density["train"],
+      "grad_norm": means["grad_norm"],
+    }
+
+  def make_evaluate(graphdef, mesh):
+    score = make_score(config, graphdef, mesh)
+
+    def evaluate(params, split, interrupted):
+      nats = score(params, tokens[split], interrupted)
+      if nats is None:
+        return None
+      bits = nats / math.log(2)
+      return {f"{split}_loss": nats, f"{split}_bpc": bits * density[split]}
+
+    return evaluate
+
+  def make_sample(graphdef):
+    prompt = tokens["valid"][:64]
+
+    @jax.jit
+    def draw(params, key):
+      model = nnx.merge(graphdef, params)
+      carry, logits = model(None, jnp.asarray(prompt, jnp.int32)[None])
+      return decoding.sample(
+        model.decoder(),
+        carry,
+        logits[:, -1],
+        key,
+        num_tokens=SAMPLE_TOKENS,
+        sampler=decoding.Sampler(0.8),
+      )[2].tokens
+
+    def sample(params, step):
+      key = jax.random.fold_in(jax.random.key(config.seed), step)
+      ids = np.asarray(draw(params, key).addressable_data(0))[0]
+      return f"--- a sample at step {step}:\n" + textwrap.indent(
+        tokenizer.decode(ids), "  | ", lambda _: True
+      )
+
+    return sample
+
+  return runner.Task(
+    name=NAME,
+    make_model=lambda rngs: make_model(config, tokenizer.vocab_size, rngs),
+    make_carry=lambda model: model.initial_carry(config.batch_size),
+    loss=loss,
+    metrics=("nats",),
+    batches=batches,
+    units=("tokens", config.batch_size * config.seq_len),
+    make_evaluate=make_evaluate,
+    objective="valid_bpc",
+    describe=describe,
+    make_sample=make_sample,
+    splits=("valid", "test"),
+    data_sha256=hashlib.sha256(tokens["train"].tobytes()).hexdigest(),
+    save=lambda path: tokenizer.save(path / "tokenizer.json"),
+  )
+
+
+def make_score(
+  config: Config, graphdef: nnx.GraphDef, mesh: Mesh
+) -> Callable[[Any, np.ndarray, runner.Interrupted], float | None]:
+  """A function that streams tokens through the model: nats a token."""
+  # A split takes the same rows on any number of devices: rows that only fill
+  # up the mesh read nothing.
+  rows = -(-config.eval_rows // mesh.size) * mesh.size
+
+  @jax.jit
+  def step(params, carry, window):
+    model = nnx.merge(graphdef, params)
+    carry, logits = model(carry, window["inputs"], mask=window["mask"])
+    nats = losses.cross_entropy(logits, window["targets"])
+    return carry, {"nats": Mean.of(nats, window["weights"])}
+
+  @jax.jit
+  def start(params):
+    return nnx.merge(graphdef, params).initial_carry(rows)
+
+  def score(params, tokens, interrupted):
+    streams = data.EvalStreams(
+      tokens,
+      rows=config.eval_rows,
+      seq_len=max(config.seq_len, 128),
+      warm_up=config.eval_warm_up,
+    )
+    where = sharding.split_batch(mesh)
+    windows = (
+      sharding.put({k: _pad(v, rows) for k, v in window.items()}, where)
+      for window in streams
+    )
+    means = loop.evaluate(step, params, start(params), windows, interrupted)
+    return None if means is None else means["nats"].compute()
+
+  return score
+
+
+def read(workdir: str | Path) -> tuple[Config, tokenizers.Tokenizer]:
+  """Configuration and tokenizer of a run.
+
+  Raises:
+    CheckpointError: if the directory holds no run of a language model.
+  """
+  config = runner.read_config(workdir, NAME, Config)
+  return config, tokenizers.load(Path(workdir) / "tokenizer.json")
+
+
+def encode_prompt(tokenizer: tokenizers.Tokenizer, prompt: str) -> np.ndarray:
+  """Ids of a prompt.
+
+  Raises:
+    ConfigError: if it is empty, or has what the vocabulary lacks.
+  """
+  unknown = tokenizer.unknown(prompt)
+  if unknown:
+    raise ConfigError(
+      "--prompt has what the model's vocabulary lacks:"
+      f" {', '.join(map(repr, unknown))}",
+      "leave that out; the vocabulary is in tokenizer.json of the workdir",
+    )
+  if not prompt:
+    raise ConfigError("--prompt is empty", "give at least one character")
+  return np.asarray(tokenizer.encode(prompt), np.int32)
+
+
+def run(config: Config) -> dict[str, Any]:
+  """Trains; returns the final metrics."""
+  return runner.train(config, make_task)
+
+
+def _pad(array: np.ndarray, rows: int) -> np.ndarray:
+  return np.pad(array, [(0, rows - len(array)), (0, 0)])
+
+
+if __name__ == "__main__":
+  runner.main(run, Config)

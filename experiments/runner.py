@@ -1,0 +1,385 @@
+"""What all training scripts share: from a command line to a result.
+
+A script gives a `Task`: its data, its model, its loss, its evaluation. The
+runner gives it a mesh, a workdir, a resume, a loop, and exit codes.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from experiments import config as config_lib
+from experiments import figures
+from recurrent import optim, sharding
+from recurrent.errors import CheckpointError, UserError
+from recurrent.training import digest, loop, step
+from recurrent.training import state as state_lib
+from recurrent.training import workdir as workdir_lib
+from recurrent.training.checkpoint import Checkpoints
+from recurrent.training.preemption import Preemption
+from recurrent.training.progress import Progress
+from recurrent.training.workdir import Workdir
+from recurrent.training.writers import MetricsWriter
+from recurrent.types import Carry, PyTree
+
+LOG = logging.getLogger("recurrent")
+
+Interrupted = Callable[[], bool]
+
+
+class Task(NamedTuple):
+  """What an experiment is, to the runner.
+
+  Attributes:
+    name: of the experiment, by which `evaluate` and `generate` find it.
+    make_model: draws a fresh model.
+    make_carry: the initial carry of a batch, from a model.
+    loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
+    metrics: names of what `loss` measures.
+    batches: the global batch of each step.
+    units: what a step consumes, and how much of it: ("tokens", 2048).
+    make_evaluate: from (graphdef, mesh) to `evaluate(params, split,
+      interrupted) -> metrics or None`.
+    objective: the metric of the valid split to minimise.
+    describe: from the means of a row to what is written of it.
+    make_sample: from graphdef to `sample(params, step) -> text` that shows
+      what the model does.
+    splits: splits of the final result.
+    data_sha256: of the training data: other data, another run.
+    save: saves what belongs to the data, such as a tokenizer, in the workdir.
+  """
+
+  name: str
+  make_model: Callable[[nnx.Rngs], nnx.Module]
+  make_carry: Callable[[nnx.Module], Carry]
+  loss: step.Loss
+  metrics: tuple[str, ...]
+  batches: loop.Batches
+  units: tuple[str, int]
+  make_evaluate: Callable[
+    [nnx.GraphDef, Mesh],
+    Callable[[PyTree, str, Interrupted], dict[str, float] | None],
+  ]
+  objective: str
+  describe: Callable[[dict[str, float]], dict[str, float]]
+  make_sample: Callable[[nnx.GraphDef], Callable[[PyTree, int], str]]
+  splits: tuple[str, ...]
+  data_sha256: str
+  save: Callable[[Path], None]
+
+
+def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
+  """Parses the command line, runs, prints the result, exits by contract.
+
+  Args:
+    run: from a configuration to the final metrics.
+    config_class: dataclass of the configuration.
+  """
+  LOG.addHandler(logging.StreamHandler())
+  LOG.setLevel(logging.INFO)
+  LOG.propagate = False
+  try:
+    result = run(config_lib.parse(config_class, sys.argv))
+  except UserError as error:
+    print(f"{error.cause}\n{error.remedy}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(error.exit_code)
+  if jax.process_index() == 0:
+    print(json.dumps(result), flush=True)
+
+
+def start_processes(config: config_lib.RunConfig) -> None:
+  """Joins the other processes of the run, if there are any."""
+  if config.coordinator == "auto":
+    jax.distributed.initialize()
+  elif config.coordinator:
+    jax.distributed.initialize(
+      config.coordinator, config.processes, config.process
+    )
+
+
+def train(
+  config: config_lib.RunConfig, make_task: Callable[[Any], Task]
+) -> dict[str, Any]:
+  """Trains a task to its end, from wherever the workdir has got to.
+
+  Args:
+    config: flags of the script; also an `optim.OptimizerConfig`.
+    make_task: builds the task; it meets bad data before the workdir exists.
+
+  Returns:
+    The final metrics, as in the last line of stdout.
+  """
+  with Preemption() as preemption:
+    mesh = sharding.make_mesh(config.devices)
+    sharding.check_batch_size("batch_size", config.batch_size, mesh)
+    optimizer = optim.make_optimizer(config, config.steps)
+    task = make_task(config)
+    workdir = Workdir(config.workdir)
+    identity = {
+      "experiment": task.name,
+      **config.identity(),
+      "data_sha256": task.data_sha256,
+    }
+    workdir.claim(identity, _about())
+    if jax.process_index() == 0:
+      task.save(workdir.path)
+    result = _finished(workdir, config.steps)
+    if result is not None:
+      LOG.info("%s is finished: nothing to do.", workdir.path)
+      return result
+
+    init, graphdef = _initialiser(config, task, optimizer)
+    shardings = step.state_sharding(mesh)
+    template = _template(init, shardings)
+    checkpoints = Checkpoints(
+      workdir.checkpoints, workdir_lib.fingerprint(identity)
+    )
+    restored = checkpoints.restore_latest(template)
+    outcome = loop.Outcome()
+    if restored is None:
+      state = jax.jit(init, out_shardings=shardings)()
+    else:
+      state = restored.state
+      outcome = loop.Outcome(**restored.progress)
+      LOG.info("Resuming at step %d.", restored.step)
+    LOG.info(
+      "%s parameters on %d %s device(s), %s %s a step.",
+      f"{_size(state.params):,}",
+      mesh.size,
+      jax.devices()[0].platform,
+      f"{task.units[1]:,}",
+      task.units[0],
+    )
+
+    evaluate = task.make_evaluate(graphdef, mesh)
+    sample = task.make_sample(graphdef)
+    schedule = optim.make_schedule(config, config.steps)
+
+    def describe(means, at_step):
+      rate = schedule((at_step - 1) // config.accumulate)
+      return {**task.describe(means), "learning_rate": float(rate)}
+
+    begun = int(state.step)
+    writer = MetricsWriter(workdir.path, begun)
+    progress = Progress(begun, config.steps, *task.units)
+    try:
+      state, outcome = loop.fit(
+        state,
+        step.make_train_step(
+          graphdef,
+          task.loss,
+          optimizer,
+          mesh,
+          seed=config.seed,
+          ema_decay=config.ema,
+        ),
+        task.batches,
+        loop.Hooks(
+          put=lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
+          evaluate=lambda p, stop: evaluate(p, "valid", stop),
+          on_evaluation=lambda at_step, params: sample(params, at_step),
+          describe=describe,
+        ),
+        loop.Schedule(
+          steps=config.steps,
+          log_every=config.log_every,
+          eval_every=config.eval_every,
+          checkpoint_every=config.checkpoint_every,
+          patience=config.patience,
+        ),
+        objective=task.objective,
+        outcome=outcome,
+        checkpoints=checkpoints,
+        writer=writer,
+        progress=progress,
+        preemption=preemption,
+      )
+      checkpoints.wait()
+      last_step = int(state.step)
+      if outcome.best_step != last_step:
+        state = checkpoints.restore(outcome.best_step, template).state
+    finally:
+      progress.close()
+      writer.close()
+      checkpoints.close()
+
+    params = state.evaluated
+    result = {
+      "step": outcome.best_step,
+      **{
+        key: value
+        for split in task.splits
+        for key, value in evaluate(params, split, lambda: False).items()
+      },
+      "params": _size(params),
+      "params_sha256": digest.tree_sha256(params),
+      "last_step": last_step,
+      "steps": config.steps,
+    }
+    if jax.process_index() == 0:
+      curves = figures.curves(workdir.path / "metrics.jsonl", workdir.figures)
+      workdir.write("result.json", json.dumps(result) + "\n")
+      print(
+        f"\nCurves: {curves}\nNext:\n  python -m experiments.generate"
+        f" --workdir={shlex.quote(config.workdir)} --prompt='The '\n"
+        f"  {_this_command()}   # goes on, with a larger --steps",
+        file=sys.stderr,
+      )
+    return result
+
+
+def read_config(workdir: str | Path, name: str, cls: type) -> Any:
+  """The configuration of a run, as `config.json` has it.
+
+  Args:
+    workdir: of the run.
+    name: of the experiment it must be.
+    cls: its configuration's class.
+
+  Raises:
+    CheckpointError: if there is no such run.
+  """
+  found = workdir_lib.read_config(workdir)
+  if found is None:
+    raise CheckpointError(
+      f"{workdir} holds no run", "train one there first, or mend --workdir"
+    )
+  values = found["config"]
+  if values.get("experiment") != name:
+    raise CheckpointError(
+      f"{workdir} holds a run of {values.get('experiment')}, not of {name}",
+      "use a workdir of that experiment",
+    )
+  known = {field.name for field in dataclasses.fields(cls)}
+  kept = {k: v for k, v in values.items() if k in known}
+  return cls(**kept, workdir=str(workdir))
+
+
+def load_params(
+  config: config_lib.RunConfig, make_model: Callable[[nnx.Rngs], nnx.Module]
+) -> tuple[nnx.GraphDef, PyTree, int]:
+  """The best good parameters of a run, to evaluate or to decode with.
+
+  Args:
+    config: of the run, from `read_config`.
+    make_model: draws its model.
+
+  Returns:
+    Graph definition, parameters, and the step they are from.
+
+  Raises:
+    CheckpointError: if there is no good checkpoint.
+  """
+  saved = workdir_lib.read_config(config.workdir)["config"]
+  checkpoints = Checkpoints(
+    Path(config.workdir) / "checkpoints", workdir_lib.fingerprint(saved)
+  )
+  graphdef, shapes = nnx.split(
+    nnx.eval_shape(lambda: make_model(nnx.Rngs(config.seed)))
+  )
+  where = sharding.replicated(sharding.make_mesh(1))
+  part = "ema" if config.ema else "params"
+  template = {part: _placed(nnx.as_pure(shapes), where)}
+  steps = checkpoints.steps()[::-1]
+  if not steps:
+    raise CheckpointError(
+      f"{config.workdir} holds no checkpoint yet", "train for longer"
+    )
+  failure = None
+  for step_number in _best_first(checkpoints, steps):
+    try:
+      restored = checkpoints.restore(step_number, template)
+      return graphdef, restored.state[part], restored.step
+    except CheckpointError as error:
+      LOG.warning("%s", error.cause)
+      failure = failure or error
+  raise failure
+
+
+def _best_first(checkpoints: Checkpoints, steps: list[int]) -> list[int]:
+  """The best step by the newest readable record, then the newest ones."""
+  for number in steps:
+    try:
+      best = checkpoints.progress(number)["best_step"]
+    except CheckpointError:
+      continue
+    return sorted(steps, key=lambda s: s != best)
+  return steps
+
+
+def _initialiser(config, task, optimizer):
+  """A function that makes the state at step 0, and the graph definition."""
+
+  def init():
+    model = task.make_model(nnx.Rngs(config.seed))
+    return state_lib.create(
+      model,
+      optimizer,
+      task.make_carry(model),
+      [*task.metrics, step.GRAD_NORM],
+      ema=config.ema > 0,
+    )
+
+  graphdef = nnx.split(
+    nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+  )[0]
+  return lambda: init()[1], graphdef
+
+
+def _template(init, shardings):
+  """Shapes, dtypes and places of a state, for Orbax to restore into."""
+  shapes = jax.eval_shape(init)
+  return type(shapes)(*map(_placed, shapes, shardings))
+
+
+def _placed(shapes, where):
+  """Shapes with a sharding."""
+  return jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes
+  )
+
+
+def _finished(workdir: Workdir, steps: int) -> dict[str, Any] | None:
+  """The result of a run that has nothing left to do."""
+  try:
+    result = json.loads((workdir.path / "result.json").read_text())
+  except (OSError, ValueError):
+    return None
+  done = result["last_step"] >= steps or result["steps"] == steps
+  return result if done else None
+
+
+def _about() -> dict[str, Any]:
+  """What a reader of `config.json` wants to know besides."""
+  names = ("recurrent", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+  return {
+    "versions": {
+      "python": sys.version.split()[0],
+      **{name: importlib.metadata.version(name) for name in names},
+    },
+    "device": jax.devices()[0].device_kind,
+    "devices": jax.device_count(),
+    "command": sys.argv,
+  }
+
+
+def _this_command() -> str:
+  module = getattr(sys.modules["__main__"], "__spec__", None)
+  name = ["-m", module.name] if module else sys.argv[:1]
+  return shlex.join(["python", *name, *sys.argv[1:]])
+
+
+def _size(params: PyTree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,11 @@
+"""Recurrent networks in JAX: write a cell, get everything else.
+
+`cells` holds the cells and `unroll` runs one over time; `nn` makes Flax NNX
+modules of them. docs/architecture.md shows the floors of the house.
+"""
+
+from recurrent import cells
+from recurrent.unroll import METHODS, restart, unroll
+from recurrent.version import __version__
+
+__all__ = ["METHODS", "__version__", "cells", "restart", "unroll"]

@@ -1,0 +1,79 @@
+"""Long short-term memory (Hochreiter & Schmidhuber, 1997)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from recurrent import initializers
+from recurrent.cells import base
+from recurrent.types import Array, Float
+
+
+class LSTMParams(NamedTuple):
+  """Parameters of `LSTM`; columns of the gates in the order i, f, g, o."""
+
+  kernel: Float[Array, "D 4*H"]
+  recurrent: Float[Array, "H 4*H"]
+  bias: Float[Array, "4*H"]
+
+
+class LSTMCarry(NamedTuple):
+  """Carry of `LSTM`."""
+
+  hidden: Float[Array, "*B H"]
+  cell: Float[Array, "*B H"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTM(base.GatedCell):
+  """c' = f c + i g;  h' = o tanh(c'), which is also the output.
+
+  i, f, o = sigmoid(x W + h R + b), g = tanh(x W + h R + b), each with its own
+  columns.
+
+  Args:
+    features: width H.
+    forget_bias: what `init` writes into the forget gate's bias. It is a
+      parameter from then on; `step` adds nothing.
+
+  Reference:
+    Hochreiter & Schmidhuber, "Long short-term memory", 1997; forget gate:
+    Gers, Schmidhuber & Cummins, 2000; forget bias 1: Jozefowicz, Zaremba &
+    Sutskever, 2015.
+  """
+
+  forget_bias: float = 1.0
+
+  def init(self, key, in_features):
+    """Draws `LSTMParams`: LeCun kernel, orthogonal recurrent a gate."""
+    kernel_key, recurrent_key = jax.random.split(key)
+    h = self.features
+    bias = jnp.zeros((4 * h,), jnp.float32)
+    return LSTMParams(
+      kernel=initializers.uniform_fan_in(kernel_key, (in_features, 4 * h)),
+      recurrent=initializers.orthogonal_blocks(recurrent_key, h, 4),
+      bias=bias.at[h : 2 * h].set(self.forget_bias),
+    )
+
+  def initial_carry(self, params, batch_shape):
+    """Zeros."""
+    start = base.zeros(params, batch_shape, self.features)
+    return LSTMCarry(hidden=start, cell=start)
+
+  def project(self, params, inputs):
+    """X W + b."""
+    return base.affine(inputs, params.kernel, params.bias)
+
+  def recur(self, params, carry):
+    """H R."""
+    return base.hidden_product(carry.hidden, params.recurrent)
+
+  def gate(self, params, carry, projected, mixed):
+    """The gates and the new cell."""
+    del params
+    i, f, g, o = base.split_gates(base.as_carry(projected + mixed, carry), 4)
+    cell = jax.nn.sigmoid(f) * carry.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+    return LSTMCarry(hidden, cell), hidden.astype(projected.dtype)

@@ -1,0 +1,89 @@
+"""The simple recurrent network (Elman, 1990)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from recurrent import initializers
+from recurrent.cells import base
+from recurrent.types import Array, Float
+
+ACTIVATIONS = {
+  "tanh": jnp.tanh,
+  "relu": jax.nn.relu,
+  "sigmoid": jax.nn.sigmoid,
+}
+
+
+class RNNParams(NamedTuple):
+  """Parameters of `RNN`."""
+
+  kernel: Float[Array, "D H"]
+  recurrent: Float[Array, "H H"]
+  bias: Float[Array, "H"]
+
+
+class RNNCarry(NamedTuple):
+  """Carry of `RNN`."""
+
+  hidden: Float[Array, "*B H"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RNN(base.GatedCell):
+  """h' = activation(x W + h R + b); the output is h'.
+
+  Args:
+    features: width H.
+    activation: "tanh", "relu" or "sigmoid".
+
+  Raises:
+    ValueError: on an unknown activation.
+
+  Reference:
+    Elman, "Finding structure in time", Cognitive Science, 1990. ReLU: Le,
+    Jaitly & Hinton, 2015, who start the recurrent matrix at the identity;
+    here it starts orthogonal, as for every other cell.
+  """
+
+  activation: str = "tanh"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(
+        f"activation must be one of {sorted(ACTIVATIONS)},"
+        f" got {self.activation!r}"
+      )
+
+  def init(self, key, in_features):
+    """Draws `RNNParams`: LeCun kernel, orthogonal recurrent, zero bias."""
+    kernel_key, recurrent_key = jax.random.split(key)
+    h = self.features
+    return RNNParams(
+      kernel=initializers.uniform_fan_in(kernel_key, (in_features, h)),
+      recurrent=initializers.orthogonal_blocks(recurrent_key, h, 1),
+      bias=jnp.zeros((h,), jnp.float32),
+    )
+
+  def initial_carry(self, params, batch_shape):
+    """Zeros."""
+    return RNNCarry(base.zeros(params, batch_shape, self.features))
+
+  def project(self, params, inputs):
+    """X W + b."""
+    return base.affine(inputs, params.kernel, params.bias)
+
+  def recur(self, params, carry):
+    """H R."""
+    return base.hidden_product(carry.hidden, params.recurrent)
+
+  def gate(self, params, carry, projected, mixed):
+    """The activation of the sum."""
+    del params
+    hidden = ACTIVATIONS[self.activation](
+      base.as_carry(projected + mixed, carry)
+    )
+    return RNNCarry(hidden), hidden.astype(projected.dtype)

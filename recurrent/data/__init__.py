@@ -1,0 +1,34 @@
+"""Data as NumPy arrays; nothing here knows of JAX, and nothing of TensorFlow.
+
+  text.py        a text in three splits, from a file, from Python, from TFDS
+  builders.py    TFDS builders of the texts that come with Python
+  store.py       where prepared TFDS datasets are: the cache, the catalogue
+  tokenizers.py  text to ids and back: bytes, characters, words, pieces
+  bptt.py        windows of a long text, for training and for scoring
+
+`builders` and `store` import TFDS, so they are imported only when needed.
+"""
+
+from recurrent.data.bptt import ContiguousBatches, EvalStreams
+from recurrent.data.text import Corpus, load_text
+from recurrent.data.tokenizers import (
+  TOKENIZERS,
+  ByteTokenizer,
+  CharTokenizer,
+  SentencePieceTokenizer,
+  Tokenizer,
+  WordTokenizer,
+)
+
+__all__ = [
+  "TOKENIZERS",
+  "ByteTokenizer",
+  "CharTokenizer",
+  "ContiguousBatches",
+  "Corpus",
+  "EvalStreams",
+  "SentencePieceTokenizer",
+  "Tokenizer",
+  "WordTokenizer",
+  "load_text",
+]

@@ -1,0 +1,189 @@
+"""Windows of a long text: for training on it, and for scoring all of it.
+
+Both are pure functions of an index, so there is no position to save: a resumed
+run asks for the next step. Both give global batches; devices share them later.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from recurrent.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ContiguousBatches:
+  """Batches for truncated back-propagation through time, without end.
+
+  Each of the B rows is one contiguous stretch of the text. Window w of a pass
+  goes on where window w - 1 ended, so the carry goes from one to the next, and
+  `resets` says where it must not: at the first window of a pass.
+
+  A pass starts at an offset in [0, T), drawn from (seed, pass), so that the
+  text is cut elsewhere each time. Every pass has as many windows; it leaves out
+  fewer than (B + 1) T tokens, at the ends of the text.
+
+  Args:
+    tokens: [N] integers.
+    batch_size: rows B.
+    seq_len: ticks T of a window.
+    seed: of the offsets, 0 or more.
+
+  Raises:
+    ValueError: if an argument is out of range.
+    DataError: if the text has no window of this size.
+
+  Reference:
+    Mikolov et al., "Recurrent neural network based language model", 2010;
+    the rows: Zaremba, Sutskever & Vinyals, 2014.
+  """
+
+  tokens: np.ndarray
+  batch_size: int
+  seq_len: int
+  seed: int = 0
+
+  def __post_init__(self):
+    _check_tokens(self.tokens)
+    _check_least("batch_size", self.batch_size, 1)
+    _check_least("seq_len", self.seq_len, 1)
+    _check_least("seed", self.seed, 0)
+    if self.windows_per_pass < 1:
+      size, rows, ticks = len(self.tokens), self.batch_size, self.seq_len
+      most_rows, most_ticks = size // ticks - 1, size // (rows + 1)
+      fits = []
+      if most_rows > 0:
+        fits.append(f"batch_size <= {most_rows}")
+      if most_ticks > 0:
+        fits.append(f"seq_len <= {most_ticks}")
+      raise DataError(
+        f"the text has {size} tokens, and batch_size {rows} x seq_len {ticks} "
+        f"takes {(rows + 1) * ticks}",
+        " or ".join(["give a longer text", *fits]),
+      )
+
+  @property
+  def windows_per_pass(self) -> int:
+    """Steps from one reset to the next."""
+    # T - 1 tokens for the largest offset, one for the last target.
+    usable = len(self.tokens) - self.seq_len
+    return usable // (self.batch_size * self.seq_len)
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    """The batch of training step `step`, the first being 0.
+
+    Args:
+      step: 0 or more, without end.
+
+    Returns:
+      `inputs` and `targets`, int32 [B, T], a target being the token after its
+      input; `resets`, bool [B], the same for all rows.
+    """
+    _check_least("step", step, 0)
+    number, window = divmod(step, self.windows_per_pass)
+    offset = np.random.default_rng((self.seed, number)).integers(self.seq_len)
+    stretch = self.windows_per_pass * self.seq_len
+    starts = offset + window * self.seq_len
+    starts = starts + stretch * np.arange(self.batch_size)
+    ticks = starts[:, None] + np.arange(self.seq_len + 1)
+    read = self.tokens[ticks].astype(np.int32)
+    return {
+      "inputs": read[:, :-1],
+      "targets": read[:, 1:],
+      "resets": np.full(self.batch_size, window == 0),
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvalStreams:
+  """Every token of a text but the first, scored exactly once.
+
+  The targets are cut into R contiguous stretches whose lengths differ by at
+  most one; they are read side by side, window by window, the carry going from
+  one window to the next. Before its stretch a row reads the `warm_up` tokens
+  that precede it, unscored, so that its carry is warm. R is a choice of the
+  measurement, not the training's batch size: another R, another number.
+
+  Args:
+    tokens: [N] integers.
+    rows: stretches R. Those beyond N - 1 are empty.
+    seq_len: ticks T of a window.
+    warm_up: tokens read before a stretch, fewer at the start of the text.
+
+  Raises:
+    ValueError: if an argument is out of range.
+    DataError: if there are fewer than two tokens.
+  """
+
+  tokens: np.ndarray
+  rows: int
+  seq_len: int
+  warm_up: int = 0
+
+  def __post_init__(self):
+    _check_tokens(self.tokens)
+    _check_least("rows", self.rows, 1)
+    _check_least("seq_len", self.seq_len, 1)
+    _check_least("warm_up", self.warm_up, 0)
+    if len(self.tokens) < 2:
+      raise DataError(
+        f"a text of {len(self.tokens)} tokens has none to predict",
+        "give a longer text",
+      )
+
+  @functools.cached_property
+  def _stretches(self) -> tuple[np.ndarray, np.ndarray]:
+    """First and last (excluded) tick of each row; tick t reads token t."""
+    ends = np.arange(self.rows + 1) * (len(self.tokens) - 1) // self.rows
+    return ends[:-1], ends[1:]
+
+  @functools.cached_property
+  def _lead(self) -> int:
+    """Ticks before the stretches; no more than the last row can use."""
+    return int(min(self.warm_up, self._stretches[0][-1]))
+
+  def __len__(self) -> int:
+    starts, ends = self._stretches
+    return -(-(self._lead + int(max(ends - starts))) // self.seq_len)
+
+  def __getitem__(self, window: int) -> dict[str, np.ndarray]:
+    """Window number `window`.
+
+    Args:
+      window: in [0, len).
+
+    Returns:
+      `inputs` and `targets`, int32 [R, T]; `mask`, bool [R, T], True where
+      there is something to read, and `weights`, float32 [R, T], 1 where the
+      target counts and 0 elsewhere.
+
+    Raises:
+      IndexError: after the last window.
+    """
+    if not 0 <= window < len(self):
+      raise IndexError(f"window {window} of {len(self)}")
+    starts, ends = (bound[:, None] for bound in self._stretches)
+    ticks = starts - self._lead + np.arange(self.seq_len)
+    ticks = ticks + window * self.seq_len
+    # An empty stretch needs no warm carry.
+    mask = (ticks >= 0) & (ticks < ends) & (starts < ends)
+    ticks = np.where(mask, ticks, 0)
+    return {
+      "inputs": np.where(mask, self.tokens[ticks], 0).astype(np.int32),
+      "targets": np.where(mask, self.tokens[ticks + 1], 0).astype(np.int32),
+      "mask": mask,
+      "weights": (mask & (ticks >= starts)).astype(np.float32),
+    }
+
+
+def _check_tokens(tokens: np.ndarray):
+  if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+    raise ValueError(
+      f"tokens must be [N] integers, got {tokens.dtype} {tokens.shape}"
+    )
+
+
+def _check_least(name: str, value: int, least: int):
+  if value < least:
+    raise ValueError(f"{name} must be {least} or more, got {value}")

@@ -1,0 +1,211 @@
+"""Where prepared TFDS datasets are: ours in a cache, the catalogue's elsewhere.
+
+Ours need no network, so they are prepared on first use. A catalogue dataset is
+prepared once by its own code, which downloads and needs TensorFlow; reading it
+needs neither. Both are found by their files: no builder code runs to read.
+"""
+
+import contextlib
+import difflib
+import fcntl
+import io
+import itertools
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
+
+from recurrent.data.builders import BUILDERS
+from recurrent.errors import DataError
+
+Prepared = tfds.core.DatasetBuilder
+
+
+class Damaged(DataError):
+  """A prepared dataset whose files are not as they were written."""
+
+
+_LOG = logging.getLogger(__name__)
+_BATCH = 1024  # Records read at once.
+
+
+def cache_dir() -> pathlib.Path:
+  """`$RECURRENT_CACHE`, else `recurrent` in the user's cache folder."""
+  if chosen := os.environ.get("RECURRENT_CACHE"):
+    return pathlib.Path(chosen).expanduser()
+  caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(caches, "recurrent").expanduser()
+
+
+def own(
+  name: str, data_dir: str | os.PathLike | None = None, *, anew: bool = False
+) -> Prepared:
+  """One of our own datasets, prepared if it is not there yet.
+
+  Any number of processes may call this at once: one prepares, in a folder of
+  its own that it renames when all is written, and the others wait. What a
+  killed process left behind is never read.
+
+  Args:
+    name: a key of `BUILDERS`.
+    data_dir: a local folder, instead of the cache.
+    anew: prepare it even if it is there: it turned out to be damaged.
+
+  Returns:
+    The builder to pass to `records`.
+
+  Raises:
+    DataError: if the folder cannot be written.
+  """
+  root = pathlib.Path(data_dir) if data_dir else cache_dir()
+  if "://" in str(data_dir):
+    raise DataError(
+      f"cannot prepare {name!r} in {data_dir}: not a local folder",
+      "leave out --data_dir, or give a local folder",
+    )
+  version = str(BUILDERS[name].VERSION)
+  folder = root / name / version
+  if anew or not folder.exists():
+    try:
+      root.mkdir(parents=True, exist_ok=True)
+      with _locked(root / f"{name}.lock"):
+        if anew or not folder.exists():
+          _prepare(name, folder, scratch=root / f"{name}.incomplete")
+    except OSError as error:
+      raise DataError(
+        f"cannot write {name!r} to {root}: {error.strerror or error}",
+        "set RECURRENT_CACHE to a local folder that you can write",
+      ) from error
+  try:
+    return tfds.builder_from_directory(folder)
+  except Exception as error:  # TFDS and protobuf raise whatever they like.
+    raise _damaged(name, folder, error) from error
+
+
+def catalogue(name: str, data_dir: str | os.PathLike | None = None) -> Prepared:
+  """A dataset that was prepared before, from TFDS's catalogue or any other.
+
+  Args:
+    name: as TFDS writes it: `lm1b`, `glue/cola`, `mnist:3.0.1`.
+    data_dir: the folder it was prepared in; by default TFDS's own.
+
+  Returns:
+    The builder to pass to `records`.
+
+  Raises:
+    DataError: if it is not there: with the near names if there is no such
+      dataset, with the commands that prepare it if there is.
+  """
+  if not _base(name).isidentifier():
+    raise _not_found(name, data_dir)
+  try:
+    return read_only_builder.builder_from_files(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as error:
+    raise _not_found(name, data_dir) from error
+  except Exception as error:  # TFDS and protobuf raise whatever they like.
+    raise DataError(
+      f"cannot open dataset {name!r}: {_first_line(error)}",
+      "check its name and --data_dir; if it is damaged, prepare it again, in "
+      f"a new folder: {_command(name, 'NEW_FOLDER')}",
+    ) from error
+
+
+def records(builder: Prepared, split: str) -> Iterator[dict[str, Any]]:
+  """The records of a split, in order. Text in them is `bytes`.
+
+  Args:
+    builder: from `own` or `catalogue`.
+    split: a key of `builder.info.splits`.
+
+  Yields:
+    One dict a record.
+
+  Raises:
+    DataError: if the files are damaged, or cannot be read without TensorFlow.
+  """
+  name = builder.info.full_name
+  try:
+    source = builder.as_data_source(split)
+    keys = iter(range(len(source)))
+    while batch := list(itertools.islice(keys, _BATCH)):
+      yield from source.__getitems__(batch)
+  except NotImplementedError as error:
+    raise DataError(
+      f"dataset {name!r} is not stored as array_record",
+      f"prepare it again, in a new folder: {_command(name, 'NEW_FOLDER')}",
+    ) from error
+  except Exception as error:  # array_record raises plain RuntimeErrors.
+    raise _damaged(name, builder.data_path, error) from error
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  """Waits for, then holds, a lock that dies with the process."""
+  with open(path, "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _prepare(name: str, folder: pathlib.Path, scratch: pathlib.Path):
+  """Writes dataset `name` below `scratch`, then moves it to `folder`."""
+  _LOG.info("preparing %s in %s", name, folder)
+  shutil.rmtree(scratch, ignore_errors=True)  # Left by a killed process.
+  builder = BUILDERS[name](data_dir=scratch, file_format="array_record")
+  # TFDS reports on stdout, which belongs to the scripts' results.
+  with (
+    contextlib.redirect_stdout(io.StringIO()),
+    contextlib.redirect_stderr(io.StringIO()),
+  ):
+    builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+  shutil.rmtree(folder, ignore_errors=True)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  os.replace(builder.data_path, folder)
+  shutil.rmtree(scratch)
+
+
+def _damaged(name: str, folder: os.PathLike, error: Exception) -> Damaged:
+  return Damaged(
+    f"dataset {name!r} in {folder} is damaged: {_first_line(error)}",
+    "delete that folder, and prepare the dataset again",
+  )
+
+
+def _not_found(name: str, data_dir: str | os.PathLike | None) -> DataError:
+  known = tfds.list_builders(with_community_datasets=False)
+  base = _base(name)
+  if base in known and base not in BUILDERS:
+    return DataError(
+      f"dataset {name!r} is not prepared in "
+      f"{data_dir or 'the default folder of TFDS'}",
+      "once, where there is a network: pip install 'recurrent[prepare]' && "
+      + _command(name, data_dir),
+    )
+  near = difflib.get_close_matches(base, {*known, *BUILDERS}, n=3, cutoff=0.7)
+  return DataError(
+    f"there is no dataset {name!r}",
+    f"did you mean {' or '.join(sorted(near))}?"
+    if near
+    else f"choose {' or '.join(BUILDERS)}, a name from the TFDS catalogue, or "
+    "your own --text_file",
+  )
+
+
+def _base(name: str) -> str:
+  """Without the config and the version."""
+  return name.partition("/")[0].partition(":")[0]
+
+
+def _command(name: str, data_dir: str | os.PathLike | None) -> str:
+  place = f" --data_dir={data_dir}" if data_dir else ""
+  return f"tfds build {name} --file_format=array_record{place}"
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,205 @@
+"""A text in three splits: from a file, from Python itself, or from TFDS.
+
+TFDS is imported only for what comes through it.
+"""
+
+import codecs
+import collections
+import os
+from typing import NamedTuple
+
+from recurrent.errors import ConfigError, DataError
+
+_CHUNK = 1 << 20  # Bytes decoded at once.
+_VALID_NAMES = ("valid", "validation", "dev", "val")
+# Where to cut a text into n splits, in parts of its characters.
+_CUTS = {1: (), 2: (0.95,), 3: (0.9, 0.95)}
+
+# A text as pieces: cutting and joining them needs the text once in memory,
+# and one rare character does not widen all the others.
+_Pieces = collections.deque[str]
+
+
+class Corpus(NamedTuple):
+  """A text in three splits, in the order of the text where it was one."""
+
+  train: str
+  valid: str
+  test: str
+
+
+def load_text(
+  dataset: str = "pydoc",
+  *,
+  text_file: str | os.PathLike | None = None,
+  data_dir: str | os.PathLike | None = None,
+) -> Corpus:
+  r"""Loads a text, exactly as it is written: no newline is translated.
+
+  A dataset's text is its examples joined by "\n". A split that it lacks is cut
+  off the end of its train text: 5 % of the characters each, valid before test.
+  A file is cut in the same way, 90/5/5; a byte-order mark is dropped.
+
+  Args:
+    dataset: `pydoc` or `stdlib`, which every machine has, or any prepared TFDS
+      dataset with text in it. Where several features are text and none is
+      called `text`, name one: `cnn_dailymail#article`.
+    text_file: a file of UTF-8, read instead of a dataset.
+    data_dir: where the dataset is prepared; by default TFDS's folder, and the
+      cache for our own.
+
+  Returns:
+    The three splits, each of at least two characters.
+
+  Raises:
+    ConfigError: if there are both a `text_file` and a `data_dir`.
+    DataError: if there is no such text, or it is damaged, or too short.
+  """
+  if text_file is None:
+    corpus = _load_dataset(dataset, data_dir and os.path.expanduser(data_dir))
+    name = f"dataset {dataset!r}"
+  elif data_dir is None:
+    pieces = _read_file(os.path.expanduser(text_file))
+    if all(not piece or piece.isspace() for piece in pieces):
+      raise DataError(
+        f"text file {text_file} is empty, or all white space",
+        "give --text_file a text to learn from",
+      )
+    corpus = Corpus(*_cut(pieces, 3))
+    name = f"text file {text_file}"
+  else:
+    raise ConfigError(
+      "--data_dir is where datasets are, and --text_file is not one",
+      "leave out one of the two",
+    )
+  for split, text in corpus._asdict().items():
+    if len(text) < 2:  # One to read, one to predict.
+      raise DataError(
+        f"{name} is too short: {sum(map(len, corpus))} characters, "
+        f"of which the {split} split has {len(text)}",
+        "give a text of 40 characters or more; useful ones have 100,000",
+      )
+  return corpus
+
+
+def _load_dataset(dataset: str, data_dir: str | None) -> Corpus:
+  from recurrent.data import builders, store  # Imports TFDS.
+
+  name, _, feature = dataset.partition("#")
+  if name not in builders.BUILDERS:
+    return _read_dataset(store.catalogue(name, data_dir), feature)
+  try:
+    return _read_dataset(store.own(name, data_dir), feature)
+  except store.Damaged:  # What we can write, we can mend.
+    return _read_dataset(store.own(name, data_dir, anew=True), feature)
+
+
+def _read_dataset(builder, feature: str) -> Corpus:
+  feature = _text_feature(builder, feature)
+  splits = builder.info.splits
+  if "train" not in splits:
+    raise DataError(
+      f"dataset {builder.info.full_name!r} has no train split, only "
+      + ", ".join(splits),
+      "choose another --dataset",
+    )
+  valid = next((name for name in _VALID_NAMES if name in splits), None)
+  test = "test" if "test" in splits else None
+  train, *carved = _cut(
+    _read_split(builder, "train", feature), 1 + [valid, test].count(None)
+  )
+  others = (
+    "".join(_read_split(builder, name, feature)) if name else carved.pop(0)
+    for name in (valid, test)
+  )
+  return Corpus(train, *others)
+
+
+def _text_feature(builder, feature: str) -> str:
+  """The feature to read: the one asked for, `text`, or the only one."""
+  import tensorflow_datasets as tfds
+
+  texts = sorted(
+    name
+    for name, kind in builder.info.features.items()
+    if isinstance(kind, tfds.features.Text)
+  )
+  name = builder.info.full_name
+  if not texts:
+    raise DataError(f"dataset {name!r} has no text", "choose another --dataset")
+  if feature in texts:
+    return feature
+  if not feature and len(texts) == 1:
+    return texts[0]
+  if not feature and "text" in texts:
+    return "text"
+  raise DataError(
+    f"dataset {name!r} has the text features {', '.join(texts)}",
+    f"name one of them: --dataset={builder.info.name}#{texts[0]}",
+  )
+
+
+def _read_split(builder, split: str, feature: str) -> _Pieces:
+  """The examples of a split and the newlines between them."""
+  from recurrent.data import store
+
+  pieces = _Pieces()
+  for number, record in enumerate(store.records(builder, split)):
+    try:
+      pieces.extend(("\n", record[feature].decode("utf-8")))
+    except UnicodeDecodeError as error:
+      raise DataError(
+        f"dataset {builder.info.full_name!r}: example {number} of {split} is "
+        f"not UTF-8 at byte {error.start}",
+        "choose another --dataset, or mend it and give it as --text_file",
+      ) from error
+  if pieces:
+    pieces.popleft()
+  return pieces
+
+
+def _read_file(path: str) -> _Pieces:
+  """Decodes a file piece by piece, and without its byte-order mark."""
+  decoder = codecs.getincrementaldecoder("utf-8")()
+  pieces, done, chunk = _Pieces(), 0, b"more"
+  try:
+    with open(path, "rb") as file:
+      while chunk:
+        chunk = file.read(_CHUNK)
+        held = len(decoder.getstate()[0])  # Of a character cut by a chunk.
+        pieces.append(decoder.decode(chunk, final=not chunk))
+        done += len(chunk)
+  except OSError as error:
+    raise DataError(
+      f"cannot read text file {path}: {error.strerror}",
+      "give --text_file a file of UTF-8 text that you can read",
+    ) from error
+  except UnicodeDecodeError as error:
+    raise DataError(
+      f"text file {path} is not UTF-8 at byte {done - held + error.start}",
+      "convert it, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE",
+    ) from error
+  pieces[0] = pieces[0].removeprefix("\ufeff")
+  return pieces
+
+
+def _cut(pieces: _Pieces, splits: int) -> list[str]:
+  """Joins `pieces`, used up on the way, into the texts of `splits` splits."""
+  length = sum(map(len, pieces))
+  ends = [*(int(part * length) for part in _CUTS[splits]), length]
+  return [
+    _take(pieces, end - start)
+    for start, end in zip([0, *ends], ends, strict=False)
+  ]
+
+
+def _take(pieces: _Pieces, length: int) -> str:
+  """Removes the first `length` characters."""
+  taken = []
+  while length:
+    piece = pieces.popleft()
+    taken.append(piece[:length])
+    if rest := piece[length:]:
+      pieces.appendleft(rest)
+    length -= len(taken[-1])
+  return "".join(taken)

@@ -1,0 +1,157 @@
+"""Ancestral sampling on the device, from anything that steps.
+
+The model is a function `(carry, token) -> (carry, logits)`. The loop over
+tokens, the choice of each and the test for a stop token all run on the device:
+the host pays once for a block of tokens, not once for a token.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from recurrent.types import Array, Bool, Carry, Float, Int, Logits, PRNGKey
+
+Step = Callable[[Carry, Int[Array, "B"]], tuple[Carry, Float[Array, "B V"]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """How a token is chosen from logits.
+
+  Args:
+    temperature: divides the logits; 0 takes the most likely token.
+    top_k: only the k most likely tokens; 0 for all.
+    top_p: only the most likely tokens whose probabilities just reach p.
+
+  Raises:
+    ValueError: if a value is out of its range.
+
+  Reference:
+    top-p: Holtzman et al., "The curious case of neural text degeneration",
+    2020.
+  """
+
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+
+  def __post_init__(self):
+    if not 0 <= self.temperature < float("inf"):
+      raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+    if self.top_k < 0:
+      raise ValueError(f"top_k must be 0 or more, got {self.top_k}")
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+  def __call__(
+    self, key: PRNGKey, logits: Logits
+  ) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
+    """Chooses a token from each row.
+
+    Args:
+      key: PRNG key.
+      logits: [*batch, V].
+
+    Returns:
+      Tokens [*batch], and their log-probabilities under the model itself,
+      before temperature and truncation, in nats.
+    """
+    if self.temperature == 0:
+      token = jnp.argmax(logits, axis=-1)
+    else:
+      token = jax.random.categorical(key, self.truncate(logits), axis=-1)
+    token = token.astype(jnp.int32)
+    scores = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    return token, scores - jax.nn.logsumexp(logits, axis=-1)
+
+  def truncate(self, logits: Logits) -> Logits:
+    """Logits over the temperature, -inf at tokens that may not be chosen."""
+    logits = logits / self.temperature
+    if self.top_k and self.top_k < logits.shape[-1]:
+      smallest = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
+      logits = _keep_from(smallest, logits)
+    if self.top_p < 1:
+      ordered = jnp.sort(logits, axis=-1, descending=True)
+      probabilities = jax.nn.softmax(ordered, axis=-1)
+      # A token stays if those before it have not reached p: the first always.
+      before = jnp.cumsum(probabilities, axis=-1) - probabilities
+      ordered = jnp.where(before < self.top_p, ordered, jnp.inf)
+      logits = _keep_from(ordered.min(axis=-1, keepdims=True), logits)
+    return logits
+
+
+class Sampled(NamedTuple):
+  """What `sample` returns, besides the carry.
+
+  Attributes:
+    tokens: [batch, num_tokens]; after a stop token, that token again.
+    scores: [batch, num_tokens] log-probabilities in nats; 0 after a stop.
+    done: [batch], True where a stop token has come.
+  """
+
+  tokens: Int[Array, "B N"]
+  scores: Float[Array, "B N"]
+  done: Bool[Array, "B"]
+
+
+def sample(
+  step: Step,
+  carry: Carry,
+  logits: Float[Array, "B V"],
+  key: PRNGKey,
+  *,
+  num_tokens: int,
+  sampler: Sampler = Sampler(),
+  stop_tokens: tuple[int, ...] = (),
+  first: int | Int[Array, ""] = 0,
+  done: Bool[Array, "B"] | None = None,
+) -> tuple[Carry, Float[Array, "B V"], Sampled]:
+  """Draws `num_tokens` tokens a row, one after another.
+
+  To stream, call it block by block with the carry, logits and `done` of the
+  block before, the same key, and `first` the number of tokens so far: the
+  text is the same for any size of block.
+
+  Args:
+    step: `(carry, token [batch]) -> (carry, logits [batch, V])`.
+    carry: after the prompt, [batch, ...].
+    logits: after the prompt, [batch, V].
+    key: PRNG key; token n is drawn with fold_in(key, n).
+    num_tokens: how many, N.
+    sampler: how a token is chosen.
+    stop_tokens: ids that end a row.
+    first: the number n of the first token.
+    done: rows that have ended already.
+
+  Returns:
+    The carry and logits after the last token, and the `Sampled` tokens.
+  """
+  stops = jnp.asarray(stop_tokens, jnp.int32)
+  if done is None:
+    done = jnp.zeros(logits.shape[:1], bool)
+  last = jnp.zeros(logits.shape[:1], jnp.int32)
+
+  def tick(state, number):
+    carry, logits, done, last = state
+    token, score = sampler(jax.random.fold_in(key, number), logits)
+    token = jnp.where(done, last, token)
+    score = jnp.where(done, 0.0, score)
+    carry, logits = step(carry, token)
+    if stop_tokens:
+      done = done | (token[:, None] == stops[None, :]).any(axis=1)
+    return (carry, logits, done, token), (token, score)
+
+  numbers = first + jnp.arange(num_tokens)
+  (carry, logits, done, _), (tokens, scores) = jax.lax.scan(
+    tick, (carry, logits, done, last), numbers
+  )
+  return carry, logits, Sampled(tokens.T, scores.T, done)
+
+
+def _keep_from(smallest, logits):
+  """-inf below `smallest`."""
+  floor = jnp.broadcast_to(smallest, logits.shape)
+  return jnp.where(logits >= floor, logits, -jnp.inf)

@@ -1,0 +1,53 @@
+"""Ways to draw a matrix. Each takes a key, a shape, and returns float32."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from recurrent.types import Array, PRNGKey
+
+
+def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...]) -> Array:
+  """Uniform in +-sqrt(3 / fan_in): unit variance out for unit variance in.
+
+  Args:
+    key: PRNG key.
+    shape: [fan_in, fan_out].
+
+  Returns:
+    float32 array of `shape`.
+
+  Reference:
+    LeCun, Bottou, Orr & Mueller, "Efficient BackProp", 1998.
+  """
+  bound = math.sqrt(3.0 / shape[0])
+  return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def orthogonal_blocks(
+  key: PRNGKey, features: int, blocks: int, scale: float = 1.0
+) -> Array:
+  """One orthogonal [features, features] matrix a gate, side by side.
+
+  Orthogonal per gate, not over the whole [H, G*H]: each gate's map from the
+  previous hidden state is then an isometry.
+
+  Args:
+    key: PRNG key.
+    features: width H of the cell.
+    blocks: number of gates G.
+    scale: factor on every matrix.
+
+  Returns:
+    float32 array [H, G*H].
+
+  Reference:
+    Saxe, McClelland & Ganguli, "Exact solutions to the nonlinear dynamics of
+    learning in deep linear neural networks", 2014.
+  """
+  init = jax.nn.initializers.orthogonal(scale)
+  keys = jax.random.split(key, blocks)
+  return jnp.concatenate(
+    [init(k, (features, features), jnp.float32) for k in keys], axis=-1
+  )

@@ -1,0 +1,144 @@
+"""A recurrent language model: tokens in, logits of the next token out."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from recurrent import cells, nn
+from recurrent.types import Array, Carry, Float, Int, Mask, PRNGKey, Tokens
+
+
+class LanguageModel(nnx.Module):
+  """Embedding, a stack of recurrent layers, and a softmax over the vocabulary.
+
+  Args:
+    vocab_size: number of tokens V.
+    cell: name in `recurrent.cells.CELLS`.
+    layers: number of recurrent layers.
+    features: width H of every layer.
+    embedding_features: width of the embedding; with `tied` it is H.
+    tied: the output matrix is the embedding's transpose.
+    residual: adds a layer's inputs to its outputs.
+    dropout: rate between layers, fresh at each tick.
+    embedding_dropout: rate on the embedding, one mask for all ticks.
+    output_dropout: rate on the last layer's outputs, one mask for all ticks.
+    method: executor, see `recurrent.unroll`.
+    remat: ticks a chunk of recomputation, see `recurrent.unroll`.
+    dtype: what the network computes in; parameters and carry are float32.
+    rngs: source of the keys that draw the parameters.
+
+  Reference:
+    Mikolov et al., "Recurrent neural network based language model", 2010;
+    Zaremba, Sutskever & Vinyals, 2014 (dropout between layers); Gal &
+    Ghahramani, 2016 (one mask for all ticks); Press & Wolf, 2017 (tied).
+  """
+
+  def __init__(
+    self,
+    vocab_size: int,
+    *,
+    cell: str = "lstm",
+    layers: int = 1,
+    features: int = 256,
+    embedding_features: int = 128,
+    tied: bool = False,
+    residual: bool = False,
+    dropout: float = 0.0,
+    embedding_dropout: float = 0.0,
+    output_dropout: float = 0.0,
+    method: str = "auto",
+    remat: int | None = None,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    width = features if tied else embedding_features
+    self.dtype = dtype
+    self.tied = tied
+    self.embedding_dropout = embedding_dropout
+    self.output_dropout = output_dropout
+    # Unit variance in, as the layers' initialisers expect; a tied embedding is
+    # an output matrix too and starts as one.
+    scale = width**-0.5 if tied else 1.0
+    self.embedding = nnx.Param(
+      scale * jax.random.normal(rngs.params(), (vocab_size, width))
+    )
+    self.stack = nn.Stack(
+      [
+        nn.Recurrent(
+          cells.get(cell)(features),
+          features if index else width,
+          method=method,
+          remat=remat,
+          rngs=rngs,
+        )
+        for index in range(layers)
+      ],
+      dropout=dropout,
+      residual=residual,
+    )
+    if not tied:
+      self.output = nnx.Param(
+        features**-0.5
+        * jax.random.normal(rngs.params(), (features, vocab_size))
+      )
+    self.output_bias = nnx.Param(jnp.zeros((vocab_size,)))
+
+  def initial_carry(self, batch_size: int) -> Carry:
+    """The carry before the first token, [batch, ...]."""
+    return self.stack.initial_carry(batch_size)
+
+  def __call__(
+    self,
+    carry: Carry | None,
+    tokens: Tokens,
+    *,
+    mask: Mask | None = None,
+    resets: Mask | None = None,
+    key: PRNGKey | None = None,
+  ) -> tuple[Carry, Float[Array, "B T V"]]:
+    """Logits of the token after each token.
+
+    Args:
+      carry: from the window before, or None to begin.
+      tokens: [batch, time] ids.
+      mask: [batch, time], True where a token is real.
+      resets: [batch, time], True where a token begins a text.
+      key: draws the dropout masks; None for evaluation.
+
+    Returns:
+      The carry after the last token, and float32 logits [batch, time, V].
+    """
+    keys = [None] * 3 if key is None else jax.random.split(key, 3)
+    activations = self.embedding[...].astype(self.dtype)[tokens]
+    activations = nn.dropout(
+      keys[0], activations, self.embedding_dropout, locked=True
+    )
+    carry, activations = self.stack(
+      carry, activations, mask=mask, resets=resets, key=keys[1]
+    )
+    activations = nn.dropout(
+      keys[2], activations, self.output_dropout, locked=True
+    )
+    return carry, self._logits(activations)
+
+  def decoder(
+    self,
+  ) -> Callable[[Carry, Int[Array, "B"]], tuple[Carry, Float[Array, "B V"]]]:
+    """The model as decoders call it: `step(carry, token) -> (carry, logits)`.
+
+    The same function as `__call__` over one tick, without dropout.
+    """
+    step = self.stack.step_over(self.embedding[...].astype(self.dtype))
+
+    def decode(carry, token):
+      carry, activations = step(carry, token)
+      return carry, self._logits(activations)
+
+    return decode
+
+  def _logits(self, activations):
+    kernel = self.embedding[...].T if self.tied else self.output[...]
+    logits = (activations @ kernel.astype(self.dtype)).astype(jnp.float32)
+    return logits + jnp.broadcast_to(self.output_bias[...], logits.shape)

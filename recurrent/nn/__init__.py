@@ -1,0 +1,7 @@
+"""Flax NNX modules: cells with parameters, layers, dropout."""
+
+from recurrent.nn.dropout import dropout
+from recurrent.nn.recurrent import Recurrent
+from recurrent.nn.stack import Stack
+
+__all__ = ["Recurrent", "Stack", "dropout"]

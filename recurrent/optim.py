@@ -1,0 +1,206 @@
+"""From plain values to one `optax.chain`.
+
+Order: penalties join the gradient, clipping sees both, then the optimiser,
+then decoupled decay, then the plateau's factor. Gradient accumulation wraps
+the whole; schedules count updates, not micro-steps.
+"""
+
+import dataclasses
+import difflib
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from recurrent.errors import ConfigError
+from recurrent.types import PyTree
+
+SCHEDULES = ("constant", "cosine", "plateau")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """What `make_optimizer` builds from; 0 switches a part off.
+
+  Args:
+    optimizer: a name in optax that takes a learning rate.
+    learning_rate: peak learning rate.
+    schedule: "constant", "cosine" or "plateau", after the warm-up.
+    warmup_steps: updates of linear warm-up from zero.
+    final_learning_rate: cosine's end, as a fraction of the peak.
+    plateau_factor: what a plateau multiplies the rate with.
+    plateau_patience: windows without a better loss before it does.
+    plateau_window: updates whose loss is averaged to one value.
+    clip_norm: largest global norm of the gradient.
+    clip_value: largest absolute value of a gradient's entry.
+    clip_adaptive: largest ratio of gradient to parameter norm, unit by unit
+      (Brock et al., 2021).
+    weight_decay: decoupled decay of matrices, times the learning rate
+      (Loshchilov & Hutter, 2019). Biases and scales are left alone.
+    l1: penalty l1 * sum |w| over matrices, as a gradient.
+    l2: penalty l2 / 2 * sum w^2 over matrices, as a gradient.
+    accumulate: gradients averaged before each update.
+    b1: first-moment decay, where the optimiser has one; None for optax's.
+    b2: second-moment decay, where the optimiser has one; None for optax's.
+  """
+
+  optimizer: str = "adam"
+  learning_rate: float = 1e-3
+  schedule: str = "constant"
+  warmup_steps: int = 0
+  final_learning_rate: float = 0.0
+  plateau_factor: float = 0.5
+  plateau_patience: int = 5
+  plateau_window: int = 100
+  clip_norm: float = 1.0
+  clip_value: float = 0.0
+  clip_adaptive: float = 0.0
+  weight_decay: float = 0.0
+  l1: float = 0.0
+  l2: float = 0.0
+  accumulate: int = 1
+  b1: float | None = None
+  b2: float | None = None
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+  """Learning rate by update, `steps` training steps long."""
+  updates = max(1, steps // config.accumulate)
+  warmup = min(config.warmup_steps, updates - 1)
+  if config.schedule == "cosine":
+    after = optax.cosine_decay_schedule(
+      config.learning_rate, updates - warmup, config.final_learning_rate
+    )
+  elif config.schedule in ("constant", "plateau"):
+    after = optax.constant_schedule(config.learning_rate)
+  else:
+    raise ConfigError(
+      f"--schedule={config.schedule} is unknown",
+      f"use one of {', '.join(SCHEDULES)}",
+    )
+  if not warmup:
+    return after
+  # One more than zero, so that the first update is not lost.
+  rise = optax.linear_schedule(
+    config.learning_rate / (warmup + 1), config.learning_rate, warmup
+  )
+  return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(
+  config: OptimizerConfig, steps: int
+) -> optax.GradientTransformationExtraArgs:
+  """The whole chain.
+
+  Args:
+    config: what to build.
+    steps: number of training steps, for the schedule.
+
+  Returns:
+    A gradient transformation; pass the loss as `update(..., value=loss)`.
+
+  Raises:
+    ConfigError: on an unknown optimiser or schedule.
+  """
+  schedule = make_schedule(config, steps)
+  chain: list[Any] = []
+  if config.l1:
+    chain.append(_l1_penalty(config.l1))
+  if config.l2:
+    chain.append(optax.add_decayed_weights(config.l2, mask=is_matrix))
+  if config.clip_value:
+    chain.append(optax.clip(config.clip_value))
+  if config.clip_norm:
+    chain.append(optax.clip_by_global_norm(config.clip_norm))
+  if config.clip_adaptive:
+    chain.append(optax.adaptive_grad_clip(config.clip_adaptive))
+  chain.append(_named_optimizer(config, schedule))
+  if config.weight_decay:
+    chain.append(_decoupled_decay(config.weight_decay, schedule))
+  if config.schedule == "plateau":
+    chain.append(
+      contrib.reduce_on_plateau(
+        factor=config.plateau_factor,
+        patience=config.plateau_patience,
+        accumulation_size=config.plateau_window,
+      )
+    )
+  optimizer = optax.with_extra_args_support(optax.chain(*chain))
+  if config.accumulate > 1:
+    optimizer = optax.MultiSteps(
+      optimizer, config.accumulate
+    ).gradient_transformation()
+  return optax.with_extra_args_support(optimizer)
+
+
+def is_matrix(params: PyTree) -> PyTree:
+  """True at matrices, which are decayed; False at biases and scales."""
+  return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def _named_optimizer(config, schedule):
+  make = getattr(optax, config.optimizer, None)
+  if not _takes_learning_rate(make):
+    names = [n for n in dir(optax) if _takes_learning_rate(getattr(optax, n))]
+    near = difflib.get_close_matches(config.optimizer, names, n=1)
+    hint = f"did you mean --optimizer={near[0]}?" if near else "try adam or sgd"
+    raise ConfigError(
+      f"--optimizer={config.optimizer} is no optax optimiser", hint
+    )
+  known = inspect.signature(make).parameters
+  chosen = {"b1": config.b1, "b2": config.b2}
+  chosen = {k: v for k, v in chosen.items() if v is not None}
+  for name in chosen:
+    if name not in known:
+      raise ConfigError(
+        f"--{name} is set, but optax.{config.optimizer} has no {name}",
+        f"leave --{name} out, or choose another --optimizer",
+      )
+  return make(learning_rate=schedule, **chosen)
+
+
+def _takes_learning_rate(make) -> bool:
+  # lbfgs and its kin line-search with more evaluations of the loss than a
+  # training step has.
+  if not inspect.isfunction(make) or make in (optax.lbfgs,):
+    return False
+  parameters = inspect.signature(make).parameters
+  others = [
+    p
+    for name, p in parameters.items()
+    if name != "learning_rate"
+    and p.default is p.empty
+    and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+  ]
+  return "learning_rate" in parameters and not others
+
+
+def _l1_penalty(strength):
+  def update(updates, params):
+    return jax.tree.map(
+      lambda g, p: g + strength * jnp.sign(p) if p.ndim > 1 else g,
+      updates,
+      params,
+    )
+
+  return optax.stateless(update)
+
+
+def _decoupled_decay(decay, schedule):
+  """Subtracts learning rate * decay * w, whatever the optimiser was."""
+
+  def init(params):
+    del params
+    return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+  def update(updates, state, params):
+    rate = decay * schedule(state.count)
+    updates = jax.tree.map(
+      lambda u, p: u - rate * p if p.ndim > 1 else u, updates, params
+    )
+    return updates, optax.ScaleByScheduleState(count=state.count + 1)
+
+  return optax.GradientTransformation(init, update)

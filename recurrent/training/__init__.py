@@ -1,0 +1,1 @@
+"""Training as functions: state, step, loop, checkpoints, workdir."""

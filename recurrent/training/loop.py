@@ -1,0 +1,268 @@
+"""`fit`: steps, evaluations and checkpoints until the end, or until told.
+
+The loop knows no task. It dispatches steps without waiting for them: metrics
+are summed on the device inside the state, and read when they are written.
+"""
+
+import collections
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from recurrent.errors import DivergedError, Preempted
+from recurrent.metrics import Mean
+from recurrent.training.checkpoint import Checkpoints
+from recurrent.training.preemption import Preemption
+from recurrent.training.progress import Progress
+from recurrent.training.state import TrainState
+from recurrent.training.step import Status
+from recurrent.training.writers import MetricsWriter
+from recurrent.types import PyTree
+
+LOG = logging.getLogger("recurrent")
+
+# Steps that may be in flight: enough to hide the host, few enough that a
+# signal is obeyed soon.
+IN_FLIGHT = 4
+MAX_SKIPPED_IN_A_ROW = 10
+# A mean loss this many times the first one is no accident of a batch.
+DIVERGED = 3.0
+
+
+class Batches(Protocol):
+  """Batches by step: a pure function, so a resumed run meets the same."""
+
+  def __getitem__(self, step: int) -> Any:
+    """The global batch of NumPy arrays for a step."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """When things happen, in steps.
+
+  Args:
+    steps: where the run ends.
+    log_every: steps whose metrics make a row.
+    eval_every: steps between evaluations; there is one at the end.
+    checkpoint_every: steps between checkpoints; 0 saves at evaluations.
+    patience: evaluations without a better one that end the run; 0 for none.
+  """
+
+  steps: int
+  log_every: int
+  eval_every: int
+  checkpoint_every: int = 0
+  patience: int = 0
+
+
+class Hooks(NamedTuple):
+  """What an experiment adds to the loop."""
+
+  put: Callable[[Any], Any]  # a global batch of NumPy arrays, to the devices
+  evaluate: Callable[[PyTree, Callable[[], bool]], dict[str, float] | None]
+  on_evaluation: Callable[[int, PyTree], str]  # text to show, such as a sample
+  describe: Callable[[dict[str, float], int], dict[str, float]]  # row at step
+
+
+@dataclasses.dataclass
+class Outcome:
+  """What the host remembers of a run; goes with every checkpoint."""
+
+  logged_step: int = 0
+  evaluated_step: int = 0
+  best_step: int = -1
+  best_value: float = math.inf
+  stale: int = 0  # evaluations since the best
+  first_loss: float = math.inf
+
+
+class _Row(NamedTuple):
+  """A row of metrics that the device may still be summing."""
+
+  step: int
+  metrics: dict[str, Mean]
+  status: Status
+
+
+def fit(
+  state: TrainState,
+  train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+  batches: Batches,
+  hooks: Hooks,
+  schedule: Schedule,
+  *,
+  objective: str,
+  outcome: Outcome,
+  checkpoints: Checkpoints,
+  writer: MetricsWriter,
+  progress: Progress,
+  preemption: Preemption,
+) -> tuple[TrainState, Outcome]:
+  """Trains from `state.step` to the end.
+
+  Args:
+    state: where to begin; it is donated.
+    train_step: from `make_train_step`.
+    batches: the global batch of each step.
+    hooks: what the experiment does at each occasion.
+    schedule: when.
+    objective: name of the evaluation's metric to minimise.
+    outcome: of the run so far, as the checkpoint had it.
+    checkpoints: where to save.
+    writer: where rows of metrics go.
+    progress: where a person looks.
+    preemption: the signal that ends a run early.
+
+  Returns:
+    The last state, and the outcome.
+
+  Raises:
+    DivergedError: after too many steps in a row without a finite update, or
+      when the loss has grown beyond return. Nothing is saved then.
+    Preempted: after a signal; the state has been saved.
+  """
+  step = saved_step = int(state.step)
+  in_flight: collections.deque[Status] = collections.deque()
+  row: _Row | None = None
+
+  def write_row():
+    nonlocal row
+    if row is not None:
+      values = hooks.describe(
+        {k: v.compute() for k, v in jax.device_get(row.metrics).items()},
+        row.step,
+      )
+      values["skipped"] = int(row.status.skipped)
+      writer.write(row.step, values)
+      writer.board(row.step, progress.report(row.step, values))
+      _refuse_divergence(row, values["train_loss"], outcome.first_loss)
+      row = None
+
+  while True:
+    if (
+      _due(step, schedule.log_every, schedule.steps)
+      and step > outcome.logged_step
+    ):
+      # The sums leave the state, so the next step does not donate them and
+      # they can be read when they are ready.
+      row = _Row(step, state.metrics, in_flight[-1])
+      state = state._replace(metrics=jax.tree.map(_zero_like, state.metrics))
+      outcome.logged_step = step
+    interrupted = False
+    if (
+      _due(step, schedule.eval_every, schedule.steps)
+      and step > outcome.evaluated_step
+    ):
+      write_row()
+      found = hooks.evaluate(state.evaluated, lambda: preemption.requested)
+      interrupted = found is None
+      if found is not None:
+        writer.write(step, found)
+        progress.note(step, found)
+        progress.say(hooks.on_evaluation(step, state.evaluated))
+        _judge(outcome, step, found[objective])
+    stopped = 0 < schedule.patience <= outcome.stale
+    ended = not interrupted and (step >= schedule.steps or stopped)
+    interrupted = not ended and (interrupted or preemption.at_step(step))
+    if step > saved_step and (
+      interrupted
+      or ended
+      or step % (schedule.checkpoint_every or schedule.eval_every) == 0
+      or outcome.best_step == step
+    ):
+      write_row()
+      checkpoints.save(
+        step, state, dataclasses.asdict(outcome), outcome.best_step
+      )
+      saved_step = step
+    if interrupted:
+      checkpoints.wait()
+      raise Preempted(
+        f"told to stop at step {step}; saved",
+        "run the same command again to go on",
+      )
+    if ended:
+      if stopped:
+        LOG.info("No better evaluation in %d: stopping.", outcome.stale)
+      return state, outcome
+
+    state, status = train_step(state, hooks.put(batches[step]))
+    step += 1
+    progress.update(step)
+    in_flight.append(status)
+    if len(in_flight) > IN_FLIGHT:
+      jax.block_until_ready(in_flight.popleft())
+    if math.isinf(outcome.first_loss):
+      outcome.first_loss = float(status.loss)
+    if row is not None and step >= row.step + IN_FLIGHT:
+      write_row()
+
+
+def evaluate(
+  eval_step: Callable[[PyTree, Any, Any], tuple[Any, dict[str, Mean]]],
+  params: PyTree,
+  carry: Any,
+  windows: Iterable[Any],
+  interrupted: Callable[[], bool],
+) -> dict[str, Mean] | None:
+  """Streams a whole split through the model, the carry from window to window.
+
+  Args:
+    eval_step: `eval_step(params, carry, batch) -> (carry, metrics)`, compiled.
+    params: parameters of the model.
+    carry: to begin with.
+    windows: batches on the devices.
+    interrupted: asked before each window.
+
+  Returns:
+    The metrics over all windows, or None if it was interrupted.
+  """
+  sums = None
+  for window in windows:
+    if interrupted():
+      return None
+    carry, metrics = eval_step(params, carry, window)
+    sums = metrics if sums is None else _merge(sums, metrics)
+  return sums
+
+
+def _merge(a: dict[str, Mean], b: dict[str, Mean]) -> dict[str, Mean]:
+  return {name: a[name].merge(b[name]) for name in a}
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+  return step > 0 and (step % every == 0 or step == steps)
+
+
+def _zero_like(array: jax.Array) -> jax.Array:
+  return jax.device_put(jnp.zeros((), array.dtype), array.sharding)
+
+
+def _refuse_divergence(row: _Row, loss: float, first_loss: float) -> None:
+  bad = int(row.status.skipped_in_a_row)
+  if bad >= min(MAX_SKIPPED_IN_A_ROW, row.step):
+    cause = f"no finite update in the last {bad} of {row.step} steps"
+  elif loss > DIVERGED * first_loss:
+    cause = f"the loss grew from {first_loss:.4g} to {loss:.4g}"
+  else:
+    return
+  raise DivergedError(
+    f"diverged at step {row.step}: {cause}",
+    "use a smaller --learning_rate, a longer --warmup_steps or a smaller"
+    " --clip_norm; what was saved before is kept",
+  )
+
+
+def _judge(outcome: Outcome, step: int, value: float) -> None:
+  """Compares an evaluation with the best so far."""
+  outcome.evaluated_step = step
+  if value < outcome.best_value:
+    outcome.best_step, outcome.best_value, outcome.stale = step, value, 0
+  else:
+    outcome.stale += 1

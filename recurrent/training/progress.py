@@ -1,0 +1,76 @@
+"""A progress bar on a terminal, plain lines elsewhere; both on stderr."""
+
+import logging
+import sys
+import time
+
+import jax
+import tqdm
+
+LOG = logging.getLogger("recurrent")
+
+
+class Progress:
+  """Steps and tokens a second, time left and loss, while a run goes on.
+
+  Args:
+    step: where the run begins.
+    steps: where it ends.
+    units: name of what a step consumes, such as "tokens".
+    units_a_step: how many of them.
+  """
+
+  def __init__(self, step: int, steps: int, units: str, units_a_step: int):
+    self._units, self._units_a_step = units, units_a_step
+    self._steps = steps
+    self._last = (time.monotonic(), step)
+    self._bar = None
+    if sys.stderr.isatty() and jax.process_index() == 0:
+      self._bar = tqdm.tqdm(
+        initial=step, total=steps, unit="step", dynamic_ncols=True
+      )
+
+  def update(self, step: int) -> None:
+    """A step has been dispatched."""
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+
+  def report(self, step: int, values: dict[str, float]) -> dict[str, float]:
+    """Shows metrics of training; returns the speed since the last report."""
+    now = (time.monotonic(), step)
+    seconds, steps = (a - b for a, b in zip(now, self._last, strict=True))
+    self._last = now
+    rate = steps / max(seconds, 1e-9)
+    speed = {
+      "steps_per_second": rate,
+      f"{self._units}_per_second": rate * self._units_a_step,
+    }
+    per_second = f"{rate * self._units_a_step:,.0f} {self._units}/s"
+    left = tqdm.tqdm.format_interval((self._steps - step) / max(rate, 1e-9))
+    self._show(step, f"{per_second}, ETA {left}, {_text(values)}")
+    return speed
+
+  def note(self, step: int, values: dict[str, float]) -> None:
+    """Shows metrics of an evaluation, whose time is not training's."""
+    self._show(step, _text(values))
+    self._last = (time.monotonic(), step)
+
+  def _show(self, step, text):
+    if self._bar is not None:
+      self._bar.set_postfix_str(text)
+    elif jax.process_index() == 0:
+      LOG.info("step %d/%d: %s", step, self._steps, text)
+
+  def say(self, text: str) -> None:
+    """Prints text without tearing the bar."""
+    if jax.process_index() == 0:
+      tqdm.tqdm.write(text, file=sys.stderr)
+
+  def close(self) -> None:
+    """Leaves the bar where it is."""
+    if self._bar is not None:
+      self._bar.close()
+
+
+def _text(values: dict[str, float]) -> str:
+  return ", ".join(f"{key} {value:.4g}" for key, value in values.items())

@@ -1,0 +1,71 @@
+"""Everything a run is, between two steps."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from recurrent.metrics import Mean
+from recurrent.types import Array, Carry, Int, PyTree
+
+
+class TrainState(NamedTuple):
+  """What a step reads and writes, and a checkpoint keeps.
+
+  Keys are `fold_in(seed, step)` and batches a function of (seed, step), so
+  neither is here. The carry is: a language model that resumes without it is
+  a different run. So are the unfinished sums of the metrics, that a resumed
+  run may log the same numbers.
+  """
+
+  step: Int[Array, ""]  # steps taken; also which batch and key come next
+  params: PyTree
+  opt_state: Any
+  carry: Carry
+  ema: PyTree  # moving average of params, or () without one
+  metrics: dict[str, Mean]  # since the last row of metrics
+  skipped: Int[Array, ""]  # steps whose update was not finite, in all
+  skipped_in_a_row: Int[Array, ""]
+
+  @property
+  def evaluated(self) -> PyTree:
+    """The parameters to evaluate and to decode with."""
+    return self.params if isinstance(self.ema, tuple) else self.ema
+
+
+def create(
+  model: nnx.Module,
+  optimizer: optax.GradientTransformation,
+  carry: Carry,
+  metrics: list[str],
+  *,
+  ema: bool,
+) -> tuple[nnx.GraphDef, TrainState]:
+  """Splits a fresh model in structure and state.
+
+  Args:
+    model: its variables are all `nnx.Param`.
+    optimizer: its state is created here.
+    carry: the initial carry of the training batch.
+    metrics: names of the metrics that the loss returns.
+    ema: whether to keep a moving average of the parameters.
+
+  Returns:
+    The graph definition, to merge with parameters, and the state at step 0.
+  """
+  graphdef, variables = nnx.split(model, nnx.Param)
+  params = nnx.as_pure(variables)
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    carry=carry,
+    ema=jax.tree.map(jnp.copy, params) if ema else (),
+    metrics={name: Mean.zero() for name in metrics},
+    skipped=jnp.zeros((), jnp.int32),
+    skipped_in_a_row=jnp.zeros((), jnp.int32),
+  )
+  # Zeros are often one shared buffer, which cannot be donated twice.
+  return graphdef, jax.tree.map(jnp.copy, state)

@@ -1,0 +1,118 @@
+"""One training step: loss, gradient, update, or nothing if it is not finite."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from recurrent import sharding
+from recurrent.metrics import Mean
+from recurrent.training.state import TrainState
+from recurrent.types import Array, Carry, Float, Int, PRNGKey
+
+# The whole contract between an experiment and the training loop.
+Loss = Callable[
+  [nnx.Module, Carry, Any, PRNGKey | None],
+  tuple[Float[Array, ""], tuple[Carry, dict[str, Mean]]],
+]
+
+GRAD_NORM = "grad_norm"
+
+
+class Status(NamedTuple):
+  """What the host may read of a step after its state has been donated."""
+
+  loss: Float[Array, ""]
+  skipped: Int[Array, ""]
+  skipped_in_a_row: Int[Array, ""]
+
+
+def make_train_step(
+  graphdef: nnx.GraphDef,
+  loss: Loss,
+  optimizer: optax.GradientTransformationExtraArgs,
+  mesh: Mesh,
+  *,
+  seed: int,
+  ema_decay: float = 0.0,
+) -> Callable[[TrainState, Any], tuple[TrainState, Status]]:
+  """Compiles a step over the mesh; it donates the state it is given.
+
+  Args:
+    graphdef: structure of the model, from `state.create`.
+    loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
+    optimizer: from `recurrent.optim`.
+    mesh: from `recurrent.sharding`.
+    seed: the step's key is fold_in(key(seed), step).
+    ema_decay: decay of the parameters' moving average, if there is one.
+
+  Returns:
+    `step(state, batch) -> (state, status)`. If anything in the new state or
+    the loss is not finite, the state keeps its parameters, optimiser state,
+    carry and metrics, and counts the step as skipped.
+  """
+
+  def step(state: TrainState, batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def objective(params):
+      model = nnx.merge(graphdef, params)
+      return loss(model, state.carry, batch, key)
+
+    (value, (carry, metrics)), grads = jax.value_and_grad(
+      objective, has_aux=True
+    )(state.params)
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.params, value=value
+    )
+    params = optax.apply_updates(state.params, updates)
+    # A young average must not remember the random start for long.
+    age = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1 + age) / (10 + age))
+    ema = optax.incremental_update(params, state.ema, 1 - decay)
+    metrics = {**metrics, GRAD_NORM: Mean.of(optax.global_norm(grads))}
+    new = state._replace(
+      params=params,
+      opt_state=opt_state,
+      carry=jax.lax.stop_gradient(carry),
+      ema=ema,
+      metrics={k: v.merge(metrics[k]) for k, v in state.metrics.items()},
+      skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )
+    good = all_finite((new, value))
+    new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+    bad = (~good).astype(jnp.int32)
+    new = new._replace(
+      step=state.step + 1,
+      skipped=state.skipped + bad,
+      skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
+    )
+    return new, Status(value, new.skipped, new.skipped_in_a_row)
+
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    out_shardings=(state_sharding(mesh), sharding.replicated(mesh)),
+  )
+
+
+def state_sharding(mesh: Mesh) -> TrainState:
+  """A sharding for each part of the state: the carry split, all else whole."""
+  whole = sharding.replicated(mesh)
+  return TrainState(*[whole] * len(TrainState._fields))._replace(
+    carry=sharding.split_batch(mesh)
+  )
+
+
+def all_finite(tree) -> Array:
+  """Whether every float in the tree is finite."""
+  finite = [
+    jnp.isfinite(leaf).all()
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  ]
+  return jnp.stack(finite).all()

@@ -1,0 +1,122 @@
+"""A run's directory: one run at a time, one configuration for ever."""
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from recurrent.errors import ConfigError, WorkdirError
+
+
+class Workdir:
+  """A directory that one run owns, as long as it lives.
+
+  Args:
+    path: created if it is missing.
+
+  Raises:
+    WorkdirError: if it cannot be written to, or a live run is using it.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = Path(path).absolute()
+    self.figures = self.path / "figures"
+    self.checkpoints = self.path / "checkpoints"
+    self._lock = None
+    if jax.process_index() == 0:
+      self._open()
+
+  def config(self) -> dict[str, Any] | None:
+    """What `config.json` holds, or None before the first run."""
+    return read_config(self.path)
+
+  def claim(self, config: dict[str, Any], about: dict[str, Any]) -> None:
+    """Writes `config.json`, or checks that it says the same.
+
+    Args:
+      config: JSON values that decide what the run computes.
+      about: what else to write down: versions, device, command line.
+
+    Raises:
+      ConfigError: if the directory holds a run of another configuration.
+    """
+    old = self.config()
+    if old is not None:
+      lines = difference(old["config"], config)
+      if lines:
+        raise ConfigError(
+          f"{self.path} holds a run of another configuration:\n"
+          + "\n".join(f"  {line}" for line in lines),
+          "use the flags it was made with, or another --workdir",
+        )
+    elif jax.process_index() == 0:
+      text = {"config": config, **about}
+      self.write("config.json", json.dumps(text, indent=2) + "\n")
+
+  def write(self, name: str, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    if jax.process_index() == 0:
+      temporary = self.path / f".{name}.tmp"
+      temporary.write_text(text)
+      temporary.replace(self.path / name)
+
+  def _open(self):
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      # The lock dies with its process, however that dies: nothing is stale.
+      self._lock = (self.path / ".lock").open("a+")
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      self._lock.seek(0)
+      raise WorkdirError(
+        f"{self.path} is in use by the run with pid {self._lock.read()}",
+        "wait for it, stop it, or use another --workdir",
+      ) from error
+    except OSError as error:
+      raise WorkdirError(
+        f"cannot write to --workdir={self.path}: {error.strerror}",
+        "choose a directory that you may write to",
+      ) from error
+    self._lock.truncate(0)
+    self._lock.write(str(os.getpid()))
+    self._lock.flush()
+
+
+def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
+  """What a workdir's `config.json` holds, or None if it has none.
+
+  Raises:
+    WorkdirError: if the file is there but not readable as such.
+  """
+  file = Path(path) / "config.json"
+  try:
+    found = json.loads(file.read_text())
+    found["config"]  # noqa: B018 - must be there
+    return found
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise WorkdirError(
+      f"cannot read {file}: {error}", "restore it, or use another --workdir"
+    ) from error
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+  """SHA-256 of a configuration, in hex."""
+  text = json.dumps(config, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """Lines `name: old -> new` for each value that differs."""
+  absent = "(not there)"
+  return [
+    f"--{key}: {old.get(key, absent)} in the workdir,"
+    f" {new.get(key, absent)} in this command"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key, absent) != new.get(key, absent)
+  ]

@@ -1,0 +1,35 @@
+"""Dimension letters and array types, used in every public signature.
+
+B batch, T time, D input features, H features (width) of a cell, G gates of a
+cell, V vocabulary. Shapes are checked in tests only (jaxtyping and beartype).
+"""
+
+from typing import Any
+
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
+
+PRNGKey = Key[Array, ""]
+Activations = Float[Array, "B T D"]
+Mask = Bool[Array, "B T"]
+Tokens = Int[Array, "B T"]
+Logits = Float[Array, "*B V"]
+
+Params = Any  # a NamedTuple of arrays, the cell's own
+Carry = Any  # a NamedTuple of arrays [*batch, ...], the cell's own
+
+__all__ = [
+  "Activations",
+  "Array",
+  "Bool",
+  "Carry",
+  "Float",
+  "Int",
+  "Key",
+  "Logits",
+  "Mask",
+  "Num",
+  "PRNGKey",
+  "Params",
+  "PyTree",
+  "Tokens",
+]
