@@ -24,8 +24,14 @@ class Checked:
   """A configuration whose values are checked by name.
 
   Numbers are finite and at least 0 unless a table here says more.
+
+  Args:
+    workdir: directory of the run.
   """
 
+  workdir: str = ""
+
+  NEEDS_WORKDIR: typing.ClassVar[bool] = True
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset()
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset()
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {}
@@ -36,7 +42,7 @@ class Checked:
 
   def check(self) -> None:
     """Raises ConfigError at the first value that cannot be meant."""
-    if not self.workdir:
+    if self.NEEDS_WORKDIR and not self.workdir:
       raise ConfigError(
         "--workdir is missing", "add --workdir=DIR, the directory of the run"
       )
@@ -88,7 +94,6 @@ class RunConfig(Checked):
     smoke: a few small steps, to see that everything works.
   """
 
-  workdir: str = ""
   steps: int = 1000
   batch_size: int = 32
   seed: int = 0
@@ -142,7 +147,7 @@ class RunConfig(Checked):
     }
 
 
-def parse(cls: type, argv: Sequence[str]) -> Any:
+def parse(cls: type[Checked], argv: Sequence[str]) -> Any:
   """A configuration from a command line.
 
   Args:
@@ -176,7 +181,7 @@ def parse(cls: type, argv: Sequence[str]) -> Any:
     raise ConfigError(
       f"unexpected argument {rest[0]!r}", "flags look like --name=value"
     )
-  given = {
+  given: dict[str, Any] = {
     field.name: values[field.name].value
     for field in dataclasses.fields(cls)
     if values[field.name].present

@@ -18,11 +18,9 @@ class Config(config_lib.Checked):
   """Flags of evaluate.
 
   Args:
-    workdir: of a trained model.
     split: train, valid or test.
   """
 
-  workdir: str = ""
   split: str = "test"
 
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
@@ -39,7 +37,7 @@ def run(config: Config) -> dict[str, Any]:
   graphdef, params, step = runner.load_params(trained, task.make_model)
   evaluate = task.make_evaluate(graphdef, sharding.make_mesh(1))
   found = evaluate(params, config.split, lambda: False)
-  return {"step": step, "split": config.split, **found}
+  return {"step": step, "split": config.split, **(found or {})}
 
 
 if __name__ == "__main__":

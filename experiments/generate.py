@@ -22,7 +22,9 @@ from experiments import language_model, runner
 from recurrent import decoding
 from recurrent.errors import ConfigError
 
-BLOCK = 64  # tokens a call: a person sees text flow, the device does not wait
+# Tokens a call. What does not depend on the tokens, such as the table of the
+# first layer, is computed once a call.
+BLOCK = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,6 @@ class Config(config_lib.Checked):
   """Flags of generate.
 
   Args:
-    workdir: of a trained language model.
     prompt: what the text begins with.
     num_tokens: tokens to draw after the prompt.
     temperature: 1 samples the model as it is, 0 takes the likeliest token.
@@ -41,7 +42,6 @@ class Config(config_lib.Checked):
     seed: another seed, another text.
   """
 
-  workdir: str = ""
   prompt: str = "The "
   num_tokens: int = 400
   temperature: float = 0.8
@@ -100,17 +100,17 @@ def run(config: Config) -> dict[str, Any]:
       sys.stdout.write(tokenizer.decode(block.tokens[0]))
       sys.stdout.flush()
   seconds = time.perf_counter() - begun
-  tokens, scores = np.concatenate(tokens, 1), np.concatenate(scores, 1)
+  drawn = np.concatenate(tokens, axis=1)
   if config.num_samples > 1:
-    for number, row in enumerate(tokens):
+    for number, row in enumerate(drawn):
       print(f"--- sample {number + 1}")
       print(config.prompt + tokenizer.decode(row))
   print()
   return {
     "step": step,
-    "tokens": int(tokens.size),
-    "tokens_per_second": tokens.size / seconds,
-    "log_probabilities": scores.sum(axis=1).tolist(),
+    "tokens": int(drawn.size),
+    "tokens_per_second": drawn.size / seconds,
+    "log_probabilities": np.concatenate(scores, 1).sum(axis=1).tolist(),
   }
 
 
@@ -150,7 +150,7 @@ class Stream:
 
     self._params = params
     self._prefill = jax.jit(prefill)
-    self._block = jax.jit(block, donate_argnames=("carry", "logits", "done"))
+    self._block = jax.jit(block, donate_argnames=("carry", "logits"))
 
   def __call__(
     self, prompts: np.ndarray, key: jax.Array, num_tokens: int
@@ -167,18 +167,24 @@ class Stream:
     """
     carry, logits = self._prefill(self._params, jnp.asarray(prompts))
     done = jnp.zeros(len(prompts), bool)
+    ahead = None
     for first in range(0, num_tokens, BLOCK):
       carry, logits, drawn = self._block(
         self._params, carry, logits, key, jnp.int32(first), done
       )
-      done = jnp.copy(drawn.done)
-      drawn = jax.device_get(drawn)
-      wanted = num_tokens - first
-      yield drawn._replace(
-        tokens=drawn.tokens[:, :wanted], scores=drawn.scores[:, :wanted]
-      )
-      if drawn.done.all():
-        return
+      done = drawn.done
+      # The device draws this block while the host reads the one before.
+      if ahead is not None:
+        block = jax.device_get(ahead)
+        yield block
+        if block.done.all():
+          return
+      ahead = drawn
+    drawn = jax.device_get(ahead)
+    wanted = num_tokens - first
+    yield drawn._replace(
+      tokens=drawn.tokens[:, :wanted], scores=drawn.scores[:, :wanted]
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ SAMPLE_TOKENS = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(config_lib.RunConfig, optim.OptimizerConfig):
+class Config(runner.TrainConfig):
   """Flags of the language model; the defaults are the recipe of README.md.
 
   Args:
@@ -132,7 +132,7 @@ def loss(
   carry = restart(batch["resets"], model.initial_carry(rows), carry)
   carry, logits = model(carry, batch["inputs"], key=key)
   nats = Mean.of(losses.cross_entropy(logits, batch["targets"]))
-  return nats.total / nats.count, (carry, {"nats": nats})
+  return nats.total / nats.weight, (carry, {"nats": nats})
 
 
 def make_model(config: Config, vocab_size: int, rngs: nnx.Rngs):

@@ -37,6 +37,11 @@ LOG = logging.getLogger("recurrent")
 Interrupted = Callable[[], bool]
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(config_lib.RunConfig, optim.OptimizerConfig):
+  """What every training script takes: a run and an optimiser."""
+
+
 class Task(NamedTuple):
   """What an experiment is, to the runner.
 
@@ -61,7 +66,7 @@ class Task(NamedTuple):
 
   name: str
   make_model: Callable[[nnx.Rngs], nnx.Module]
-  make_carry: Callable[[nnx.Module], Carry]
+  make_carry: Callable[[Any], Carry]
   loss: step.Loss
   metrics: tuple[str, ...]
   batches: loop.Batches
@@ -110,12 +115,12 @@ def start_processes(config: config_lib.RunConfig) -> None:
 
 
 def train(
-  config: config_lib.RunConfig, make_task: Callable[[Any], Task]
+  config: TrainConfig, make_task: Callable[[Any], Task]
 ) -> dict[str, Any]:
   """Trains a task to its end, from wherever the workdir has got to.
 
   Args:
-    config: flags of the script; also an `optim.OptimizerConfig`.
+    config: flags of the script.
     make_task: builds the task; it meets bad data before the workdir exists.
 
   Returns:
@@ -140,7 +145,7 @@ def train(
       LOG.info("%s is finished: nothing to do.", workdir.path)
       return result
 
-    init, graphdef = _initialiser(config, task, optimizer)
+    init, graphdef = initialiser(config, task, optimizer)
     shardings = step.state_sharding(mesh)
     template = _template(init, shardings)
     checkpoints = Checkpoints(
@@ -221,7 +226,7 @@ def train(
       **{
         key: value
         for split in task.splits
-        for key, value in evaluate(params, split, lambda: False).items()
+        for key, value in (evaluate(params, split, _never) or {}).items()
       },
       "params": _size(params),
       "params_sha256": digest.tree_sha256(params),
@@ -282,9 +287,10 @@ def load_params(
   Raises:
     CheckpointError: if there is no good checkpoint.
   """
-  saved = workdir_lib.read_config(config.workdir)["config"]
+  saved = workdir_lib.read_config(config.workdir) or {}
   checkpoints = Checkpoints(
-    Path(config.workdir) / "checkpoints", workdir_lib.fingerprint(saved)
+    Path(config.workdir) / "checkpoints",
+    workdir_lib.fingerprint(saved["config"]),
   )
   graphdef, shapes = nnx.split(
     nnx.eval_shape(lambda: make_model(nnx.Rngs(config.seed)))
@@ -319,7 +325,7 @@ def _best_first(checkpoints: Checkpoints, steps: list[int]) -> list[int]:
   return steps
 
 
-def _initialiser(config, task, optimizer):
+def initialiser(config, task, optimizer):
   """A function that makes the state at step 0, and the graph definition."""
 
   def init():
@@ -373,6 +379,10 @@ def _about() -> dict[str, Any]:
     "devices": jax.device_count(),
     "command": sys.argv,
   }
+
+
+def _never() -> bool:
+  return False
 
 
 def _this_command() -> str:

@@ -84,10 +84,9 @@ class ContiguousBatches:
     number, window = divmod(step, self.windows_per_pass)
     offset = np.random.default_rng((self.seed, number)).integers(self.seq_len)
     stretch = self.windows_per_pass * self.seq_len
-    starts = offset + window * self.seq_len
-    starts = starts + stretch * np.arange(self.batch_size)
-    ticks = starts[:, None] + np.arange(self.seq_len + 1)
-    read = self.tokens[ticks].astype(np.int32)
+    rows = offset + stretch * np.arange(self.batch_size)[:, None]
+    ticks = window * self.seq_len + np.arange(self.seq_len + 1)
+    read = self.tokens[rows + ticks].astype(np.int32)
     return {
       "inputs": read[:, :-1],
       "targets": read[:, 1:],

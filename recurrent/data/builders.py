@@ -18,8 +18,8 @@ import tensorflow_datasets as tfds
 from recurrent.errors import DataError
 
 _LINES_PER_RECORD = 128
-# Tests are a third of the standard library and mostly tables. `config-*` and
-# `_sysconfigdata*` are written when Python is built: they name the machine.
+# Tests, and what was installed later. `config-*` and `_sysconfigdata*` are
+# written when Python is built, and name the machine.
 _SKIPPED_FOLDERS = {
   "__pycache__",
   "dist-packages",
@@ -31,10 +31,13 @@ _SKIPPED_FOLDERS = {
 _GENERATED = ("_sysconfigdata", "config-")
 
 
-class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Lines(  # type: ignore[call-arg]
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
   """A text in three splits, as records of whole lines."""
 
-  # The text ships with Python: another Python is another dataset.
+  # The text ships with Python: another Python is another dataset. What a text
+  # is made of must not change under a name, for caches hold it.
   VERSION = tfds.core.Version("{}.{}.{}".format(*sys.version_info[:3]))
 
   def texts(self) -> dict[str, str]:
@@ -97,7 +100,7 @@ class Stdlib(_Lines):
 
   def texts(self) -> dict[str, str]:
     """The splits' texts, by name."""
-    files = {"train": [], "valid": [], "test": []}
+    files: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     for name, source in _sources(sysconfig.get_path("stdlib")):
       files[_split_of(name)].append(source)
     if not all(files.values()):

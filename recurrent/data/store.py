@@ -23,8 +23,6 @@ from tensorflow_datasets.core import read_only_builder
 from recurrent.data.builders import BUILDERS
 from recurrent.errors import DataError
 
-Prepared = tfds.core.DatasetBuilder
-
 
 class Damaged(DataError):
   """A prepared dataset whose files are not as they were written."""
@@ -44,7 +42,7 @@ def cache_dir() -> pathlib.Path:
 
 def own(
   name: str, data_dir: str | os.PathLike | None = None, *, anew: bool = False
-) -> Prepared:
+) -> tfds.core.DatasetBuilder:
   """One of our own datasets, prepared if it is not there yet.
 
   Any number of processes may call this at once: one prepares, in a folder of
@@ -76,9 +74,9 @@ def own(
       with _locked(root / f"{name}.lock"):
         if anew or not folder.exists():
           _prepare(name, folder, scratch=root / f"{name}.incomplete")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # Of array_record: a full disk.
       raise DataError(
-        f"cannot write {name!r} to {root}: {error.strerror or error}",
+        f"cannot write {name!r} to {root}: {_first_line(error)}",
         "set RECURRENT_CACHE to a local folder that you can write",
       ) from error
   try:
@@ -87,7 +85,9 @@ def own(
     raise _damaged(name, folder, error) from error
 
 
-def catalogue(name: str, data_dir: str | os.PathLike | None = None) -> Prepared:
+def catalogue(
+  name: str, data_dir: str | os.PathLike | None = None
+) -> tfds.core.DatasetBuilder:
   """A dataset that was prepared before, from TFDS's catalogue or any other.
 
   Args:
@@ -115,7 +115,9 @@ def catalogue(name: str, data_dir: str | os.PathLike | None = None) -> Prepared:
     ) from error
 
 
-def records(builder: Prepared, split: str) -> Iterator[dict[str, Any]]:
+def records(
+  builder: tfds.core.DatasetBuilder, split: str
+) -> Iterator[dict[str, Any]]:
   """The records of a split, in order. Text in them is `bytes`.
 
   Args:
@@ -208,4 +210,5 @@ def _command(name: str, data_dir: str | os.PathLike | None) -> str:
 
 
 def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0]
+  reason = getattr(error, "strerror", None) or str(error)
+  return (reason or type(error).__name__).splitlines()[0]

@@ -56,7 +56,8 @@ def load_text(
     DataError: if there is no such text, or it is damaged, or too short.
   """
   if text_file is None:
-    corpus = _load_dataset(dataset, data_dir and os.path.expanduser(data_dir))
+    folder = None if data_dir is None else os.path.expanduser(data_dir)
+    corpus = _load_dataset(dataset, folder)
     name = f"dataset {dataset!r}"
   elif data_dir is None:
     pieces = _read_file(os.path.expanduser(text_file))
@@ -82,7 +83,7 @@ def load_text(
   return corpus
 
 
-def _load_dataset(dataset: str, data_dir: str | None) -> Corpus:
+def _load_dataset(dataset: str, data_dir: str | os.PathLike | None) -> Corpus:
   from recurrent.data import builders, store  # Imports TFDS.
 
   name, _, feature = dataset.partition("#")
@@ -158,7 +159,7 @@ def _read_split(builder, split: str, feature: str) -> _Pieces:
   return pieces
 
 
-def _read_file(path: str) -> _Pieces:
+def _read_file(path: str | os.PathLike) -> _Pieces:
   """Decodes a file piece by piece, and without its byte-order mark."""
   decoder = codecs.getincrementaldecoder("utf-8")()
   pieces, done, chunk = _Pieces(), 0, b"more"

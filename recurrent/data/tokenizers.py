@@ -268,7 +268,8 @@ class SentencePieceTokenizer(Tokenizer):
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
         user_defined_symbols=["\n"],
-        # Indentation is worth a piece: 44 % fewer tokens of Python.
+        # Indentation is worth a piece: argparse.py takes 27 thousand of 1000
+        # kinds with it, 48 thousand without.
         allow_whitespace_only_pieces=True,
         unk_id=0,
         bos_id=-1,
@@ -359,8 +360,8 @@ def build(
       f"choose one of {', '.join(TOKENIZERS)}",
     )
   train = TOKENIZERS[name].train
-  options = {"vocab_size": vocab_size, "min_count": min_count}
-  options = {key: value for key, value in options.items() if value is not None}
+  given = {"vocab_size": vocab_size, "min_count": min_count}
+  options = {key: value for key, value in given.items() if value is not None}
   for option, value in options.items():
     if option not in inspect.signature(train).parameters:
       raise ConfigError(

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from recurrent.types import Array, Bool, Carry, Float, Int, Logits, PRNGKey
 
+BULK_NOISE = 1 << 22  # numbers, 16 MiB
+
 Step = Callable[[Carry, Int[Array, "B"]], tuple[Carry, Float[Array, "B V"]]]
 
 
@@ -46,23 +48,28 @@ class Sampler:
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
 
+  def noise(self, key: PRNGKey, shape: tuple[int, ...]) -> Array | None:
+    """What `__call__` needs of randomness, for logits of `shape`."""
+    return jax.random.gumbel(key, shape) if self.temperature else None
+
   def __call__(
-    self, key: PRNGKey, logits: Logits
+    self, noise: Array | None, logits: Logits
   ) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
     """Chooses a token from each row.
 
     Args:
-      key: PRNG key.
+      noise: from `noise`, [*batch, V].
       logits: [*batch, V].
 
     Returns:
       Tokens [*batch], and their log-probabilities under the model itself,
       before temperature and truncation, in nats.
     """
-    if self.temperature == 0:
-      token = jnp.argmax(logits, axis=-1)
+    if self.temperature:
+      # The largest of logits plus Gumbel noise is a sample of the softmax.
+      token = jnp.argmax(self.truncate(logits) + noise, axis=-1)
     else:
-      token = jax.random.categorical(key, self.truncate(logits), axis=-1)
+      token = jnp.argmax(logits, axis=-1)
     token = token.astype(jnp.int32)
     scores = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return token, scores - jax.nn.logsumexp(logits, axis=-1)
@@ -130,13 +137,20 @@ def sample(
     The carry and logits after the last token, and the `Sampled` tokens.
   """
   stops = jnp.asarray(stop_tokens, jnp.int32)
-  if done is None:
-    done = jnp.zeros(logits.shape[:1], bool)
+  ended = jnp.zeros(logits.shape[:1], bool) if done is None else done
   last = jnp.zeros(logits.shape[:1], jnp.int32)
 
-  def tick(state, number):
+  def draw_noise(number):
+    return sampler.noise(jax.random.fold_in(key, number), logits.shape)
+
+  numbers = first + jnp.arange(num_tokens)
+  # The noise of all tokens at once is cheaper, while it is small.
+  in_bulk = num_tokens * logits.size <= BULK_NOISE
+
+  def tick(state, drawn):
     carry, logits, done, last = state
-    token, score = sampler(jax.random.fold_in(key, number), logits)
+    noise = drawn if in_bulk else draw_noise(drawn)
+    token, score = sampler(noise, logits)
     token = jnp.where(done, last, token)
     score = jnp.where(done, 0.0, score)
     carry, logits = step(carry, token)
@@ -144,11 +158,13 @@ def sample(
       done = done | (token[:, None] == stops[None, :]).any(axis=1)
     return (carry, logits, done, token), (token, score)
 
-  numbers = first + jnp.arange(num_tokens)
-  (carry, logits, done, _), (tokens, scores) = jax.lax.scan(
-    tick, (carry, logits, done, last), numbers
+  (carry, logits, ended, _), (tokens, scores) = jax.lax.scan(
+    tick,
+    (carry, logits, ended, last),
+    jax.vmap(draw_noise)(numbers) if in_bulk else numbers,
+    length=num_tokens,
   )
-  return carry, logits, Sampled(tokens.T, scores.T, done)
+  return carry, logits, Sampled(tokens.T, scores.T, ended)
 
 
 def _keep_from(smallest, logits):

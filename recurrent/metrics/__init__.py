@@ -1,4 +1,4 @@
-"""Metrics as sums and counts: merged over steps and devices, divided once."""
+"""Metrics as sums and weights: merged over steps and devices, divided once."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ class Mean(NamedTuple):
   """A mean that is not divided yet; add two with `merge`."""
 
   total: Float[Array, ""]
-  count: Float[Array, ""]
+  weight: Float[Array, ""]
 
   @classmethod
   def of(cls, values: Array, weights: Array | None = None) -> "Mean":
@@ -31,12 +31,12 @@ class Mean(NamedTuple):
 
   def merge(self, other: "Mean") -> "Mean":
     """The mean over both."""
-    return Mean(self.total + other.total, self.count + other.count)
+    return Mean(self.total + other.total, self.weight + other.weight)
 
   def compute(self) -> float:
     """Divides, on the host; NaN for the mean of nothing."""
-    count = float(self.count)
-    return float(self.total) / count if count else float("nan")
+    weight = float(self.weight)
+    return float(self.total) / weight if weight else float("nan")
 
 
 __all__ = ["Mean"]

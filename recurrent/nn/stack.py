@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from recurrent.nn.dropout import dropout
+from recurrent.nn.recurrent import Recurrent
 from recurrent.types import Activations, Array, Carry, Float, Int, Mask, PRNGKey
 
 
@@ -13,15 +14,14 @@ class Stack(nnx.Module):
   """Layers in order, with dropout between them and optional residuals.
 
   Args:
-    layers: modules called as `layer(carry, inputs, mask=, resets=)`, such as
-      `Recurrent`.
+    layers: `Recurrent` modules, from the inputs up.
     dropout: rate between two layers, a fresh mask at each tick.
     residual: adds each layer's inputs to its outputs, where widths agree.
   """
 
   def __init__(
     self,
-    layers: Sequence[Callable],
+    layers: Sequence[Recurrent],
     *,
     dropout: float = 0.0,
     residual: bool = False,

@@ -16,7 +16,7 @@ from recurrent.types import Array, Carry, Float, Int, PRNGKey
 
 # The whole contract between an experiment and the training loop.
 Loss = Callable[
-  [nnx.Module, Carry, Any, PRNGKey | None],
+  [Any, Carry, Any, PRNGKey | None],
   tuple[Float[Array, ""], tuple[Carry, dict[str, Mean]]],
 ]
 
@@ -102,10 +102,10 @@ def make_train_step(
 
 def state_sharding(mesh: Mesh) -> TrainState:
   """A sharding for each part of the state: the carry split, all else whole."""
-  whole = sharding.replicated(mesh)
-  return TrainState(*[whole] * len(TrainState._fields))._replace(
-    carry=sharding.split_batch(mesh)
+  parts: dict[str, Any] = dict.fromkeys(
+    TrainState._fields, sharding.replicated(mesh)
   )
+  return TrainState(**{**parts, "carry": sharding.split_batch(mesh)})
 
 
 def all_finite(tree) -> Array:

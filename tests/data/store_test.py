@@ -90,6 +90,22 @@ def test_a_cache_that_cannot_be_written_is_a_data_error(cache):
   assert "RECURRENT_CACHE" in caught.value.remedy
 
 
+def test_a_full_disk_is_a_data_error(monkeypatch):
+  def fail(*args, **kwargs):
+    raise RuntimeError("write() failed: No space left on device; writing x")
+
+  monkeypatch.setattr(builders.Pydoc, "_download_and_prepare", fail)
+  with pytest.raises(DataError, match="cannot write 'pydoc'.*No space left"):
+    load_text("pydoc")
+
+
+def test_what_a_builder_lacks_is_told(tmp_path, monkeypatch):
+  monkeypatch.setattr(builders.sysconfig, "get_path", lambda _: str(tmp_path))
+  with pytest.raises(DataError, match="without the sources") as caught:
+    load_text("stdlib")
+  assert "--dataset=pydoc" in caught.value.remedy
+
+
 def test_a_prepared_cache_need_not_be_writable(cache, monkeypatch):
   corpus = load_text("pydoc")
   monkeypatch.setattr(store, "_locked", None)

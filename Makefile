@@ -1,0 +1,55 @@
+# make train: everything from a fresh clone to a trained language model.
+# make test:  everything CI runs.
+
+# The first Python on the path that there is a lock file for.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' \
+  2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/pydoc
+LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
+
+.PHONY: train test lint unit faults benchmark-loop lock clean
+
+train: $(VENV)/installed
+	$(BIN)/python -m experiments.language_model --workdir=$(WORKDIR)
+
+test: lint unit
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+unit: $(VENV)/installed
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Twenty runs killed at random instants; about ten minutes.
+faults: $(VENV)/installed
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.training.kill_test --trials=20
+
+# What the training loop costs over the bare step, and generation speed.
+benchmark-loop: $(VENV)/installed
+	$(BIN)/python -m experiments.benchmark --suite=loop,generation
+
+$(VENV)/installed: requirements/py311.txt requirements/py312.txt setup.cfg
+	@test -n "$(PYTHON)" -a -f "$(LOCK)" || { \
+	  echo "No Python 3.11 or 3.12 on the path." >&2; \
+	  echo "Say where it is: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Needs uv; writes the lock files anew from setup.cfg.
+lock:
+	for v in 3.11 3.12; do \
+	  uv pip compile --quiet --upgrade setup.cfg --extra text --extra dev \
+	    --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	    --python-version $$v -o requirements/py$$(echo $$v | tr -d .).txt; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
