@@ -28,7 +28,7 @@ unit: $(VENV)/installed
 
 # Twenty runs killed at random instants; about ten minutes.
 faults: $(VENV)/installed
-	JAX_PLATFORMS=cpu $(BIN)/python -m tests.training.kill_test --trials=20
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.experiments.interruption_test --trials=20
 
 # What the training loop costs over the bare step, and generation speed.
 benchmark-loop: $(VENV)/installed

@@ -32,7 +32,7 @@ from recurrent.metrics import Mean
 from recurrent.models import LanguageModel
 from recurrent.training import loop
 from recurrent.types import Carry, PRNGKey
-from recurrent.unroll import METHODS, restart
+from recurrent.unroll import METHODS, resolve_method, restart
 
 NAME = "language_model"
 SAMPLE_TOKENS = 200
@@ -87,7 +87,6 @@ class Config(runner.TrainConfig):
   learning_rate: float = 4e-3
   schedule: str = "cosine"
   warmup_steps: int = 50
-  b2: float = 0.99
   ema: float = 0.99
 
   POSITIVE: typing.ClassVar[frozenset[str]] = (
@@ -119,6 +118,16 @@ class Config(runner.TrainConfig):
     "min_count": ("tokenizer", ("word",)),
     "embedding_features": ("tied", (False,)),
   }
+
+  def check(self):
+    """Raises ConfigError at the first value that cannot be meant."""
+    super().check()
+    try:
+      resolve_method(cells.get(self.cell)(self.features), self.method)
+    except ValueError as error:
+      raise ConfigError(
+        f"--method={self.method}: {error}", "or leave --method out"
+      ) from error
 
 
 def loss(

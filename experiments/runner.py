@@ -90,7 +90,7 @@ def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
     run: from a configuration to the final metrics.
     config_class: dataclass of the configuration.
   """
-  LOG.addHandler(logging.StreamHandler())
+  LOG.handlers = [logging.StreamHandler()]
   LOG.setLevel(logging.INFO)
   LOG.propagate = False
   try:
@@ -131,118 +131,128 @@ def train(
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     optimizer = optim.make_optimizer(config, config.steps)
     task = make_task(config)
-    workdir = Workdir(config.workdir)
-    identity = {
-      "experiment": task.name,
-      **config.identity(),
-      "data_sha256": task.data_sha256,
-    }
-    workdir.claim(identity, _about())
-    if jax.process_index() == 0:
-      task.save(workdir.path)
-    result = _finished(workdir, config.steps)
-    if result is not None:
-      LOG.info("%s is finished: nothing to do.", workdir.path)
+    with Workdir(config.workdir) as workdir:
+      identity = {
+        "experiment": task.name,
+        **config.identity(),
+        "data_sha256": task.data_sha256,
+      }
+      workdir.claim(identity, _about())
+      if jax.process_index() == 0:
+        task.save(workdir.path)
+      result = _finished(workdir, config.steps)
+      if result is not None:
+        LOG.info("%s is finished: nothing to do.", workdir.path)
+        return result
+      checkpoints = Checkpoints(
+        workdir.checkpoints, workdir_lib.fingerprint(identity)
+      )
+      try:
+        result = _fit(
+          config, task, mesh, optimizer, workdir, checkpoints, preemption
+        )
+      finally:
+        checkpoints.close()
+      if jax.process_index() == 0:
+        _conclude(config, workdir, result)
       return result
 
-    init, graphdef = initialiser(config, task, optimizer)
-    shardings = step.state_sharding(mesh)
-    template = _template(init, shardings)
-    checkpoints = Checkpoints(
-      workdir.checkpoints, workdir_lib.fingerprint(identity)
+
+def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
+  """Restores or begins, trains, and scores the best parameters."""
+  init, graphdef = initialiser(config, task, optimizer)
+  shardings = step.state_sharding(mesh)
+  template = _template(init, shardings)
+  restored = checkpoints.restore_latest(template)
+  if restored is None:
+    state, outcome = jax.jit(init, out_shardings=shardings)(), loop.Outcome()
+  else:
+    state, outcome = restored.state, loop.Outcome(**restored.progress)
+    LOG.info("Resuming at step %d.", restored.step)
+  LOG.info(
+    "%s parameters on %d %s device(s), %s %s a step.",
+    f"{_size(state.params):,}",
+    mesh.size,
+    jax.devices()[0].platform,
+    f"{task.units[1]:,}",
+    task.units[0],
+  )
+  evaluate = task.make_evaluate(graphdef, mesh)
+  sample = task.make_sample(graphdef)
+  schedule = optim.make_schedule(config, config.steps)
+
+  def describe(means, at_step):
+    rate = schedule((at_step - 1) // config.accumulate)
+    return {**task.describe(means), "learning_rate": float(rate)}
+
+  begun = int(state.step)
+  with (
+    MetricsWriter(workdir.path, begun) as writer,
+    Progress(begun, config.steps, *task.units) as progress,
+  ):
+    state, outcome = loop.fit(
+      state,
+      step.make_train_step(
+        graphdef,
+        task.loss,
+        optimizer,
+        mesh,
+        seed=config.seed,
+        ema_decay=config.ema,
+      ),
+      task.batches,
+      loop.Hooks(
+        put=lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
+        evaluate=lambda params, stop: evaluate(params, "valid", stop),
+        on_evaluation=lambda at_step, params: sample(params, at_step),
+        describe=describe,
+      ),
+      loop.Schedule(
+        steps=config.steps,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint_every,
+        patience=config.patience,
+      ),
+      objective=task.objective,
+      outcome=outcome,
+      checkpoints=checkpoints,
+      writer=writer,
+      progress=progress,
+      preemption=preemption,
     )
-    restored = checkpoints.restore_latest(template)
-    outcome = loop.Outcome()
-    if restored is None:
-      state = jax.jit(init, out_shardings=shardings)()
-    else:
-      state = restored.state
-      outcome = loop.Outcome(**restored.progress)
-      LOG.info("Resuming at step %d.", restored.step)
-    LOG.info(
-      "%s parameters on %d %s device(s), %s %s a step.",
-      f"{_size(state.params):,}",
-      mesh.size,
-      jax.devices()[0].platform,
-      f"{task.units[1]:,}",
-      task.units[0],
-    )
+  last_step = int(state.step)
+  best_step = outcome.best_step if outcome.best_step > 0 else last_step
+  checkpoints.wait()
+  if best_step != last_step:
+    state = checkpoints.restore(best_step, template).state
+  params = state.evaluated
+  scores = {
+    name: value
+    for split in task.splits
+    for name, value in (evaluate(params, split, _never) or {}).items()
+  }
+  return {
+    "step": best_step,
+    **scores,
+    "params": _size(params),
+    "params_sha256": digest.tree_sha256(params),
+    "last_step": last_step,
+    "steps": config.steps,
+  }
 
-    evaluate = task.make_evaluate(graphdef, mesh)
-    sample = task.make_sample(graphdef)
-    schedule = optim.make_schedule(config, config.steps)
 
-    def describe(means, at_step):
-      rate = schedule((at_step - 1) // config.accumulate)
-      return {**task.describe(means), "learning_rate": float(rate)}
-
-    begun = int(state.step)
-    writer = MetricsWriter(workdir.path, begun)
-    progress = Progress(begun, config.steps, *task.units)
-    try:
-      state, outcome = loop.fit(
-        state,
-        step.make_train_step(
-          graphdef,
-          task.loss,
-          optimizer,
-          mesh,
-          seed=config.seed,
-          ema_decay=config.ema,
-        ),
-        task.batches,
-        loop.Hooks(
-          put=lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
-          evaluate=lambda p, stop: evaluate(p, "valid", stop),
-          on_evaluation=lambda at_step, params: sample(params, at_step),
-          describe=describe,
-        ),
-        loop.Schedule(
-          steps=config.steps,
-          log_every=config.log_every,
-          eval_every=config.eval_every,
-          checkpoint_every=config.checkpoint_every,
-          patience=config.patience,
-        ),
-        objective=task.objective,
-        outcome=outcome,
-        checkpoints=checkpoints,
-        writer=writer,
-        progress=progress,
-        preemption=preemption,
-      )
-      checkpoints.wait()
-      last_step = int(state.step)
-      if outcome.best_step != last_step:
-        state = checkpoints.restore(outcome.best_step, template).state
-    finally:
-      progress.close()
-      writer.close()
-      checkpoints.close()
-
-    params = state.evaluated
-    result = {
-      "step": outcome.best_step,
-      **{
-        key: value
-        for split in task.splits
-        for key, value in (evaluate(params, split, _never) or {}).items()
-      },
-      "params": _size(params),
-      "params_sha256": digest.tree_sha256(params),
-      "last_step": last_step,
-      "steps": config.steps,
-    }
-    if jax.process_index() == 0:
-      curves = figures.curves(workdir.path / "metrics.jsonl", workdir.figures)
-      workdir.write("result.json", json.dumps(result) + "\n")
-      print(
-        f"\nCurves: {curves}\nNext:\n  python -m experiments.generate"
-        f" --workdir={shlex.quote(config.workdir)} --prompt='The '\n"
-        f"  {_this_command()}   # goes on, with a larger --steps",
-        file=sys.stderr,
-      )
-    return result
+def _conclude(config, workdir, result):
+  """Draws the curves, marks the run as finished, and says what comes next."""
+  curves = figures.curves(workdir.path / "metrics.jsonl", workdir.figures)
+  workdir.write("result.json", json.dumps(result) + "\n")
+  place = shlex.quote(config.workdir)
+  print(
+    f"\nCurves: {curves}\nNext:\n"
+    f"  python -m experiments.generate --workdir={place} --prompt='The '\n"
+    f"  {_this_command()}   # goes on, with a larger --steps",
+    file=sys.stderr,
+  )
 
 
 def read_config(workdir: str | Path, name: str, cls: type) -> Any:

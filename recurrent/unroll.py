@@ -67,7 +67,7 @@ def unroll(
     ValueError: if an argument has the wrong shape, or the cell cannot run by
       the method that was asked for.
   """
-  method = _choose(cell, method)
+  method = resolve_method(cell, method)
   batch, time = _batch_and_time(inputs)
   _check_flags("mask", mask, (batch, time))
   _check_flags("resets", resets, (batch, time))
@@ -93,6 +93,32 @@ def unroll(
   else:
     carry, outputs = _in_chunks(jax.checkpoint(run), remat, reverse, carry, xs)
   return carry, jnp.swapaxes(outputs, 0, 1)
+
+
+def resolve_method(cell: Cell, method: str) -> str:
+  """The method that `unroll` will run a cell by.
+
+  Args:
+    cell: any cell.
+    method: one of `METHODS`.
+
+  Returns:
+    The method itself, or what "auto" stands for.
+
+  Raises:
+    ValueError: if there is no such method, or the cell cannot run by it.
+  """
+  if method not in METHODS:
+    raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+  gated = isinstance(cell, GatedCell)
+  if method == "auto":
+    return "fused" if gated else "scan"
+  if method == "fused" and not gated:
+    raise ValueError(
+      f"{type(cell).__name__} has no `recur` and `gate`, which"
+      ' method="fused" needs; use method="scan"'
+    )
+  return method
 
 
 def restart(resets: Array | None, initial: Carry, carry: Carry) -> Carry:
@@ -302,21 +328,6 @@ def _at(tree, index):
 
 def _length(tree) -> int:
   return jax.tree.leaves(tree)[0].shape[0]
-
-
-def _choose(cell: Cell, method: str) -> str:
-  """The method that will run, or why none can."""
-  if method not in METHODS:
-    raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-  gated = isinstance(cell, GatedCell)
-  if method == "auto":
-    return "fused" if gated else "scan"
-  if method == "fused" and not gated:
-    raise ValueError(
-      f"{type(cell).__name__} has no `recur` and `gate`, which"
-      ' method="fused" needs; use method="scan"'
-    )
-  return method
 
 
 def _batch_and_time(inputs) -> tuple[int, int]:

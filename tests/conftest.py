@@ -1,10 +1,17 @@
 """What every test runs under: strict numerics, eight CPU devices."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A worker of pytest-xdist has one core; more threads only get in its way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests train the same small models again and again.
+_XLA_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_XLA_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -12,6 +19,13 @@ import pytest  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def standard_promotion():
+  """Dtypes promoted as users have it, for libraries that rely on it."""
+  with jax.numpy_dtype_promotion("standard"):
+    yield
 
 
 @pytest.fixture

@@ -65,11 +65,11 @@ class Sampler:
       Tokens [*batch], and their log-probabilities under the model itself,
       before temperature and truncation, in nats.
     """
-    if self.temperature:
+    if noise is None:
+      token = jnp.argmax(logits, axis=-1)
+    else:
       # The largest of logits plus Gumbel noise is a sample of the softmax.
       token = jnp.argmax(self.truncate(logits) + noise, axis=-1)
-    else:
-      token = jnp.argmax(logits, axis=-1)
     token = token.astype(jnp.int32)
     scores = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return token, scores - jax.nn.logsumexp(logits, axis=-1)

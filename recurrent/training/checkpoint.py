@@ -7,10 +7,12 @@ digest, verified when it is read; a step that cannot be read or verified is
 moved aside and the one before is taken; and the latest and the best stay.
 """
 
+import gc
 import json
 import logging
 import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,7 +202,11 @@ class Checkpoints:
         ),
       )
     except Exception as error:  # Orbax raises whatever its libraries raise
-      raise _Damaged(f"{type(error).__name__}: {error}") from error
+      # TensorStore appends pages of its settings to its messages.
+      why = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+      error.__traceback__ = None
+      _collect_quietly()
+      raise _Damaged(why) from None
     for path, array in arrays.items():
       if digest.leaf_sha256(path, array) != about["digests"][path]:
         raise _Damaged(f"{path} differs from its SHA-256")
@@ -258,6 +264,18 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
     del context
     latest = {c.step for c in checkpoints[-KEEP_LATEST:]}
     return [c.step in latest or c.step == self.best_step for c in checkpoints]
+
+
+def _collect_quietly():
+  """Drops what a failed read leaves: coroutines of a closed event loop.
+
+  Python would print a traceback for each when it finds them.
+  """
+  hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+  try:
+    gc.collect()
+  finally:
+    sys.unraisablehook = hook
 
 
 def _refuse_links(folder: Path):

@@ -43,7 +43,8 @@ def _feed(digest, path, leaf):
       leaf = leaf.addressable_data(0)
     else:
       leaf = multihost_utils.process_allgather(leaf, tiled=True)
-  array = np.ascontiguousarray(leaf)
-  for part in (path, array.dtype.name, str(np.shape(leaf))):
+  array = np.asarray(leaf)
+  for part in (path, array.dtype.name, str(array.shape)):
     digest.update(part.encode() + b"\0")
-  digest.update(array.data.cast("B") if array.size else b"")
+  # By way of uint8, since bfloat16 is nothing to Python's buffers.
+  digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

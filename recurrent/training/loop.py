@@ -149,6 +149,7 @@ def fit(
       _due(step, schedule.log_every, schedule.steps)
       and step > outcome.logged_step
     ):
+      write_row()
       # The sums leave the state, so the next step does not donate them and
       # they can be read when they are ready.
       row = _Row(step, state.metrics, in_flight[-1])

@@ -30,6 +30,12 @@ class Progress:
         initial=step, total=steps, unit="step", dynamic_ncols=True
       )
 
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
   def update(self, step: int) -> None:
     """A step has been dispatched."""
     if self._bar is not None:

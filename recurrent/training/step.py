@@ -70,11 +70,13 @@ def make_train_step(
       grads, state.opt_state, state.params, value=value
     )
     params = optax.apply_updates(state.params, updates)
-    # A young average must not remember the random start for long.
-    age = state.step.astype(jnp.float32)
-    decay = jnp.minimum(ema_decay, (1 + age) / (10 + age))
-    ema = optax.incremental_update(params, state.ema, 1 - decay)
-    metrics = {**metrics, GRAD_NORM: Mean.of(optax.global_norm(grads))}
+    ema = state.ema
+    if ema_decay:
+      # A young average must not remember the random start for long.
+      age = state.step.astype(jnp.float32)
+      decay = jnp.minimum(ema_decay, (1 + age) / (10 + age))
+      ema = optax.incremental_update(params, ema, 1 - decay)
+    metrics = {**metrics, GRAD_NORM: Mean.of(optax.tree.norm(grads))}
     new = state._replace(
       params=params,
       opt_state=opt_state,
@@ -83,7 +85,7 @@ def make_train_step(
       metrics={k: v.merge(metrics[k]) for k, v in state.metrics.items()},
       skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
-    good = all_finite((new, value))
+    good = still_finite((state, jnp.zeros_like(value)), (new, value))
     new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
     bad = (~good).astype(jnp.int32)
     new = new._replace(
@@ -108,11 +110,14 @@ def state_sharding(mesh: Mesh) -> TrainState:
   return TrainState(**{**parts, "carry": sharding.split_batch(mesh)})
 
 
-def all_finite(tree) -> Array:
-  """Whether every float in the tree is finite."""
+def still_finite(old, new) -> Array:
+  """Whether every float is finite that was so before.
+
+  Some optimisers begin with an infinity, such as the best loss so far.
+  """
   finite = [
-    jnp.isfinite(leaf).all()
-    for leaf in jax.tree.leaves(tree)
-    if jnp.issubdtype(leaf.dtype, jnp.floating)
+    (jnp.isfinite(b) | ~jnp.isfinite(a)).all()
+    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    if jnp.issubdtype(b.dtype, jnp.floating)
   ]
   return jnp.stack(finite).all()

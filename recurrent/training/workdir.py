@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 
@@ -26,9 +26,21 @@ class Workdir:
     self.path = Path(path).absolute()
     self.figures = self.path / "figures"
     self.checkpoints = self.path / "checkpoints"
-    self._lock = None
+    self._lock: IO[str] | None = None
     if jax.process_index() == 0:
       self._open()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def close(self) -> None:
+    """Lets others in."""
+    if self._lock is not None:
+      self._lock.close()
+      self._lock = None
 
   def config(self) -> dict[str, Any] | None:
     """What `config.json` holds, or None before the first run."""
@@ -72,8 +84,10 @@ class Workdir:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       self._lock.seek(0)
+      holder = self._lock.read()
+      self.close()
       raise WorkdirError(
-        f"{self.path} is in use by the run with pid {self._lock.read()}",
+        f"{self.path} is in use by the run with pid {holder}",
         "wait for it, stop it, or use another --workdir",
       ) from error
     except OSError as error:

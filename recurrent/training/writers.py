@@ -35,6 +35,12 @@ class MetricsWriter:
       str(workdir), purge_step=step + 1, flush_secs=30
     )
 
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
   def write(self, step: int, values: dict[str, float]) -> None:
     """One row; values that are not finite become null."""
     if self._file is None:

@@ -1,0 +1,9 @@
+"""Experiments run as users have them: dtypes promoted, one cache of data."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _as_users_have_it(standard_promotion, tmp_path_factory, monkeypatch):
+  root = tmp_path_factory.getbasetemp().parent
+  monkeypatch.setenv("RECURRENT_CACHE", str(root / "cache"))

@@ -1,0 +1,160 @@
+"""Runs that are killed or told to stop end as if nothing had happened.
+
+As a program, `python -m tests.experiments.interruption_test --trials=20`, it
+kills that many runs at random instants and counts.
+"""
+
+import argparse
+import os
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.scripts import TINY, result, rows, start
+
+# A save at nearly every step, so that many kills fall into one.
+FLAGS = (*TINY, "--steps=40", "--eval_every=10", "--checkpoint_every=2")
+PREEMPTED = 75
+
+pytestmark = pytest.mark.processes
+
+
+def begin(workdir):
+  return start("language_model", f"--workdir={workdir}", *FLAGS)
+
+
+def finish(workdir):
+  """Runs the command to its end, through any number of preemptions."""
+  process = begin(workdir)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  return result(out), rows(workdir), err
+
+
+def wait_for(process, workdir, checkpoint):
+  """Waits until a checkpoint is there, or the run has ended."""
+  while process.poll() is None:
+    if (workdir / "checkpoints" / str(checkpoint)).is_dir():
+      return
+    time.sleep(0.01)
+
+
+def kill_at_random(workdir, seconds, rng):
+  """Starts a run, kills it within so many seconds; True if it still ran."""
+  process = begin(workdir)
+  time.sleep(rng.uniform(0, seconds))
+  alive = process.poll() is None
+  process.kill()
+  process.communicate()
+  return alive
+
+
+def kill_while_saving(workdir, rng):
+  """Kills a run just when a save has begun."""
+  process = begin(workdir)
+  wanted = rng.randrange(2, 40, 2)
+  while process.poll() is None:
+    folder = workdir / "checkpoints"
+    if list(folder.glob(f"{wanted}.orbax*")):
+      time.sleep(rng.uniform(0, 0.05))
+      break
+  process.kill()
+  process.communicate()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+  begun = time.monotonic()
+  found = finish(tmp_path_factory.mktemp("unbroken"))[:2]
+  return *found, time.monotonic() - begun
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_runs_end_with_the_same_bits(tmp_path, unbroken, seed):
+  rng = random.Random(seed)
+  kill_while_saving(tmp_path, rng)
+  kill_at_random(tmp_path, unbroken[2], rng)
+  assert finish(tmp_path)[:2] == unbroken[:2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_told_to_stop_saves_and_says_run_me_again(
+  tmp_path, unbroken, number
+):
+  process = begin(tmp_path)
+  wait_for(process, tmp_path, 6)
+  process.send_signal(number)
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == PREEMPTED, err
+  assert out == "" and "Traceback" not in err
+  assert "run the same command again" in err
+  found = finish(tmp_path)
+  assert found[:2] == unbroken[:2]
+  assert "Resuming at step" in found[2]
+
+
+def test_a_second_run_on_a_live_workdir_is_refused(tmp_path):
+  first = begin(tmp_path)
+  wait_for(first, tmp_path, 2)
+  second = begin(tmp_path)
+  _, err = second.communicate(timeout=60)
+  first.kill()
+  first.communicate()
+  assert second.returncode == 5
+  assert f"in use by the run with pid {first.pid}" in err
+
+
+def test_two_processes_give_the_curve_of_one(tmp_path, unbroken):
+  port = 20000 + os.getpid() % 20000
+  flags = (f"--workdir={tmp_path}", *FLAGS, "--devices=2")
+  flags += (f"--coordinator=127.0.0.1:{port}", "--processes=2")
+  # Two devices in all, one a process.
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+  both = [
+    start("language_model", *flags, f"--process={n}", env=environment)
+    for n in range(2)
+  ]
+  ended = [process.communicate(timeout=300) for process in both]
+  assert [p.returncode for p in both] == [0, 0], ended
+  assert ended[1][0] == ""
+  for one, two in zip(unbroken[1], rows(tmp_path), strict=True):
+    assert one == pytest.approx(two, rel=1e-5)
+  assert result(ended[0][0])["last_step"] == 40
+
+
+def main():
+  """Kills runs at random instants, half of them during a save."""
+  parser = argparse.ArgumentParser(description=main.__doc__)
+  parser.add_argument("--trials", type=int, default=20)
+  parser.add_argument("--seed", type=int, default=0)
+  args = parser.parse_args()
+  rng = random.Random(args.seed)
+  good = 0
+  with tempfile.TemporaryDirectory() as folder:
+    begun = time.monotonic()
+    want = finish(Path(folder) / "unbroken")[:2]
+    seconds = time.monotonic() - begun
+    for trial in range(args.trials):
+      workdir = Path(folder) / str(trial)
+      kills = rng.randint(1, 3)
+      for _ in range(kills):
+        if trial % 2:
+          kill_while_saving(workdir, rng)
+        else:
+          kill_at_random(workdir, seconds, rng)
+      same = finish(workdir)[:2] == want
+      good += same
+      print(
+        f"trial {trial + 1}: {kills} kills, {'same' if same else 'OTHER'} bits",
+        flush=True,
+      )
+  print(f"{good} of {args.trials} ended with the same bits")
+  return good != args.trials
+
+
+if __name__ == "__main__":
+  raise SystemExit(main())

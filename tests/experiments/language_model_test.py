@@ -1,0 +1,176 @@
+"""The language model, from a command line to a result."""
+
+import json
+import math
+
+import pytest
+
+from experiments import evaluate, generate, language_model
+from experiments.runner import read_config
+from recurrent import cells
+from tests.experiments.scripts import TINY, call, refused, result, rows
+
+
+def train(capsys, workdir, *flags):
+  assert call(language_model, f"--workdir={workdir}", *TINY, *flags) == 0
+  return result(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+  path = tmp_path_factory.mktemp("text") / "text.txt"
+  path.write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+  return path
+
+
+def test_a_run_leaves_what_the_contract_names(tmp_path, capsys):
+  found = train(capsys, tmp_path / "run")
+  assert found["step"] in (6, 12) and found["last_step"] == 12
+  assert 0 < found["valid_bpc"] < 8 and 0 < found["test_bpc"] < 8
+  assert len(found["params_sha256"]) == 64
+  run = tmp_path / "run"
+  assert json.loads((run / "config.json").read_text())["config"]["cell"]
+  assert {row["step"] for row in rows(run)} == {3, 6, 9, 12}
+  assert (run / "checkpoints" / "12").is_dir()
+  assert (run / "figures" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+  assert list(run.glob("events.out.tfevents.*"))
+
+
+def test_the_loss_falls(tmp_path, capsys, text_file):
+  flags = (f"--text_file={text_file}", "--steps=60", "--eval_every=60")
+  found = train(capsys, tmp_path, *flags, "--learning_rate=0.02")
+  # 28 characters: log2 is 4.8 bits.
+  assert found["valid_bpc"] < 3.5
+
+
+@pytest.mark.parametrize("cell", list(cells.CELLS))
+def test_every_cell_trains(tmp_path, capsys, cell):
+  found = train(capsys, tmp_path, f"--cell={cell}", "--steps=3")
+  assert math.isfinite(found["valid_bpc"])
+
+
+@pytest.mark.parametrize(
+  "flags",
+  [
+    ("--layers=2", "--dropout=0.2", "--residual", "--tied"),
+    ("--dtype=bfloat16", "--remat=5", "--method=scan"),
+    ("--tokenizer=word", "--ema=0", "--accumulate=2"),
+    ("--tokenizer=byte", "--optimizer=sgd"),
+    ("--embedding_dropout=0.2", "--schedule=plateau", "--weight_decay=0.1"),
+  ],
+  ids=lambda flags: flags[0][2:],
+)
+def test_flags_go_together(tmp_path, capsys, flags):
+  if "--tied" in flags:
+    args = [f for f in TINY if "embedding" not in f]
+    assert call(language_model, f"--workdir={tmp_path}", *args, *flags) == 0
+    found = result(capsys.readouterr().out)
+  else:
+    found = train(capsys, tmp_path, *flags)
+  assert math.isfinite(found["valid_bpc"])
+
+
+def test_sentencepiece_trains(tmp_path, capsys, text_file):
+  pytest.importorskip("sentencepiece")
+  found = train(
+    capsys,
+    tmp_path,
+    f"--text_file={text_file}",
+    "--tokenizer=sentencepiece",
+    "--vocab_size=300",
+  )
+  assert math.isfinite(found["valid_bpc"])
+
+
+def test_the_same_command_twice_gives_the_same_bits(tmp_path, capsys):
+  first = train(capsys, tmp_path / "a")
+  second = train(capsys, tmp_path / "b")
+  assert first == second
+  assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_another_seed_gives_other_bits(tmp_path, capsys):
+  first = train(capsys, tmp_path / "a")
+  second = train(capsys, tmp_path / "b", "--seed=1")
+  assert first["params_sha256"] != second["params_sha256"]
+
+
+def test_a_finished_run_says_so_and_touches_nothing(tmp_path, capsys, caplog):
+  first = train(capsys, tmp_path)
+  before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.jsonl")}
+  assert train(capsys, tmp_path) == first
+  assert {f: f.stat().st_mtime_ns for f in before} == before
+
+
+def test_more_steps_go_on_from_the_last(tmp_path, capsys):
+  flags = ("--schedule=constant",)
+  whole = train(capsys, tmp_path / "whole", *flags, "--steps=12")
+  train(capsys, tmp_path / "parts", *flags, "--steps=6")
+  parts = train(capsys, tmp_path / "parts", *flags, "--steps=12")
+  assert parts == whole
+  assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_bits_a_character_do_not_depend_on_the_batch_size(tmp_path, capsys):
+  train(capsys, tmp_path)
+  config = read_config(tmp_path, "language_model", language_model.Config)
+  assert config.batch_size == 8
+  # Not an argument of the evaluation, then: its rows are.
+  assert call(evaluate, f"--workdir={tmp_path}", "--split=valid") == 0
+  found = result(capsys.readouterr().out)
+  best = min(r["valid_bpc"] for r in rows(tmp_path) if "valid_bpc" in r)
+  assert found["valid_bpc"] == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_any_number_of_devices_gives_the_same_curve(tmp_path, capsys, devices):
+  flags = ("--output_dropout=0.1", "--steps=24")
+  train(capsys, tmp_path / "1", "--devices=1", *flags)
+  train(capsys, tmp_path / "n", f"--devices={devices}", *flags)
+  for one, many in zip(rows(tmp_path / "1"), rows(tmp_path / "n"), strict=True):
+    assert one == pytest.approx(many, rel=1e-5)
+
+
+def test_generate_draws_what_was_asked_for(tmp_path, capsys):
+  train(capsys, tmp_path)
+  flags = (f"--workdir={tmp_path}", "--prompt=The", "--num_tokens=300")
+  assert call(generate, *flags) == 0
+  first = capsys.readouterr().out
+  assert first.startswith("The")
+  assert result(first)["tokens"] == 300
+  assert len("".join(first.splitlines(keepends=True)[:-1])) == 3 + 300 + 1
+  assert call(generate, *flags) == 0
+  again = capsys.readouterr().out
+  assert again.splitlines()[:-1] == first.splitlines()[:-1]
+  assert call(generate, *flags, "--num_samples=3", "--top_k=5") == 0
+  many = capsys.readouterr().out
+  assert many.count("--- sample") == 3
+  assert len(result(many)["log_probabilities"]) == 3
+
+
+def test_generate_refuses_what_it_cannot_do(tmp_path, capsys):
+  train(capsys, tmp_path)
+  here = f"--workdir={tmp_path}"
+  said = refused(capsys, 2, generate, here, "--prompt=日本")
+  assert "'日', '本'" in said
+  refused(capsys, 2, generate, here, "--prompt=")
+  refused(capsys, 2, generate, here, "--temperature=-1")
+  refused(capsys, 2, generate, here, "--top_p=0")
+  refused(capsys, 2, generate, here, "--stop=xyz")
+  refused(capsys, 4, generate, f"--workdir={tmp_path / 'nothing'}")
+  refused(capsys, 2, evaluate, here, "--split=validation")
+
+
+def test_generate_falls_back_or_says_that_no_checkpoint_is_good(
+  tmp_path, capsys
+):
+  train(capsys, tmp_path, "--checkpoint_every=3")
+  folder = tmp_path / "checkpoints"
+  steps = sorted(int(d.name) for d in folder.iterdir())
+  here = f"--workdir={tmp_path}"
+  for step in steps[1:]:
+    (folder / str(step) / "about" / "metadata").write_text("{")
+  assert call(generate, here, "--num_tokens=5") == 0
+  assert result(capsys.readouterr().out)["step"] == steps[0]
+  (folder / str(steps[0]) / "about" / "metadata").unlink()
+  refused(capsys, 4, generate, here, "--num_tokens=5")

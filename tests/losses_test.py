@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recurrent.losses import cross_entropy
+
+RNG = np.random.default_rng(0)
+
+
+def log_softmax(logits):
+  """In NumPy and float64."""
+  logits = np.asarray(logits, np.float64)
+  logits = logits - logits.max(axis=-1, keepdims=True)
+  return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def draw(batch, time, vocabulary, scale=1.0):
+  shape = batch, time, vocabulary
+  logits = scale * RNG.normal(size=shape).astype(np.float32)
+  targets = RNG.integers(0, vocabulary, shape[:2]).astype(np.int32)
+  return jnp.asarray(logits), jnp.asarray(targets)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (3, 5, 7), (2, 1, 1000)])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_it_is_minus_the_log_softmax_at_the_target(shape, scale):
+  logits, targets = draw(*shape, scale)
+  expected = -np.take_along_axis(
+    log_softmax(logits), np.asarray(targets)[..., None], axis=-1
+  )[..., 0]
+  # float32: relative to the logits for large ones, to log V for small ones.
+  np.testing.assert_allclose(
+    cross_entropy(logits, targets), expected, rtol=2e-6, atol=2e-6
+  )
+
+
+def test_equal_logits_cost_log_of_the_vocabulary():
+  loss = cross_entropy(jnp.full((1, 2, 8), 3.0), jnp.array([[0, 7]]))
+  np.testing.assert_allclose(loss, [[2.0794415, 2.0794415]], rtol=1e-6)
+
+
+def test_a_vocabulary_of_one_costs_nothing():
+  logits, targets = draw(2, 3, 1)
+  assert (cross_entropy(logits, targets) == 0).all()
+
+
+def test_a_token_that_cannot_be_costs_nothing_to_the_others():
+  logits = jnp.array([[[0.0, -jnp.inf, 0.0]]])
+  loss = cross_entropy(logits, jnp.array([[2]]))
+  np.testing.assert_allclose(loss, [[0.6931472]], rtol=1e-6)
+
+
+def test_a_target_that_cannot_be_costs_infinity():
+  logits = jnp.array([[[0.0, -jnp.inf, 0.0]]])
+  assert cross_entropy(logits, jnp.array([[1]]))[0, 0] == jnp.inf
+
+
+def test_the_gradient_is_the_softmax_less_the_target():
+  logits, targets = draw(2, 3, 5)
+  grads = jax.grad(lambda x: cross_entropy(x, targets).sum())(logits)
+  expected = np.exp(log_softmax(logits)) - np.eye(5)[np.asarray(targets)]
+  np.testing.assert_allclose(grads, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint16, jnp.int32])
+def test_targets_may_be_any_integers(dtype):
+  logits, targets = draw(2, 3, 5)
+  expected = cross_entropy(logits, targets)
+  assert (cross_entropy(logits, targets.astype(dtype)) == expected).all()
