@@ -1,5 +1,6 @@
 """Scores a trained model on a split of its data.
 
+  python -m experiments.evaluate --workdir=runs/pydoc --dynamic=3e-4
 python -m experiments.evaluate --workdir=runs/pydoc --split=test
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 from experiments import config as config_lib
 from experiments import language_model, runner
 from recurrent import sharding
+from recurrent.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +21,27 @@ class Config(config_lib.Checked):
 
   Args:
     split: train, valid or test.
+    dynamic: learn from what has been scored, with this rate (3e-4 is one to
+      begin with); 0: the parameters stay as they are.
+    dynamic_decay: part of the way back after each window.
   """
 
   split: str = "test"
+  dynamic: float = 0.0
+  dynamic_decay: float = 0.002
 
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
     "split": ("train", "valid", "test")
   }
+
+  def check(self):
+    """Raises ConfigError at the first value that cannot be meant."""
+    super().check()
+    if not self.dynamic and self.dynamic_decay != Config.dynamic_decay:
+      raise ConfigError(
+        "--dynamic_decay does nothing without --dynamic",
+        "add --dynamic=3e-4, or leave --dynamic_decay out",
+      )
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -35,9 +51,14 @@ def run(config: Config) -> dict[str, Any]:
   )
   task = language_model.make_task(trained)
   graphdef, params, step = runner.load_params(trained, task.make_model)
-  evaluate = task.make_evaluate(graphdef, sharding.make_mesh(1))
-  found = evaluate(params, config.split, lambda: False)
-  return {"step": step, "split": config.split, **(found or {})}
+  if config.dynamic:
+    found = task.evaluate_dynamically(
+      graphdef, params, config.split, config.dynamic, config.dynamic_decay
+    )
+  else:
+    evaluate = task.make_evaluate(graphdef, sharding.make_mesh(1))
+    found = evaluate(params, config.split, lambda: False) or {}
+  return {"step": step, "split": config.split, **found}
 
 
 if __name__ == "__main__":

@@ -30,12 +30,14 @@ from recurrent.data import tokenizers
 from recurrent.errors import ConfigError
 from recurrent.metrics import Mean
 from recurrent.models import LanguageModel
-from recurrent.training import loop
+from recurrent.training import dynamic, loop
 from recurrent.types import Carry, PRNGKey
 from recurrent.unroll import METHODS, resolve_method, restart
 
 NAME = "language_model"
 SAMPLE_TOKENS = 200
+DYNAMIC_WINDOW = 20  # tokens scored before they are learnt from
+DYNAMIC_STATISTICS = 400  # windows of the train split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +138,26 @@ def loss(
   batch: dict[str, jax.Array],
   key: PRNGKey | None,
 ) -> tuple[jax.Array, tuple[Carry, dict[str, Mean]]]:
-  """Mean cross-entropy of a window, in nats a token."""
-  rows = batch["resets"].shape[0]
-  carry = restart(batch["resets"], model.initial_carry(rows), carry)
-  carry, logits = model(carry, batch["inputs"], key=key)
-  nats = Mean.of(losses.cross_entropy(logits, batch["targets"]))
+  """Mean cross-entropy of a window, in nats a token.
+
+  Args:
+    model: the model.
+    carry: from the window before.
+    batch: `inputs` and `targets`, [batch, time] ids. If given: `resets`
+      [batch], True where a row begins anew; `mask` [batch, time], True where a
+      token is real; `weights` [batch, time], of the targets.
+    key: draws the dropout masks; None for evaluation.
+
+  Returns:
+    The loss, and the next carry and the mean as a metric.
+  """
+  resets = batch.get("resets")
+  if resets is not None:
+    carry = restart(resets, model.initial_carry(len(resets)), carry)
+  carry, logits = model(carry, batch["inputs"], mask=batch.get("mask"), key=key)
+  nats = Mean.of(
+    losses.cross_entropy(logits, batch["targets"]), batch.get("weights")
+  )
   return nats.total / nats.weight, (carry, {"nats": nats})
 
 
@@ -200,12 +217,18 @@ def make_task(config: Config) -> runner.Task:
 
     def evaluate(params, split, interrupted):
       nats = score(params, tokens[split], interrupted)
-      if nats is None:
-        return None
-      bits = nats / math.log(2)
-      return {f"{split}_loss": nats, f"{split}_bpc": bits * density[split]}
+      return None if nats is None else name_score(split, nats)
 
     return evaluate
+
+  def name_score(split, nats):
+    bits = nats / math.log(2)
+    return {f"{split}_loss": nats, f"{split}_bpc": bits * density[split]}
+
+  def evaluate_dynamically(graphdef, params, split, rate, decay):
+    return name_score(
+      split, score_dynamically(graphdef, params, tokens, split, rate, decay)
+    )
 
   def make_sample(graphdef):
     prompt = tokens["valid"][:64]
@@ -247,6 +270,7 @@ def make_task(config: Config) -> runner.Task:
     splits=("valid", "test"),
     data_sha256=hashlib.sha256(tokens["train"].tobytes()).hexdigest(),
     save=lambda path: tokenizer.save(path / "tokenizer.json"),
+    evaluate_dynamically=evaluate_dynamically,
   )
 
 
@@ -260,10 +284,7 @@ def make_score(
 
   @jax.jit
   def step(params, carry, window):
-    model = nnx.merge(graphdef, params)
-    carry, logits = model(carry, window["inputs"], mask=window["mask"])
-    nats = losses.cross_entropy(logits, window["targets"])
-    return carry, {"nats": Mean.of(nats, window["weights"])}
+    return loss(nnx.merge(graphdef, params), carry, window, None)[1]
 
   @jax.jit
   def start(params):
@@ -285,6 +306,38 @@ def make_score(
     return None if means is None else means["nats"].compute()
 
   return score
+
+
+def score_dynamically(
+  graphdef: nnx.GraphDef,
+  params: Any,
+  tokens: dict[str, np.ndarray],
+  split: str,
+  learning_rate: float,
+  decay: float,
+) -> float:
+  """Nats a token of a split that the model learns from as it goes along."""
+
+  def stream(tokens):
+    windows = data.EvalStreams(tokens, rows=1, seq_len=DYNAMIC_WINDOW)
+    return {
+      key: jnp.stack([window[key] for window in windows]) for key in windows[0]
+    }
+
+  carry = nnx.merge(graphdef, params).initial_carry(1)
+  last = tokens["train"][-DYNAMIC_WINDOW * DYNAMIC_STATISTICS - 1 :]
+  rms = dynamic.gradient_rms(graphdef, loss, params, carry, stream(last))
+  found = dynamic.score(
+    graphdef,
+    loss,
+    params,
+    carry,
+    stream(tokens[split]),
+    rms,
+    learning_rate,
+    decay,
+  )
+  return found["nats"].compute()
 
 
 def read(workdir: str | Path) -> tuple[Config, tokenizers.Tokenizer]:

@@ -62,6 +62,9 @@ class Task(NamedTuple):
     splits: splits of the final result.
     data_sha256: of the training data: other data, another run.
     save: saves what belongs to the data, such as a tokenizer, in the workdir.
+    evaluate_dynamically: `(graphdef, params, split, learning_rate, decay) ->
+      metrics`, learning from what has been scored; None where that is not
+      meant.
   """
 
   name: str
@@ -81,6 +84,7 @@ class Task(NamedTuple):
   splits: tuple[str, ...]
   data_sha256: str
   save: Callable[[Path], None]
+  evaluate_dynamically: Callable[..., dict[str, float]] | None = None
 
 
 def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
@@ -104,16 +108,6 @@ def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
     print(json.dumps(result), flush=True)
 
 
-def start_processes(config: config_lib.RunConfig) -> None:
-  """Joins the other processes of the run, if there are any."""
-  if config.coordinator == "auto":
-    jax.distributed.initialize()
-  elif config.coordinator:
-    jax.distributed.initialize(
-      config.coordinator, config.processes, config.process
-    )
-
-
 def train(
   config: TrainConfig, make_task: Callable[[Any], Task]
 ) -> dict[str, Any]:
@@ -126,6 +120,7 @@ def train(
   Returns:
     The final metrics, as in the last line of stdout.
   """
+  _join_processes(config)
   with Preemption() as preemption:
     mesh = sharding.make_mesh(config.devices)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
@@ -156,6 +151,16 @@ def train(
       if jax.process_index() == 0:
         _conclude(config, workdir, result)
       return result
+
+
+def _join_processes(config):
+  """Joins the other processes of the run, if there are any."""
+  if config.coordinator == "auto":
+    jax.distributed.initialize()
+  elif config.coordinator:
+    jax.distributed.initialize(
+      config.coordinator, config.processes, config.process
+    )
 
 
 def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):

@@ -29,11 +29,8 @@ CANDIDATES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def lenient_promotion():
-  # optax's bias corrections raise Python floats to integer counts.
-  with jax.numpy_dtype_promotion("standard"):
-    yield
+# optax's bias corrections raise Python floats to integer counts.
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def random_grads(count, seed=0):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 
 from recurrent.errors import DivergedError, Preempted
 from recurrent.metrics import Mean
@@ -153,7 +152,7 @@ def fit(
       # The sums leave the state, so the next step does not donate them and
       # they can be read when they are ready.
       row = _Row(step, state.metrics, in_flight[-1])
-      state = state._replace(metrics=jax.tree.map(_zero_like, state.metrics))
+      state = state._replace(metrics=_zeros(state.metrics))
       outcome.logged_step = step
     interrupted = False
     if (
@@ -241,8 +240,10 @@ def _due(step: int, every: int, steps: int) -> bool:
   return step > 0 and (step % every == 0 or step == steps)
 
 
-def _zero_like(array: jax.Array) -> jax.Array:
-  return jax.device_put(jnp.zeros((), array.dtype), array.sharding)
+@jax.jit
+def _zeros(metrics: dict[str, Mean]) -> dict[str, Mean]:
+  # A product, for that keeps the sharding over processes; sums are finite.
+  return jax.tree.map(lambda x: x * 0, metrics)
 
 
 def _refuse_divergence(row: _Row, loss: float, first_loss: float) -> None:

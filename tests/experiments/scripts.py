@@ -5,8 +5,6 @@ import subprocess
 import sys
 from unittest import mock
 
-import pytest
-
 from experiments import runner
 
 TINY = (
@@ -52,9 +50,9 @@ def refused(capsys, code, module, *flags):
 
 
 def start(name, *flags, **popen):
-  """Starts `python -m experiments.NAME` as a process of its own."""
+  """Starts `python -m NAME` as a process of its own."""
   return subprocess.Popen(
-    [sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
+    [sys.executable, "-m", name, *map(str, flags)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -71,6 +69,3 @@ def rows(workdir):
   """All rows of a run's metrics.jsonl."""
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]
-
-
-needs_text_extra = pytest.importorskip

@@ -1,0 +1,87 @@
+"""Runs an experiment as several processes of this machine.
+
+  python -m launch.local --processes=2 -- experiments.language_model \
+      --workdir=runs/pydoc
+
+Each process gets the same flags, and who it is. A SIGTERM or SIGINT goes to
+all; the exit code is the first that is not zero.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from absl import app, flags
+
+PROCESSES = flags.DEFINE_integer(
+  "processes", 2, "how many processes", lower_bound=1
+)
+PORT = flags.DEFINE_integer("port", 0, "of process 0; 0: one that is free")
+
+
+def commands(arguments: list[str], processes: int, port: int) -> list[list]:
+  """The command line of each process.
+
+  Args:
+    arguments: module of the experiment, and its flags.
+    processes: how many.
+    port: where process 0 listens.
+
+  Returns:
+    One list of arguments a process.
+  """
+  module, *rest = arguments
+  return [
+    [
+      sys.executable,
+      "-m",
+      module,
+      *rest,
+      f"--coordinator=127.0.0.1:{port}",
+      f"--processes={processes}",
+      f"--process={number}",
+    ]
+    for number in range(processes)
+  ]
+
+
+def main(argv: list[str]) -> int:
+  """Starts the processes and waits for them."""
+  arguments = argv[1:]
+  if not arguments:
+    print(
+      "no experiment to run\nname one after --, as in:"
+      " -- experiments.language_model --workdir=DIR",
+      file=sys.stderr,
+    )
+    return 2
+  # Where the CPU is the device, a process is one, not one a core.
+  environment = {"JAX_NUM_CPU_DEVICES": "1", **os.environ}
+  running = [
+    subprocess.Popen(command, env=environment)
+    for command in commands(
+      arguments, PROCESSES.value, PORT.value or _free_port()
+    )
+  ]
+
+  def forward(number, frame):
+    del frame
+    for process in running:
+      process.send_signal(number)
+
+  signal.signal(signal.SIGTERM, forward)
+  signal.signal(signal.SIGINT, forward)
+  codes = [process.wait() for process in running]
+  return next((code for code in codes if code), 0)
+
+
+def _free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,112 @@
+"""Dynamic evaluation: scoring a stream while learning from what was scored.
+
+Each window is scored first and learnt from afterwards, so every token is
+still predicted from those before it only.
+
+Reference:
+  Krause, Kahembwe, Murray & Renals, "Dynamic evaluation of neural sequence
+  models", 2018. They divide a gradient by its root mean square over the
+  training data; here by the geometric mean of that and of its average over
+  all parameters, which did better: docs/results.md.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from recurrent.metrics import Mean
+from recurrent.training.step import Loss
+from recurrent.types import Carry, PyTree
+
+_EPSILON = 0.1  # of the average: what keeps rarely used parameters in place
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gradient_rms(
+  graphdef: nnx.GraphDef,
+  loss: Loss,
+  params: PyTree,
+  carry: Carry,
+  windows: PyTree,
+) -> PyTree:
+  """Root mean square of the gradient of each parameter over a stream.
+
+  Args:
+    graphdef: of the model.
+    loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
+    params: of the model.
+    carry: to begin with.
+    windows: batches stacked along a new first axis.
+
+  Returns:
+    A tree like `params`.
+  """
+
+  def tick(state, window):
+    carry, squares = state
+    grads, carry, _ = _gradient(graphdef, loss, params, carry, window)
+    return (carry, jax.tree.map(lambda s, g: s + g * g, squares, grads)), None
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  (_, squares), _ = jax.lax.scan(tick, (carry, zeros), windows)
+  count = len(jax.tree.leaves(windows)[0])
+  return jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def score(
+  graphdef: nnx.GraphDef,
+  loss: Loss,
+  params: PyTree,
+  carry: Carry,
+  windows: PyTree,
+  rms: PyTree,
+  learning_rate: float,
+  decay: float,
+) -> dict[str, Mean]:
+  """Scores a stream, stepping down the gradient of each window after it.
+
+  Args:
+    graphdef: of the model.
+    loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
+    params: of the model; they are where each decay goes back to.
+    carry: to begin with.
+    windows: batches stacked along a new first axis.
+    rms: from `gradient_rms`.
+    learning_rate: step along the scaled gradient.
+    decay: part of the way back to `params` after each window, for a parameter
+      of average `rms`; proportional to it for the others, at most a third.
+
+  Returns:
+    The metrics of the loss, merged over all windows.
+  """
+  leaves = jax.tree.leaves(rms)
+  mean = sum(r.sum() for r in leaves) / sum(r.size for r in leaves)
+  scale = jax.tree.map(
+    lambda r: jax.lax.rsqrt(mean * (r + _EPSILON * mean)), rms
+  )
+  back = jax.tree.map(lambda r: jnp.minimum(decay * r / mean, 1 / 3), rms)
+
+  def learn(now, grad, first, scale, back):
+    return now - learning_rate * scale * grad + back * (first - now)
+
+  def tick(state, window):
+    now, carry = state
+    grads, carry, metrics = _gradient(graphdef, loss, now, carry, window)
+    now = jax.tree.map(learn, now, grads, params, scale, back)
+    return (now, carry), metrics
+
+  _, metrics = jax.lax.scan(tick, (params, carry), windows)
+  return jax.tree.map(lambda x: x.sum(), metrics)
+
+
+def _gradient(graphdef, loss, params, carry, window):
+  """Gradient of one window, the carry after it, and its metrics."""
+
+  def objective(params):
+    return loss(nnx.merge(graphdef, params), carry, window, None)
+
+  grads, (carry, metrics) = jax.grad(objective, has_aux=True)(params)
+  return grads, jax.lax.stop_gradient(carry), metrics

@@ -1,0 +1,186 @@
+"""What the laws are tried on: drawn arrays, and all that comes out of them.
+
+Hypothesis draws flags and seeds; shapes come from a short list and every
+function is compiled once per cell and method, so an example costs no compile.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from recurrent import unroll
+from recurrent.cells import GatedCell
+
+# Batch, time, in_features. The first is ragged in every way, the second is
+# the least that still has a time.
+SHAPES = ((3, 7, 2), (1, 4, 3))
+
+# The laws are about values: LLVM at level 0 compiles in half the time.
+jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+# The fixture `x64` needs no renewal from example to example. Cases are small
+# as they are, and made of seeds: there is little to shrink or to explain.
+law = settings(
+  max_examples=12,
+  deadline=None,
+  derandomize=True,
+  database=None,
+  phases=[Phase.explicit, Phase.generate],
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+class Case(NamedTuple):
+  """Arguments of `unroll`, and the weights of the loss on what it returns."""
+
+  params: Any
+  carry: Any
+  inputs: Any
+  mask: Any
+  resets: Any
+  weights: Any
+
+
+class Results(NamedTuple):
+  """What `unroll` returns, and the gradients of the loss."""
+
+  outputs: Any
+  carry: Any
+  d_params: Any
+  d_carry: Any
+  d_inputs: Any
+
+
+def methods(cell):
+  """The methods, other than "auto", that must run this cell."""
+  return ("scan", "fused") if isinstance(cell, GatedCell) else ("scan",)
+
+
+@functools.lru_cache
+def drawn_by_init(cell, in_features):
+  """The parameters as `init` draws them, and an empty carry, in NumPy."""
+  params = cell.init(jax.random.key(0), in_features)
+  return jax.tree.map(np.asarray, (params, cell.initial_carry(params, ())))
+
+
+@st.composite
+def flags(draw, batch, time):
+  """A mask [batch, time]: full rows, padded ones, ones with holes, none."""
+  holes = draw(npst.arrays(bool, (batch, time)))
+  lengths = draw(st.lists(st.integers(0, time), min_size=batch, max_size=batch))
+  padded = np.arange(time) < np.array(lengths)[:, None]
+  return draw(st.sampled_from([holes, padded, holes & padded]))
+
+
+@st.composite
+def cases(draw, cell, shapes=SHAPES, dtype=np.float64):
+  """A `Case`: parameters near `init`'s, but no bias of them zero."""
+  batch, time, in_features = draw(st.sampled_from(shapes))
+  random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+  normal = lambda *shape: random.normal(size=shape).astype(dtype)
+  params, start = drawn_by_init(cell, in_features)
+  return Case(
+    params=jax.tree.map(lambda x: x + 0.3 * normal(*x.shape), params),
+    carry=jax.tree.map(lambda x: 0.5 * normal(batch, *x.shape), start),
+    inputs=normal(batch, time, in_features),
+    mask=draw(flags(batch, time)),
+    resets=draw(npst.arrays(bool, (batch, time))),
+    weights=(
+      normal(batch, time, cell.features),
+      jax.tree.map(lambda x: normal(batch, *x.shape), start),
+    ),
+  )
+
+
+def loss(case, cell, **how):
+  """A random linear function of outputs and carry, so every cotangent is 1-ish.
+
+  Returns:
+    The loss, and `(outputs, carry)`.
+  """
+  carry, outputs = unroll(
+    cell,
+    case.params,
+    case.carry,
+    case.inputs,
+    mask=case.mask,
+    resets=case.resets,
+    **how,
+  )
+  # As leaves, since the weights' tree may be another's: they know no dtype.
+  leaves = zip(
+    jax.tree.leaves((outputs, carry)),
+    jax.tree.leaves(case.weights),
+    strict=True,
+  )
+  total = sum(jnp.sum(x.astype(w.dtype) * w) for x, w in leaves)
+  return total, (outputs, carry)
+
+
+def results(case, cell, **how):
+  """Both passes."""
+
+  def given(params, carry, inputs):
+    here = case._replace(params=params, carry=carry, inputs=inputs)
+    return loss(here, cell, **how)
+
+  (_, out), gradients = jax.value_and_grad(
+    given, argnums=(0, 1, 2), has_aux=True
+  )(case.params, case.carry, case.inputs)
+  return Results(*out, *gradients)
+
+
+@functools.lru_cache
+def everything(cell, **how):
+  """The function from a `Case` to `Results` under these options."""
+  return jit(functools.partial(results, cell=cell, **how))
+
+
+@functools.lru_cache
+def ensemble(cell, **how):
+  """The same with one more axis on every array, the parameters' too."""
+  return jit(jax.vmap(functools.partial(results, cell=cell, **how)))
+
+
+@functools.lru_cache
+def forward(cell, **how):
+  """The function from a `Case` to `(outputs, carry)`: quicker to compile."""
+  return jit(lambda case: loss(case, cell, **how)[1])
+
+
+def error(got, want):
+  """The relative norm of the difference; a norm below 1e-3 counts as that."""
+  got, want = (np.asarray(x, np.float64) for x in (got, want))
+  assert got.shape == want.shape
+  assert np.isfinite(want).all()
+  return np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-3)
+
+
+def assert_close(got, want, tolerance):
+  """Every leaf within the tolerance, as `error` has it."""
+
+  def check(path, got, want):
+    far = error(got, want)
+    assert far <= tolerance, f"{jax.tree_util.keystr(path)}: {far:.1e}"
+
+  jax.tree_util.tree_map_with_path(check, got, want)
+
+
+def assert_same_bits(got, want):
+  """Every leaf equal to the last bit, the sign of zero and NaNs included."""
+
+  def check(path, got, want):
+    got, want = np.asarray(got), np.asarray(want)
+    same = (got.dtype, got.shape) == (want.dtype, want.shape)
+    same = same and got.tobytes() == want.tobytes()
+    assert same, f"{jax.tree_util.keystr(path)}: {got} is not {want}"
+
+  jax.tree_util.tree_map_with_path(check, got, want)

@@ -1,0 +1,468 @@
+"""The laws of a cell, over the table: a new row gets all of them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+from recurrent import METHODS, unroll
+from recurrent.cells import CELLS, GatedCell
+from recurrent.cells.base import cast
+from tests.cells.cases import (
+  Case,
+  assert_close,
+  assert_same_bits,
+  cases,
+  ensemble,
+  everything,
+  forward,
+  jit,
+  law,
+  loss,
+  methods,
+)
+
+FEATURES = 4
+MIDDLE = ((3, 7, 2),)
+SMALL = ((3, 4, 2),)
+
+each_cell = pytest.mark.parametrize("name", CELLS)
+each_way = pytest.mark.parametrize(
+  ("name", "method"), [(n, m) for n in CELLS for m in methods(CELLS[n](1))]
+)
+both_directions = pytest.mark.parametrize(
+  "reverse", [False, True], ids=["forward", "reverse"]
+)
+
+
+def test_the_laws_try_every_method():
+  assert set(METHODS) == {"auto", "scan", "fused"}
+
+
+# One definition, many executors.
+
+
+@each_cell
+@both_directions
+@pytest.mark.usefixtures("x64")
+@law
+@given(data=st.data())
+def test_every_executor_gives_what_the_plain_scan_gives(name, reverse, data):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell))
+  want = everything(cell, method="scan", reverse=reverse)(case)
+  # Neither 7 nor 4 is a multiple of 3. The sums run in another order: a few
+  # hundred roundings of 1e-16.
+  for how in (
+    *({"method": method} for method in methods(cell)[1:]),
+    {"method": "auto", "remat": 3},
+  ):
+    got = everything(cell, reverse=reverse, **how)(case)
+    assert_close(got, want, 1e-12)
+
+
+@each_cell
+@law
+@given(data=st.data(), scale=st.sampled_from([1, 1, 1e4]))
+def test_the_executors_agree_in_float32_saturated_or_not(name, data, scale):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, MIDDLE, dtype=np.float32))
+  case = case._replace(inputs=case.inputs * np.float32(scale))
+  want = everything(cell, method="scan")(case)
+  for method in methods(cell)[1:]:
+    # float32 rounds at 6e-8; a product of 7 Jacobians makes 100 of it.
+    assert_close(everything(cell, method=method)(case), want, 1e-5)
+
+
+@each_way
+@settings(law, max_examples=4)
+@given(data=st.data())
+def test_long_bfloat16_gradients_are_near_those_of_float32(name, method, data):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, ((1, 512, 2),), dtype=np.float32))
+  # Contractive, since chaos would amplify every rounding. Inputs and weights
+  # around one, so that sums over time do not cancel.
+  params = cell.init(jax.random.key(1), 2)
+  case = case._replace(
+    params=jax.tree.map(lambda x: x / 2, params),
+    inputs=1 + case.inputs / 10,
+    mask=None,
+    resets=None,
+    weights=jax.tree.map(np.ones_like, case.weights),
+  )
+  want = everything(cell, method=method)(case)
+  case = case._replace(inputs=jnp.asarray(case.inputs, jnp.bfloat16))
+  for remat in (None, 2):
+    got = everything(cell, method=method, remat=remat)(case)
+    assert_close(got.outputs, want.outputs, 2e-2)
+    # bfloat16 rounds at 4e-3; a sum over time that is kept in it stops at
+    # some 256 addends, and is wrong by 0.1 to 0.4 here.
+    assert_close(got.d_params, want.d_params, 3e-2)
+
+
+@each_way
+@pytest.mark.usefixtures("x64")
+@law
+@given(data=st.data())
+def test_no_flags_are_flags_that_do_nothing(name, method, data):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL))
+  run = everything(cell, method=method)
+  plain = case._replace(mask=None, resets=None)
+  idle = case._replace(
+    mask=np.ones_like(case.mask), resets=np.zeros_like(case.resets)
+  )
+  assert_close(run(plain), run(idle), 1e-13)
+
+
+@each_way
+@pytest.mark.usefixtures("x64")
+@settings(law, max_examples=4)
+@given(data=st.data())
+def test_vmap_is_a_loop(name, method, data):
+  cell = CELLS[name](FEATURES)
+  pair = [data.draw(cases(cell, SMALL)) for _ in range(2)]
+  stack = lambda *cases: jax.tree.map(lambda *x: np.stack(x), *cases)
+  got = ensemble(cell, method=method)(stack(*pair))
+  want = stack(*map(everything(cell, method=method), pair))
+  assert_close(got, want, 1e-12)
+
+
+# Gradients.
+
+
+@functools.lru_cache
+def losses(cell):
+  """The loss at many points, each (params, carry, inputs) as one vector."""
+
+  def one(point, case):
+    unravel = ravel_pytree((case.params, case.carry, case.inputs))[1]
+    params, carry, inputs = unravel(point)
+    case = case._replace(params=params, carry=carry, inputs=inputs)
+    return loss(case, cell, method="scan")[0]
+
+  return jit(jax.vmap(one, in_axes=(0, None)))
+
+
+@each_cell
+@pytest.mark.usefixtures("x64")
+@settings(law, max_examples=5)
+@given(data=st.data())
+def test_every_gradient_is_the_finite_difference(name, data):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL))
+  point = ravel_pytree((case.params, case.carry, case.inputs))[0]
+  step = 1e-5 * jnp.eye(len(point))
+  point = jnp.broadcast_to(point, step.shape)
+  high, low = (losses(cell)(x, case) for x in (point + step, point - step))
+  gradients = everything(cell, method="auto")(case)[2:]
+  got = ravel_pytree(gradients)[0]
+  # step**2 times a third derivative, and 1e-16 / step: both near 1e-10.
+  assert_close(got, (high - low) / 2e-5, 1e-8)
+
+
+# Masks.
+
+GARBAGE = (np.nan, np.inf, -np.inf, 1e38, -0.0, 1.0)
+
+
+@each_way
+@both_directions
+@law
+@given(data=st.data(), garbage=st.tuples(*[st.sampled_from(GARBAGE)] * 2))
+def test_what_stands_at_masked_ticks_changes_no_bit(
+  name, method, reverse, data, garbage
+):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, MIDDLE, dtype=np.float32))
+  run = everything(cell, method=method, reverse=reverse)
+  want = run(case)
+  inputs = case.inputs.copy()
+  inputs[~case.mask] = np.array(garbage)
+  got = run(case._replace(inputs=inputs, resets=case.resets ^ ~case.mask))
+  assert_same_bits(got, want)
+  assert not np.asarray(got.outputs)[~case.mask].any()
+  assert not np.asarray(got.d_inputs)[~case.mask].any()
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(got))
+
+
+@each_way
+@law
+@given(data=st.data(), row=st.integers(0, 2), given_carry=st.booleans())
+def test_a_row_without_a_real_tick_keeps_its_carry(
+  name, method, data, row, given_carry
+):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, MIDDLE, dtype=np.float32))
+  case.mask[row] = False
+  if not given_carry:
+    start = cell.initial_carry(case.params, (len(case.mask),))
+    case = case._replace(carry=start)
+  results = everything(cell, method=method)(case)
+  at_row = functools.partial(jax.tree.map, lambda x: np.asarray(x)[row])
+  assert_same_bits(at_row(results.carry), at_row(case.carry))
+  assert_same_bits(at_row(results.d_carry), at_row(case.weights[1]))
+  assert not np.asarray(results.outputs)[row].any()
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
+
+
+# Time.
+
+
+@each_cell
+@both_directions
+@pytest.mark.usefixtures("x64")
+@law
+@given(data=st.data())
+def test_two_parts_are_the_whole(name, reverse, data):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL))
+  run = forward(cell, reverse=reverse)
+  outputs, carry = run(case)
+  for cut in range(1, outputs.shape[1]):
+    parts = [over_time(case, slice(cut)), over_time(case, slice(cut, None))]
+    if reverse:
+      parts.reverse()
+    first, between = run(parts[0])
+    second, last = run(parts[1]._replace(carry=between))
+    both = [second, first] if reverse else [first, second]
+    assert_close((jnp.concatenate(both, 1), last), (outputs, carry), 1e-12)
+
+
+@each_cell
+@both_directions
+@pytest.mark.usefixtures("x64")
+@law
+@given(data=st.data())
+def test_a_reset_is_a_fresh_start(name, reverse, data):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL))
+  run = forward(cell, reverse=reverse)
+  start, after = (1, slice(2)) if reverse else (2, slice(2, None))
+  case.mask[:, start] = case.resets[:, start] = True
+  # A carry of garbage: nothing of it may come through.
+  case = case._replace(carry=jax.tree.map(lambda x: x * np.nan, case.carry))
+  outputs, carry = run(case)
+  fresh = over_time(case._replace(carry=None), after)
+  fresh.resets[:, start - (after.start or 0)] = False
+  assert_close((outputs[:, after], carry), run(fresh), 1e-12)
+
+
+@each_cell
+@pytest.mark.usefixtures("x64")
+@law
+@given(data=st.data())
+def test_reverse_is_flip_run_flip(name, data):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL))
+  outputs, carry = forward(cell, reverse=False)(
+    over_time(case, slice(None, None, -1))
+  )
+  got = forward(cell, reverse=True)(case)
+  assert_close(got, (outputs[:, ::-1], carry), 1e-12)
+
+
+@functools.lru_cache
+def jacobian(cell, **how):
+  outputs = lambda inputs, case: loss(
+    case._replace(inputs=inputs), cell, **how
+  )[1][0]
+  return jit(jax.jacrev(outputs))
+
+
+@each_way
+@both_directions
+@law
+@given(data=st.data())
+def test_an_output_depends_on_its_own_row_and_past_since_the_reset(
+  name, method, reverse, data
+):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL, dtype=np.float32))
+  # [batch, time, batch, time], over the units and input features.
+  blocks = jacobian(cell, method=method, reverse=reverse)(case.inputs, case)
+  depends = np.asarray(blocks != 0).any(axis=(2, 5))
+  batch, time = case.mask.shape
+  order = range(time)[:: -1 if reverse else 1]
+  may = np.zeros_like(depends)
+  for row in range(batch):
+    past = []
+    for t in (t for t in order if case.mask[row, t]):
+      past = [t] if case.resets[row, t] else [*past, t]
+      may[row, t, row, past] = True
+  assert not depends[~may].any()
+  if method == "scan" and name != "rnn_relu":  # whose units may all be off
+    assert depends[may].all()
+
+
+# The batch.
+
+
+@each_cell
+@pytest.mark.usefixtures("x64")
+@law
+@given(data=st.data(), order=st.permutations(range(3)))
+def test_rows_in_another_order_come_out_in_that_order(name, data, order):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL))
+  in_order = functools.partial(jax.tree.map, lambda x: x[np.array(order)])
+  run = forward(cell)
+  got = run(Case(case.params, *in_order(case[1:])))
+  assert_close(got, in_order(run(case)), 1e-12)
+
+
+@each_cell
+@pytest.mark.usefixtures("x64")
+@settings(law, max_examples=3)
+@given(data=st.data())
+def test_the_parts_of_a_step_take_any_batch_axes(name, data):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, ((6, 1, 2),)))
+  params = jax.tree.map(jnp.asarray, case.params)
+  carry, inputs = jax.tree.map(jnp.asarray, (case.carry, case.inputs[:, 0]))
+  parts = {
+    "project": (lambda carry, inputs: cell.project(params, inputs)),
+    "step": (
+      lambda carry, inputs: cell.step(
+        params, carry, cell.project(params, inputs)
+      )
+    ),
+  }
+  if isinstance(cell, GatedCell):
+    parts["recur"] = lambda carry, inputs: cell.recur(params, carry)
+  for part in parts.values():
+    row_by_row = jax.vmap(part)(carry, inputs)
+    for axes in ((6,), (2, 3), (1, 3, 2)):
+      shaped, flat = (
+        functools.partial(
+          jax.tree.map,
+          lambda x, lead=lead, count=count: x.reshape(*lead, *x.shape[count:]),
+        )
+        for lead, count in ((axes, 1), ((6,), len(axes)))
+      )
+      got = part(shaped(carry), shaped(inputs))
+      assert_close(flat(got), row_by_row, 1e-13)
+
+
+# The carry.
+
+
+@each_cell
+@law
+@given(data=st.data())
+def test_no_carry_is_the_initial_carry(name, data):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL, dtype=np.float32))
+  start = cell.initial_carry(case.params, (len(case.mask),))
+  run = forward(cell)
+  got = run(case._replace(carry=None))
+  assert_same_bits(got, run(case._replace(carry=start)))
+
+
+def avals(tree):
+  return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+@each_cell
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("wide", [np.float32, np.float64])
+@pytest.mark.parametrize(
+  "compute", [jnp.bfloat16, jnp.float16, np.float32, np.float64]
+)
+def test_the_carry_is_a_fixed_point_of_the_step(name, wide, compute):
+  cell = CELLS[name](FEATURES)
+  for axes in ((), (2,), (2, 3)):
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 5))
+    params = jax.eval_shape(lambda p: cast(p, wide), params)
+    carry = jax.eval_shape(lambda p, a=axes: cell.initial_carry(p, a), params)
+    inputs = jax.ShapeDtypeStruct((*axes, 5), compute)
+
+    def step(params, carry, inputs):
+      params = cast(params, inputs.dtype)
+      return cell.step(params, carry, cell.project(params, inputs))
+
+    stepped, outputs = jax.eval_shape(step, params, carry, inputs)
+    assert type(stepped) is type(carry)
+    assert avals(stepped) == avals(carry)
+    assert avals(outputs) == ((*axes, FEATURES), compute)
+    # The carry is as wide as the parameters, never as narrow as the inputs.
+    for leaf in jax.tree.leaves(carry):
+      assert leaf.dtype == wide
+      assert leaf.shape[: len(axes)] == axes
+
+
+@each_way
+@pytest.mark.parametrize("compute", [jnp.bfloat16, jnp.float16, np.float32])
+def test_a_sequence_keeps_the_dtypes(name, method, compute):
+  cell = CELLS[name](FEATURES)
+  params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 5))
+  carry = jax.eval_shape(lambda p: cell.initial_carry(p, (2,)), params)
+  inputs = jax.ShapeDtypeStruct((2, 3, 5), compute)
+  flag = jax.ShapeDtypeStruct((2, 3), bool)
+  weights = (jax.ShapeDtypeStruct((2, 3, FEATURES), np.float32), carry)
+  case = Case(params, carry, inputs, flag, flag, weights)
+  results = jax.eval_shape(everything(cell, method=method), case)
+  assert avals(results.outputs) == ((2, 3, FEATURES), compute)
+  for got, want in (
+    (results.carry, carry),
+    (results.d_params, params),
+    (results.d_carry, carry),
+    (results.d_inputs, inputs),
+  ):
+    assert avals(got) == avals(want)
+
+
+# The value.
+
+
+@each_cell
+def test_a_cell_is_a_value(name):
+  one, two, wider = (CELLS[name](features) for features in (3, 3, 5))
+  assert one == two and hash(one) == hash(two) and repr(one) == repr(two)
+  assert one != wider and repr(one) != repr(wider)
+  assert one.features == 3
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    one.features = 4
+
+
+def test_no_two_rows_of_the_table_are_the_same_cell():
+  cells = [build(3) for build in CELLS.values()]
+  assert len(set(cells)) == len({repr(cell) for cell in cells}) == len(CELLS)
+
+
+@each_cell
+@pytest.mark.parametrize("wrong", [0, -1, 2.0, "3", None])
+def test_a_width_that_is_none_is_refused(name, wrong):
+  with pytest.raises(ValueError, match="features must be .*, got"):
+    CELLS[name](wrong)
+
+
+@each_cell
+def test_two_calls_with_equal_cells_make_one_trace(name):
+  traces = []
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def run(cell, params, inputs):
+    traces.append(cell)
+    return unroll(cell, params, None, inputs)
+
+  params = CELLS[name](FEATURES).init(jax.random.key(0), 2)
+  for _ in range(2):
+    run(CELLS[name](FEATURES), params, np.ones((1, 2, 2), np.float32))
+  assert len(traces) == 1
+
+
+def over_time(case, at):
+  """The case with its time axis cut."""
+  return case._replace(
+    inputs=case.inputs[:, at],
+    mask=case.mask[:, at],
+    resets=case.resets[:, at].copy(),
+    weights=(case.weights[0][:, at], case.weights[1]),
+  )

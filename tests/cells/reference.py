@@ -1,0 +1,108 @@
+"""The cells' formulas as the papers print them, in NumPy float64.
+
+One matrix a gate, rows times columns, one sequence and one unit at a time.
+Slow, and with nothing in common with the code under test: a mask is an `if`.
+"""
+
+import numpy as np
+
+
+def sigmoid(x):
+  return 1 / (1 + np.exp(-x))
+
+
+def relu(x):
+  return np.maximum(x, 0)
+
+
+def affine(matrix, vector, bias):
+  """The product plus the bias, unit by unit."""
+  out = np.empty(len(bias))
+  for unit, row in enumerate(matrix):
+    out[unit] = bias[unit]
+    for weight, value in zip(row, vector, strict=True):
+      out[unit] += weight * value
+  return out
+
+
+def gate(weights, x, h):
+  """W x + U h + b."""
+  w, u, b = weights
+  return affine(w, x, np.zeros(len(b))) + affine(u, h, b)
+
+
+def rnn(activation, weights, carry, x):
+  """Elman (1990): h' = activation(W x + U h + b)."""
+  (h,) = carry
+  h = activation(gate(weights, x, h))
+  return (h,), h
+
+
+def lstm(weights, carry, x):
+  """Hochreiter & Schmidhuber (1997), forget gate of Gers et al. (2000)."""
+  h, c = carry
+  i = sigmoid(gate(weights["i"], x, h))
+  f = sigmoid(gate(weights["f"], x, h))
+  g = np.tanh(gate(weights["g"], x, h))
+  o = sigmoid(gate(weights["o"], x, h))
+  c = f * c + i * g
+  h = o * np.tanh(c)
+  return (h, c), h
+
+
+def gru(weights, inner_bias, carry, x, *, reset_before):
+  """Cho et al. (2014), the reset before the product or after it."""
+  (h,) = carry
+  r = sigmoid(gate(weights["r"], x, h))
+  z = sigmoid(gate(weights["z"], x, h))
+  w, u, b = weights["n"]
+  if reset_before:
+    inner = affine(u, r * h, inner_bias)
+  else:
+    inner = r * affine(u, h, inner_bias)
+  n = np.tanh(affine(w, x, b) + inner)
+  h = (1 - z) * n + z * h
+  return (h,), h
+
+
+def unroll(tick, carry, initial, inputs, mask, resets, reverse):
+  """A cell over time, as a reader of the docstring would write it.
+
+  Args:
+    tick: (carry, x) -> (carry, output), all of one row.
+    carry: tuple of arrays [batch, H].
+    initial: tuple of arrays [batch, H].
+    inputs: [batch, time, D].
+    mask: [batch, time] bool.
+    resets: [batch, time] bool.
+    reverse: from the last tick to the first.
+
+  Returns:
+    outputs [batch, time, H], and the carry as a tuple of arrays.
+  """
+  batch, time = mask.shape
+  outputs = np.zeros((batch, time, carry[0].shape[-1]))
+  carry = [np.array(part) for part in carry]
+  for row in range(batch):
+    now = tuple(part[row] for part in carry)
+    for t in reversed(range(time)) if reverse else range(time):
+      if not mask[row, t]:
+        continue
+      if resets[row, t]:
+        now = tuple(part[row] for part in initial)
+      now, outputs[row, t] = tick(now, inputs[row, t])
+    for part, value in zip(carry, now, strict=True):
+      part[row] = value
+  return outputs, tuple(carry)
+
+
+def split(kernel, recurrent, bias, names):
+  """Packed [.., G*H] arrays as {gate: (W [H, D], U [H, H], b [H])}."""
+  width = len(bias) // len(names)
+  columns = {
+    name: slice(k * width, (k + 1) * width) for k, name in enumerate(names)
+  }
+  return {
+    name: (kernel[:, at].T, recurrent[:, at].T, bias[at])
+    for name, at in columns.items()
+  }

@@ -1,0 +1,325 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from recurrent import cells, losses
+from recurrent.models import LanguageModel
+
+V, H, E = 7, 4, 3
+# Of the generators of keys, "rbg" is the one that compiles fastest.
+KEY, OTHER_KEY = (jax.random.key(seed, impl="rbg") for seed in (0, 1))
+RNG = np.random.default_rng(0)
+# The cell knows nothing of the embedding: one is enough for the tied model.
+CELL_AND_TIED = [*((cell, False) for cell in cells.CELLS), ("lstm", True)]
+TOKENS = RNG.integers(0, V, (2, 6)).astype(np.int32)
+
+
+def make(seed=0, vocab_size=V, **kwargs):
+  """Two small layers."""
+  chosen = {"layers": 2, "features": H, "embedding_features": E, **kwargs}
+  rngs = nnx.Rngs(jax.random.key(seed, impl="rbg"))
+  return LanguageModel(vocab_size, rngs=rngs, **chosen)
+
+
+@jax.jit(static_argnums=0)
+def apply(graphdef, params, carry, tokens, kwargs):
+  return nnx.merge(graphdef, params)(carry, tokens, **kwargs)
+
+
+def run(model, tokens=TOKENS, carry=None, **kwargs):
+  """`model(carry, tokens)`, compiled as training does it."""
+  return apply(*nnx.split(model), carry, tokens, kwargs)
+
+
+def leaves(model):
+  return jax.tree.leaves(nnx.split(model)[1])
+
+
+def assert_close(got, expected):
+  # float32, the same sums in another order, over a few ticks.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6),
+    got,
+    expected,
+  )
+
+
+# What it computes.
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_it_is_embedding_layers_and_softmax(tied):
+  model = make(cell="rnn", tied=tied, residual=True)
+  weights = jax.tree.map(lambda x: np.asarray(x, np.float64), model)
+  embedding = weights.embedding[...]
+  output = embedding.T if tied else weights.output[...]
+  layers = [layer.cell_params() for layer in weights.stack.layers]
+  expected = np.zeros((*TOKENS.shape, V))
+  for row, tokens in enumerate(TOKENS):
+    carry = np.zeros((2, H))
+    for time, token in enumerate(tokens):
+      x = embedding[token]
+      for index, (kernel, recurrent, bias) in enumerate(layers):
+        h = np.tanh(x @ kernel + carry[index] @ recurrent + bias)
+        carry[index] = h
+        x = h + x if x.shape == h.shape else h
+      expected[row, time] = x @ output + weights.output_bias[...]
+  assert_close(run(model)[1], expected)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("cell", cells.CELLS)
+def test_decoding_token_by_token_is_running_over_all(cell, tied, residual):
+  graphdef, params = nnx.split(make(cell=cell, tied=tied, residual=residual))
+
+  @jax.jit
+  def both_ways(params, tokens):
+    model = nnx.merge(graphdef, params)
+    carry, logits = jax.lax.scan(
+      model.decoder(), model.initial_carry(2), tokens.T
+    )
+    return (carry, jnp.swapaxes(logits, 0, 1)), model(None, tokens)
+
+  assert_close(*both_ways(params, TOKENS))
+
+
+def test_decoding_drops_nothing():
+  rates = {"dropout": 0.9, "embedding_dropout": 0.9, "output_dropout": 0.9}
+  model = make(**rates)
+  decode = model.decoder()
+  _, logits = decode(model.initial_carry(2), TOKENS[:, 0])
+  assert_close(logits[:, None], run(make(), TOKENS[:, :1])[1])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_text_window_by_window_is_the_whole_text(tied):
+  model = make(tied=tied)
+  carry, first = run(model, TOKENS[:, :4])
+  carry, second = run(model, TOKENS[:, 4:], carry)
+  whole = run(model)
+  assert_close((carry, np.concatenate([first, second], axis=1)), whole)
+
+
+def test_to_begin_without_a_carry_is_to_begin_with_the_initial_one():
+  model = make()
+  expected = run(model)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    run(model, carry=model.initial_carry(2)),
+    expected,
+  )
+
+
+@pytest.mark.parametrize("options", [{"method": "scan"}, {"remat": 4}])
+def test_executors_agree(options):
+  assert_close(run(make(**options)), run(make()))
+
+
+def test_the_method_reaches_the_layers():
+  with pytest.raises(ValueError, match="fused"):
+    run(make(cell="gru_reset_before", method="fused"))
+
+
+# Masks and resets.
+
+
+def test_masked_tokens_hold_the_carry_and_change_nothing_else():
+  model = make()
+  mask = np.ones(TOKENS.shape, bool)
+  mask[0, 2:4] = mask[1, 5] = False
+  others = np.where(mask, TOKENS, (TOKENS + 1) % V)
+  got = run(model, others, mask=mask)
+  jax.tree.map(
+    np.testing.assert_array_equal, got, run(model, TOKENS, mask=mask)
+  )
+  # The first row is the text without the two tokens.
+  carry, logits = run(model, np.delete(TOKENS[:1], [2, 3], axis=1))
+  assert_close(jax.tree.map(lambda x: x[:1], got[0]), carry)
+  assert_close(got[1][:1, mask[0]], logits)
+
+
+def test_a_reset_begins_a_text_anew():
+  model = make()
+  resets = np.zeros(TOKENS.shape, bool)
+  resets[0, 4] = True
+  carry, logits = run(model, resets=resets)
+  fresh_carry, fresh = run(model, TOKENS[:1, 4:])
+  assert_close(jax.tree.map(lambda x: x[:1], carry), fresh_carry)
+  assert_close(logits[:1, 4:], fresh)
+  # The other row is as it was.
+  assert_close(logits[1:], run(model)[1][1:])
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize(
+  "options,count",
+  [
+    # V E + (E + H + 1) 4 H + (H + H + 1) 4 H + (H + 1) V
+    ({}, 7 * 3 + 8 * 16 + 9 * 16 + 5 * 7),
+    # V H + 2 (H + H + 1) 4 H + V
+    ({"tied": True}, 7 * 4 + 2 * 9 * 16 + 7),
+    ({"layers": 1}, 7 * 3 + 8 * 16 + 5 * 7),
+  ],
+)
+def test_an_lstm_has_as_many_parameters_as_the_formula(options, count):
+  assert sum(x.size for x in leaves(make(**options))) == count
+
+
+def test_another_seed_draws_another_model():
+  assert (make(0).embedding[...] != make(1).embedding[...]).all()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_models_that_are_made_alike_have_equal_graphdefs(tied):
+  one, other = (nnx.split(make(seed, tied=tied))[0] for seed in (0, 1))
+  assert one == other and hash(one) == hash(other)
+
+
+@pytest.mark.parametrize("cell,tied", CELL_AND_TIED)
+def test_before_training_all_tokens_are_about_as_likely(cell, tied):
+  tokens = RNG.integers(0, 50, (4, 21)).astype(np.int32)
+  widths = {"layers": 1, "features": 64, "embedding_features": 64}
+  model = make(cell=cell, tied=tied, vocab_size=50, **widths)
+  _, logits = run(model, tokens[:, :-1])
+  loss = losses.cross_entropy(logits, tokens[:, 1:]).mean()
+  # Logits of unit variance, the most any cell has, cost half a nat more.
+  np.testing.assert_allclose(loss, np.log(50), atol=0.75)
+
+
+RATES = {"dropout": 0.3, "embedding_dropout": 0.3, "output_dropout": 0.3}
+
+
+@pytest.mark.parametrize(
+  "cell,key", [*((cell, None) for cell in cells.CELLS), ("gru", KEY)]
+)
+def test_the_gradient_reaches_every_parameter(cell, key):
+  graphdef, params = nnx.split(make(cell=cell, **RATES))
+
+  @jax.jit
+  @jax.grad
+  def slope(params):
+    _, logits = nnx.merge(graphdef, params)(None, TOKENS, key=key)
+    return losses.cross_entropy(logits, (TOKENS + 1) % V).mean()
+
+  for grads in jax.tree.leaves(slope(params)):
+    assert np.isfinite(grads).all() and (grads != 0).any()
+
+
+def test_a_tied_embedding_learns_from_both_of_its_ends():
+  graphdef, params = nnx.split(make(tied=True))
+
+  @jax.jit
+  @jax.grad
+  def slope(params):
+    _, logits = nnx.merge(graphdef, params)(None, jnp.zeros((1, 3), jnp.int32))
+    return losses.cross_entropy(logits, jnp.ones((1, 3), jnp.int32)).mean()
+
+  # Row 0 is read, row 1 is the target, the others are neither.
+  assert (slope(params).embedding[...] != 0).any(axis=1).all()
+
+
+# Dropout.
+
+
+@pytest.mark.parametrize("where", RATES)
+def test_another_key_drops_other_units(where):
+  model = make(**{where: 0.5})
+  one, other = (run(model, key=key)[1] for key in (KEY, OTHER_KEY))
+  assert (one != other).any()
+
+
+@pytest.mark.parametrize("where", RATES)
+def test_without_a_key_nothing_is_dropped(where):
+  model = make(**{where: 0.5})
+  np.testing.assert_array_equal(run(model)[1], run(make())[1])
+
+
+@pytest.mark.parametrize("where", ["embedding_dropout", "output_dropout"])
+def test_embedding_and_output_masks_are_one_for_all_ticks(where):
+  # One token again and again, and a network that forgets: where the mask is
+  # one for all ticks, so are the logits.
+  widths = {"features": 64, "embedding_features": 64}
+  model = make(cell="rnn", layers=1, **widths, **{where: 0.5})
+  recurrent = model.stack.layers[0].params.recurrent
+  recurrent[...] = jnp.zeros_like(recurrent[...])
+  _, logits = run(model, np.zeros((3, 5), np.int32), key=KEY)
+  assert_close(logits, np.repeat(logits[:, :1], 5, axis=1))
+  assert (logits[0] != logits[1]).any()
+
+
+def test_dropout_between_layers_is_fresh_at_each_tick():
+  model = make(cell="rnn", features=64, dropout=0.5)
+  for layer in model.stack.layers:
+    recurrent = layer.params.recurrent
+    recurrent[...] = jnp.zeros_like(recurrent[...])
+  _, logits = run(model, np.zeros((3, 5), np.int32), key=KEY)
+  assert (logits[:, 1:] != logits[:, :-1]).any(axis=-1).all()
+
+
+def test_one_layer_has_no_dropout_between_layers():
+  model = make(layers=1, dropout=0.9)
+  np.testing.assert_array_equal(run(model, key=KEY)[1], run(model)[1])
+
+
+# Types and shapes.
+
+
+@pytest.mark.parametrize("cell,tied", CELL_AND_TIED)
+def test_bfloat16_is_for_computing_only(cell, tied):
+  model = make(cell=cell, tied=tied, dtype=jnp.bfloat16)
+  carry, logits = jax.eval_shape(lambda: model(None, TOKENS))
+  kept = [*leaves(model), *jax.tree.leaves(carry), logits]
+  assert {x.dtype for x in kept} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("cell,tied", CELL_AND_TIED)
+def test_with_bfloat16_every_product_is_in_bfloat16(cell, tied):
+  model = make(cell=cell, tied=tied, dtype=jnp.bfloat16)
+  jaxpr = str(jax.make_jaxpr(lambda: model(None, TOKENS))())
+  products = re.findall(r"(\w+)\[[\d,]*\] = dot_general", jaxpr)
+  assert products and set(products) == {"bf16"}
+
+
+def test_bfloat16_is_near_float32():
+  exact = run(make())[1]
+  rounded = run(make(dtype=jnp.bfloat16))[1]
+  # 8 bits: logits near 1, a dozen roundings of 1 / 256.
+  np.testing.assert_allclose(rounded, exact, atol=0.05)
+  assert (rounded != exact).any()
+
+
+def test_bfloat16_decodes_what_it_runs():
+  model = make(cell="gru", dtype=jnp.bfloat16, residual=True)
+  carry, logits = jax.lax.scan(
+    model.decoder(), model.initial_carry(2), jnp.asarray(TOKENS.T)
+  )
+  # Products of other shapes round their sums differently.
+  np.testing.assert_allclose(
+    jnp.swapaxes(logits, 0, 1), run(model)[1], atol=0.05
+  )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (3, 1)])
+def test_batch_and_time_may_be_one(shape):
+  tokens = TOKENS.ravel()[: np.prod(shape)].reshape(shape)
+  assert run(make(), tokens)[1].shape == (*shape, V)
+
+
+def test_a_vocabulary_of_one_costs_nothing():
+  tokens = np.zeros((2, 3), np.int32)
+  _, logits = run(make(vocab_size=1), tokens)
+  assert (losses.cross_entropy(logits, tokens) == 0).all()
+
+
+def test_tokens_may_be_as_small_as_they_are_stored():
+  model = make()
+  np.testing.assert_array_equal(
+    run(model, TOKENS.astype(np.uint16))[1], run(model)[1]
+  )

@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recurrent.nn import dropout
+
+# Of the generators of keys, "rbg" is the one that compiles fastest.
+KEY, OTHER_KEY = (jax.random.key(seed, impl="rbg") for seed in (0, 1))
+ONES = np.ones((20, 30, 40), np.float32)
+
+
+def drop(rate=0.5, key=KEY, locked=False, inputs=ONES):
+  """Dropout of ones: the mask over 1 - rate."""
+  return np.asarray(dropout(key, jnp.asarray(inputs), rate, locked=locked))
+
+
+def assert_zeroed(dropped, rate, independent):
+  """As many zeros as `independent` draws give, to 4 standard deviations."""
+  tolerance = 4 * np.sqrt(rate * (1 - rate) / independent)
+  np.testing.assert_allclose((dropped == 0).mean(), rate, atol=tolerance)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_without_a_key_inputs_come_back_as_they_are(locked):
+  inputs = jnp.asarray(ONES)
+  assert dropout(None, inputs, 0.9, locked=locked) is inputs
+
+
+def test_at_rate_zero_inputs_come_back_as_they_are():
+  inputs = jnp.asarray(ONES)
+  assert dropout(KEY, inputs, 0.0) is inputs
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_entries_are_zero_with_the_probability_of_the_rate(rate):
+  assert_zeroed(drop(rate), rate, ONES.size)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_a_locked_mask_is_zero_with_the_probability_of_the_rate(rate):
+  assert_zeroed(drop(rate, locked=True), rate, 20 * 40)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_what_is_left_is_scaled_to_keep_the_mean(rate):
+  dropped = drop(rate)
+  np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
+
+
+def test_a_locked_mask_is_one_for_all_ticks():
+  dropped = drop(locked=True)
+  np.testing.assert_array_equal(dropped, dropped[:, :1] * ONES)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_fresh_mask_differs_along_every_axis(axis):
+  kept = drop() != 0
+  agree = (kept == np.roll(kept, 1, axis)).mean()
+  # 24,000 pairs that agree with probability 1/2: 5 standard deviations.
+  np.testing.assert_allclose(agree, 0.5, atol=0.017)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_locked_mask_differs_across_rows_and_features(axis):
+  kept = drop(locked=True)[:, :1] != 0
+  agree = (kept == np.roll(kept, 1, axis)).mean()
+  # 800 pairs that agree with probability 1/2: 5 standard deviations.
+  np.testing.assert_allclose(agree, 0.5, atol=0.09)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_the_mask_is_the_keys(locked):
+  again, other = drop(locked=locked), drop(key=OTHER_KEY, locked=locked)
+  np.testing.assert_array_equal(drop(locked=locked), again)
+  assert (other != again).any()
+
+
+def test_the_gradient_is_the_mask():
+  inputs = jnp.asarray(ONES)
+  grads = jax.grad(lambda x: dropout(KEY, x, 0.5).sum())(inputs)
+  np.testing.assert_array_equal(grads, drop())
+
+
+def test_a_dropped_nan_is_zero():
+  dropped = drop(inputs=np.nan * ONES)
+  np.testing.assert_array_equal(np.isnan(dropped), drop() != 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_dtype_is_kept(dtype):
+  assert dropout(KEY, jnp.ones((1, 1, 4), dtype), 0.5).dtype == dtype
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_rate_that_is_no_probability_is_refused(rate, key):
+  with pytest.raises(ValueError, match="rate"):
+    dropout(key, jnp.asarray(ONES), rate)
