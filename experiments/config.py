@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -117,7 +118,8 @@ class RunConfig(Checked):
     " smoke".split()
   )
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
-    "steps batch_size log_every eval_every accumulate".split()
+    "steps batch_size log_every eval_every accumulate plateau_patience"
+    " plateau_window".split()
   )
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(
     "ema b1 b2 plateau_factor".split()
@@ -175,7 +177,8 @@ def parse(cls: type[Checked], argv: Sequence[str]) -> Any:
   except flags.Error as error:
     raise ConfigError(str(error), "--help tells what it takes") from error
   if values.help:
-    print(f"{cls.__module__}: flags\n{values.main_module_help() or values}")
+    about = sys.modules[cls.__module__].__doc__ or ""
+    print(f"{about.strip()}\n{values.get_help()}")
     raise SystemExit(0)
   if rest:
     raise ConfigError(

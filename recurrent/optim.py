@@ -18,12 +18,15 @@ from optax import contrib
 from recurrent.errors import ConfigError
 from recurrent.types import PyTree
 
+# lbfgs searches along a line with more evaluations of the loss than a step
+# has; the others take no schedule, or are deprecated.
+NOT_HERE = ("lbfgs", "rprop", "sm3", "noisy_sgd", "optimistic_adam")
 SCHEDULES = ("constant", "cosine", "plateau")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """What `make_optimizer` builds from; 0 switches a part off.
+  """What `make_optimizer` builds from; 0 switches a penalty or a clip off.
 
   Args:
     optimizer: a name in optax that takes a learning rate.
@@ -121,19 +124,34 @@ def make_optimizer(
   if config.weight_decay:
     chain.append(_decoupled_decay(config.weight_decay, schedule))
   if config.schedule == "plateau":
+    if not 0 < config.plateau_factor < 1:
+      raise ConfigError(
+        f"--plateau_factor={config.plateau_factor} is out of range",
+        "use a number between 0 and 1",
+      )
+    if config.plateau_patience < 1:
+      raise ConfigError(
+        f"--plateau_patience={config.plateau_patience} is out of range",
+        "use at least 1",
+      )
     chain.append(
       contrib.reduce_on_plateau(
         factor=config.plateau_factor,
         patience=config.plateau_patience,
         accumulation_size=config.plateau_window,
+        # Absolute, for a loss may be negative.
+        rtol=0.0,
+        atol=1e-4,
       )
     )
   optimizer = optax.with_extra_args_support(optax.chain(*chain))
   if config.accumulate > 1:
-    optimizer = optax.MultiSteps(
-      optimizer, config.accumulate
-    ).gradient_transformation()
-  return optax.with_extra_args_support(optimizer)
+    # Not its own gradient_transformation(), which drops `value`.
+    steps_of = optax.MultiSteps(optimizer, config.accumulate)
+    optimizer = optax.GradientTransformationExtraArgs(
+      steps_of.init, steps_of.update
+    )
+  return optimizer
 
 
 def is_matrix(params: PyTree) -> PyTree:
@@ -153,6 +171,10 @@ def _named_optimizer(config, schedule):
   known = inspect.signature(make).parameters
   chosen = {"b1": config.b1, "b2": config.b2}
   chosen = {k: v for k, v in chosen.items() if v is not None}
+  if "weight_decay" in known:
+    # The flag says it all; some of optax's optimisers decay by default, and
+    # biases too.
+    chosen["weight_decay"] = 0.0
   for name in chosen:
     if name not in known:
       raise ConfigError(
@@ -163,9 +185,8 @@ def _named_optimizer(config, schedule):
 
 
 def _takes_learning_rate(make) -> bool:
-  # lbfgs and its kin line-search with more evaluations of the loss than a
-  # training step has.
-  if not inspect.isfunction(make) or make in (optax.lbfgs,):
+  name = getattr(make, "__name__", "")
+  if not inspect.isfunction(make) or name in NOT_HERE or "scale_by" in name:
     return False
   parameters = inspect.signature(make).parameters
   others = [

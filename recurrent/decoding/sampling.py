@@ -76,7 +76,9 @@ class Sampler:
 
   def truncate(self, logits: Logits) -> Logits:
     """Logits over the temperature, -inf at tokens that may not be chosen."""
-    logits = logits / self.temperature
+    # The largest first, for a tiny temperature overflows the others only.
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    logits = logits / max(self.temperature, 1e-30)
     if self.top_k and self.top_k < logits.shape[-1]:
       smallest = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
       logits = _keep_from(smallest, logits)
@@ -94,7 +96,8 @@ class Sampled(NamedTuple):
   """What `sample` returns, besides the carry.
 
   Attributes:
-    tokens: [batch, num_tokens]; after a stop token, that token again.
+    tokens: [batch, num_tokens]; after a stop token, the first of
+      `stop_tokens`.
     scores: [batch, num_tokens] log-probabilities in nats; 0 after a stop.
     done: [batch], True where a stop token has come.
   """
@@ -138,7 +141,6 @@ def sample(
   """
   stops = jnp.asarray(stop_tokens, jnp.int32)
   ended = jnp.zeros(logits.shape[:1], bool) if done is None else done
-  last = jnp.zeros(logits.shape[:1], jnp.int32)
 
   def draw_noise(number):
     return sampler.noise(jax.random.fold_in(key, number), logits.shape)
@@ -148,19 +150,19 @@ def sample(
   in_bulk = num_tokens * logits.size <= BULK_NOISE
 
   def tick(state, drawn):
-    carry, logits, done, last = state
+    carry, logits, done = state
     noise = drawn if in_bulk else draw_noise(drawn)
     token, score = sampler(noise, logits)
-    token = jnp.where(done, last, token)
-    score = jnp.where(done, 0.0, score)
-    carry, logits = step(carry, token)
     if stop_tokens:
+      token = jnp.where(done, stops[0], token)
+      score = jnp.where(done, 0.0, score)
       done = done | (token[:, None] == stops[None, :]).any(axis=1)
-    return (carry, logits, done, token), (token, score)
+    carry, logits = step(carry, token)
+    return (carry, logits, done), (token, score)
 
-  (carry, logits, ended, _), (tokens, scores) = jax.lax.scan(
+  (carry, logits, ended), (tokens, scores) = jax.lax.scan(
     tick,
-    (carry, logits, ended, last),
+    (carry, logits, ended),
     jax.vmap(draw_noise)(numbers) if in_bulk else numbers,
     length=num_tokens,
   )

@@ -20,7 +20,7 @@ class Mean(NamedTuple):
     if weights is None:
       return cls(values.sum(), jnp.float32(values.size))
     # `where`, not a product: an unweighted value may be NaN.
-    weights = weights.astype(jnp.float32)
+    weights = jnp.broadcast_to(weights.astype(jnp.float32), values.shape)
     kept = jnp.where(weights != 0, values * weights, 0.0)
     return cls(kept.sum(), weights.sum())
 

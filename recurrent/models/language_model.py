@@ -50,7 +50,7 @@ class LanguageModel(nnx.Module):
     output_dropout: float = 0.0,
     method: str = "auto",
     remat: int | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     width = features if tied else embedding_features

@@ -1,1 +1,5 @@
 """Tests of `recurrent.cells`."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.cells.cases")

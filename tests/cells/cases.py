@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from jax.flatten_util import ravel_pytree
 
 from recurrent import unroll
 from recurrent.cells import GatedCell
@@ -29,7 +30,7 @@ jit = functools.partial(
 # The fixture `x64` needs no renewal from example to example. Cases are small
 # as they are, and made of seeds: there is little to shrink or to explain.
 law = settings(
-  max_examples=12,
+  max_examples=16,
   deadline=None,
   derandomize=True,
   database=None,
@@ -154,6 +155,38 @@ def ensemble(cell, **how):
 def forward(cell, **how):
   """The function from a `Case` to `(outputs, carry)`: quicker to compile."""
   return jit(lambda case: loss(case, cell, **how)[1])
+
+
+@functools.lru_cache
+def losses(cell):
+  """The loss at many points, each (params, carry, inputs) as one vector."""
+
+  def one(point, case):
+    unravel = ravel_pytree((case.params, case.carry, case.inputs))[1]
+    params, carry, inputs = unravel(point)
+    case = case._replace(params=params, carry=carry, inputs=inputs)
+    return loss(case, cell, method="scan")[0]
+
+  return jit(jax.vmap(one, in_axes=(0, None)))
+
+
+@functools.lru_cache
+def jacobian(cell, **how):
+  """The function to d outputs / d inputs, [B, T, H, B, T, D]."""
+  outputs = lambda inputs, case: loss(
+    case._replace(inputs=inputs), cell, **how
+  )[1][0]
+  return jit(jax.jacrev(outputs))
+
+
+def over_time(case, at):
+  """The case with its time axis cut."""
+  return case._replace(
+    inputs=case.inputs[:, at],
+    mask=case.mask[:, at],
+    resets=case.resets[:, at].copy(),
+    weights=(case.weights[0][:, at], case.weights[1]),
+  )
 
 
 def error(got, want):

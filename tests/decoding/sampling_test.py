@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 FAST_KEY, OTHER_KEY = (jax.random.key(seed, impl="rbg") for seed in (0, 1))
 RNG = np.random.default_rng(0)
 V = 7
-SAMPLERS = [Sampler(temperature=0), Sampler(2.0, top_k=4, top_p=0.9)]
+SAMPLERS = [Sampler(temperature=0.0), Sampler(2.0, top_k=4, top_p=0.9)]
 # A chain with a memory: the next logits depend on the token and on how many
 # there have been.
 TABLE = (2 * RNG.normal(size=(3, V, V))).astype(np.float32)
@@ -78,7 +78,7 @@ def test_temperature_zero_is_a_loop_with_argmax(batch):
 
 def test_of_equal_logits_greedy_takes_the_first():
   logits = jnp.array([[0.0, 2.0, 2.0], [1.0, 1.0, 1.0]])
-  assert Sampler(temperature=0)(None, logits)[0].tolist() == [1, 0]
+  assert Sampler(temperature=0.0)(None, logits)[0].tolist() == [1, 0]
 
 
 # Scores.
@@ -286,7 +286,7 @@ def count(starts, num_tokens, **kwargs):
     logits,
     KEY,
     num_tokens=num_tokens,
-    sampler=Sampler(temperature=0),
+    sampler=Sampler(temperature=0.0),
     **kwargs,
   )
   return drawn

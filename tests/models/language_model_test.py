@@ -32,7 +32,7 @@ def apply(graphdef, params, carry, tokens, kwargs):
 
 def run(model, tokens=TOKENS, carry=None, **kwargs):
   """`model(carry, tokens)`, compiled as training does it."""
-  return apply(*nnx.split(model), carry, tokens, kwargs)
+  return apply(*nnx.split(model), carry, jnp.asarray(tokens), kwargs)
 
 
 def leaves(model):
@@ -75,7 +75,9 @@ def test_it_is_embedding_layers_and_softmax(tied):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("cell", cells.CELLS)
 def test_decoding_token_by_token_is_running_over_all(cell, tied, residual):
-  graphdef, params = nnx.split(make(cell=cell, tied=tied, residual=residual))
+  # A tied model has its residual from the first layer on.
+  options = {"tied": tied, "residual": residual, "layers": 1 if tied else 2}
+  graphdef, params = nnx.split(make(cell=cell, **options))
 
   @jax.jit
   def both_ways(params, tokens):
@@ -92,7 +94,7 @@ def test_decoding_drops_nothing():
   rates = {"dropout": 0.9, "embedding_dropout": 0.9, "output_dropout": 0.9}
   model = make(**rates)
   decode = model.decoder()
-  _, logits = decode(model.initial_carry(2), TOKENS[:, 0])
+  _, logits = decode(model.initial_carry(2), jnp.asarray(TOKENS[:, 0]))
   assert_close(logits[:, None], run(make(), TOKENS[:, :1])[1])
 
 
@@ -120,9 +122,11 @@ def test_executors_agree(options):
   assert_close(run(make(**options)), run(make()))
 
 
-def test_the_method_reaches_the_layers():
-  with pytest.raises(ValueError, match="fused"):
-    run(make(cell="gru_reset_before", method="fused"))
+@pytest.mark.parametrize("wrong", [{"method": "fused"}, {"remat": 0}])
+def test_the_layers_refuse_what_they_cannot_run(wrong):
+  [name] = wrong
+  with pytest.raises(ValueError, match=name):
+    run(make(cell="gru_reset_before", **wrong))
 
 
 # Masks and resets.
@@ -184,7 +188,7 @@ def test_models_that_are_made_alike_have_equal_graphdefs(tied):
 
 @pytest.mark.parametrize("cell,tied", CELL_AND_TIED)
 def test_before_training_all_tokens_are_about_as_likely(cell, tied):
-  tokens = RNG.integers(0, 50, (4, 21)).astype(np.int32)
+  tokens = jnp.asarray(RNG.integers(0, 50, (4, 21)).astype(np.int32))
   widths = {"layers": 1, "features": 64, "embedding_features": 64}
   model = make(cell=cell, tied=tied, vocab_size=50, **widths)
   _, logits = run(model, tokens[:, :-1])
@@ -197,16 +201,18 @@ RATES = {"dropout": 0.3, "embedding_dropout": 0.3, "output_dropout": 0.3}
 
 
 @pytest.mark.parametrize(
-  "cell,key", [*((cell, None) for cell in cells.CELLS), ("gru", KEY)]
+  "cell,layers,key",
+  [*((cell, 1, None) for cell in cells.CELLS), ("gru", 2, KEY)],
 )
-def test_the_gradient_reaches_every_parameter(cell, key):
-  graphdef, params = nnx.split(make(cell=cell, **RATES))
+def test_the_gradient_reaches_every_parameter(cell, layers, key):
+  graphdef, params = nnx.split(make(cell=cell, layers=layers, **RATES))
 
   @jax.jit
   @jax.grad
   def slope(params):
-    _, logits = nnx.merge(graphdef, params)(None, TOKENS, key=key)
-    return losses.cross_entropy(logits, (TOKENS + 1) % V).mean()
+    tokens = jnp.asarray(TOKENS)
+    _, logits = nnx.merge(graphdef, params)(None, tokens, key=key)
+    return losses.cross_entropy(logits, (tokens + 1) % V).mean()
 
   for grads in jax.tree.leaves(slope(params)):
     assert np.isfinite(grads).all() and (grads != 0).any()
@@ -254,6 +260,20 @@ def test_embedding_and_output_masks_are_one_for_all_ticks(where):
   assert (logits[0] != logits[1]).any()
 
 
+def test_embedding_and_output_have_masks_of_their_own():
+  # Each logit is what is left of one unit after both masks.
+  rates = {"embedding_dropout": 0.5, "output_dropout": 0.5}
+  widths = {"vocab_size": 50, "features": 50, "embedding_features": 50}
+  model = make(cell="rnn", layers=1, **widths, **rates)
+  unit = model.stack.layers[0].params
+  model.embedding[...] = jnp.ones((50, 50))
+  unit.kernel[...] = model.output[...] = jnp.eye(50)
+  unit.recurrent[...] = jnp.zeros((50, 50))
+  _, logits = run(model, np.zeros((40, 1), np.int32), key=KEY)
+  # 2000 units, of which a quarter is left: 5 standard deviations.
+  np.testing.assert_allclose((logits != 0).mean(), 0.25, atol=0.05)
+
+
 def test_dropout_between_layers_is_fresh_at_each_tick():
   model = make(cell="rnn", features=64, dropout=0.5)
   for layer in model.stack.layers:
@@ -274,7 +294,7 @@ def test_one_layer_has_no_dropout_between_layers():
 @pytest.mark.parametrize("cell,tied", CELL_AND_TIED)
 def test_bfloat16_is_for_computing_only(cell, tied):
   model = make(cell=cell, tied=tied, dtype=jnp.bfloat16)
-  carry, logits = jax.eval_shape(lambda: model(None, TOKENS))
+  carry, logits = jax.eval_shape(lambda: model(None, jnp.asarray(TOKENS)))
   kept = [*leaves(model), *jax.tree.leaves(carry), logits]
   assert {x.dtype for x in kept} == {jnp.dtype("float32")}
 
@@ -282,7 +302,7 @@ def test_bfloat16_is_for_computing_only(cell, tied):
 @pytest.mark.parametrize("cell,tied", CELL_AND_TIED)
 def test_with_bfloat16_every_product_is_in_bfloat16(cell, tied):
   model = make(cell=cell, tied=tied, dtype=jnp.bfloat16)
-  jaxpr = str(jax.make_jaxpr(lambda: model(None, TOKENS))())
+  jaxpr = str(jax.make_jaxpr(lambda: model(None, jnp.asarray(TOKENS)))())
   products = re.findall(r"(\w+)\[[\d,]*\] = dot_general", jaxpr)
   assert products and set(products) == {"bf16"}
 
@@ -313,13 +333,13 @@ def test_batch_and_time_may_be_one(shape):
 
 
 def test_a_vocabulary_of_one_costs_nothing():
-  tokens = np.zeros((2, 3), np.int32)
+  tokens = jnp.zeros((2, 3), jnp.int32)
   _, logits = run(make(vocab_size=1), tokens)
   assert (losses.cross_entropy(logits, tokens) == 0).all()
 
 
-def test_tokens_may_be_as_small_as_they_are_stored():
+def test_tokens_may_be_smaller_integers():
   model = make()
   np.testing.assert_array_equal(
-    run(model, TOKENS.astype(np.uint16))[1], run(model)[1]
+    run(model, TOKENS.astype(np.int16))[1], run(model)[1]
   )

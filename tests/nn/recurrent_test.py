@@ -140,6 +140,8 @@ def test_step_after_project_is_a_tick_of_the_whole(cell):
   )
 
 
-def test_an_unknown_method_is_refused_with_those_there_are():
-  with pytest.raises(ValueError, match="scan"):
-    make(method="sideways")(None, jnp.asarray(INPUTS))
+@pytest.mark.parametrize("wrong", [{"method": "sideways"}, {"remat": 0}])
+def test_an_option_that_unroll_refuses_is_refused(wrong):
+  [name] = wrong
+  with pytest.raises(ValueError, match=name):
+    make(**wrong)(None, jnp.asarray(INPUTS))

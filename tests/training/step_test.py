@@ -12,7 +12,6 @@ from recurrent.metrics import Mean
 from recurrent.training import step as step_lib
 from recurrent.training.state import create
 
-
 # optax mixes Python numbers and int32 counts.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

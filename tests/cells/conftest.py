@@ -1,0 +1,14 @@
+"""The laws run cell by cell, so that what is compiled for one is met again."""
+
+
+def pytest_collection_modifyitems(items):
+  # Stable, and only among the laws: they stand together in the list.
+  places = [k for k, item in enumerate(items) if "laws_test" in item.nodeid]
+  laws = sorted((items[k] for k in places), key=cell_of)
+  for place, item in zip(places, laws, strict=True):
+    items[place] = item
+
+
+def cell_of(item):
+  call = getattr(item, "callspec", None)
+  return call.params.get("name", "") if call else ""
