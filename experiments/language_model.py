@@ -73,23 +73,27 @@ class Config(runner.TrainConfig):
   min_count: int = 0
   cell: str = "lstm"
   layers: int = 1
-  features: int = 512
+  features: int = 384
   embedding_features: int = 128
   tied: bool = False
   residual: bool = False
   dropout: float = 0.0
   embedding_dropout: float = 0.0
-  output_dropout: float = 0.1
+  output_dropout: float = 0.25
   seq_len: int = 64
   eval_rows: int = 8
   eval_warm_up: int = 256
   # The recipe: where it differs from RunConfig and OptimizerConfig.
-  steps: int = 2000
+  steps: int = 3600
   batch_size: int = 16
-  learning_rate: float = 4e-3
+  eval_every: int = 600
+  learning_rate: float = 5e-3
   schedule: str = "cosine"
-  warmup_steps: int = 50
-  ema: float = 0.99
+  final_learning_rate: float = 0.3
+  warmup_steps: int = 100
+  weight_decay: float = 0.2
+  # What is evaluated is an average over some 500 steps at a high rate.
+  ema: float = 0.998
 
   POSITIVE: typing.ClassVar[frozenset[str]] = (
     config_lib.RunConfig.POSITIVE

@@ -45,7 +45,7 @@ class OptimizerConfig:
       (Loshchilov & Hutter, 2019). Biases and scales are left alone.
     l1: penalty l1 * sum |w| over matrices, as a gradient.
     l2: penalty l2 / 2 * sum w^2 over matrices, as a gradient.
-    accumulate: gradients averaged before each update.
+    accumulate: gradients averaged before each update, at least 1.
     b1: first-moment decay, where the optimiser has one; None for optax's.
     b2: second-moment decay, where the optimiser has one; None for optax's.
   """

@@ -26,7 +26,8 @@ class Sampler:
   Args:
     temperature: divides the logits; 0 takes the most likely token.
     top_k: only the k most likely tokens; 0 for all.
-    top_p: only the most likely tokens whose probabilities just reach p.
+    top_p: only the most likely tokens whose probabilities just reach p. Equal
+      tokens at either edge are all kept.
 
   Raises:
     ValueError: if a value is out of its range.

@@ -87,10 +87,11 @@ def test_the_executors_agree_in_float32_saturated_or_not(name, data, scale):
 
 
 @each_way
-@settings(law, max_examples=4)
+@settings(law, max_examples=2)
 @given(data=st.data())
 def test_long_bfloat16_gradients_are_near_those_of_float32(name, method, data):
   cell = CELLS[name](FEATURES)
+  # Long enough, 16384 ticks in all, that a sum kept in bfloat16 would show.
   case = data.draw(cases(cell, ((32, 512, 2),), dtype=np.float32))
   # Contractive, since chaos would amplify every rounding. Inputs and weights
   # around one, so that sums over time do not cancel.
@@ -107,8 +108,8 @@ def test_long_bfloat16_gradients_are_near_those_of_float32(name, method, data):
   for remat in (None, 2):
     got = everything(cell, method=method, remat=remat)(case)
     assert_close(got.outputs, want.outputs, 2e-2)
-    # bfloat16 rounds at 4e-3; a sum over time that is kept in it stops at
-    # some 256 addends, and is wrong by 0.1 to 0.4 here.
+    # bfloat16 rounds at 4e-3; a sum that is kept in it stops at some 256
+    # addends, and is wrong by half here.
     assert_close(got.d_params, want.d_params, 3e-2)
 
 

@@ -311,7 +311,7 @@ def test_a_stop_token_is_repeated_to_the_end_of_its_row():
 
 def test_any_of_several_stop_tokens_ends_a_row():
   drawn = count([3, 1, 5], 4, stop_tokens=(4, 2))
-  assert drawn.tokens.tolist() == [[3, 4, 4, 4], [1, 2, 2, 2], [5, 6, 0, 1]]
+  assert drawn.tokens.tolist() == [[3, 4, 4, 4], [1, 2, 4, 4], [5, 6, 0, 1]]
   assert drawn.done.tolist() == [True, True, False]
 
 
