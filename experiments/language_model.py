@@ -92,6 +92,7 @@ class Config(runner.TrainConfig):
   final_learning_rate: float = 0.3
   warmup_steps: int = 100
   weight_decay: float = 0.2
+  b2: float = 0.99
   # What is evaluated is an average over some 500 steps at a high rate.
   ema: float = 0.998
 

@@ -175,6 +175,13 @@ def _named_optimizer(config, schedule):
     # The flag says it all; some of optax's optimisers decay by default, and
     # biases too.
     chosen["weight_decay"] = 0.0
+  # A recipe's default gives way to an optimiser without it; a choice does not.
+  defaults = {f.name: f.default for f in dataclasses.fields(config)}
+  chosen = {
+    name: value
+    for name, value in chosen.items()
+    if name in known or value != defaults[name]
+  }
   for name in chosen:
     if name not in known:
       raise ConfigError(

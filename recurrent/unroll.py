@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import partial_eval
 
 from recurrent.cells.base import Cell, GatedCell, cast
 from recurrent.types import Array, Carry, Mask, Params
@@ -71,13 +73,13 @@ def unroll(
   batch, time = _batch_and_time(inputs)
   _check_flags("mask", mask, (batch, time))
   _check_flags("resets", resets, (batch, time))
-  if remat is not None and remat < 1:
+  if remat is not None and (not isinstance(remat, int) or remat < 1):
     raise ValueError(f"remat must be at least 1 tick or None, got {remat}")
 
   initial = cell.initial_carry(params, (batch,))
   carry = initial if carry is None else carry
   _check_carry(carry, initial)
-  params = cast(params, jnp.result_type(*jax.tree.leaves(inputs)))
+  dtype = _compute_dtype(inputs)
   if mask is not None:
     # Garbage must not reach the arithmetic: a NaN that `where` hides in the
     # forward pass comes back in the gradient (NaN * 0).
@@ -87,7 +89,7 @@ def unroll(
   # Time moves to the front once, so that every slice in the loop is
   # contiguous, and back once.
   xs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (inputs, mask, resets))
-  run = functools.partial(_run, cell, method, reverse, params, initial)
+  run = functools.partial(_run, cell, method, reverse, dtype, params, initial)
   if remat is None or remat >= time:
     carry, outputs = run(carry, xs)
   else:
@@ -145,24 +147,29 @@ class _Ticks(NamedTuple):
   resets: Array | None
 
 
-def _run(cell, method, reverse, params, initial, carry, xs):
+def _run(cell, method, reverse, dtype, params, initial, carry, xs):
   """Projects all inputs in bulk, then loops; xs are time-major."""
   inputs, mask, resets = xs
+  wide, params = params, cast(params, dtype)
   ticks = _Ticks(cell.project(params, inputs), mask, resets)
   if ticks.mask is None and ticks.resets is None and _length(xs) == 1:
     # One tick, as in decoding: no loop, no custom gradient.
     carry, outputs = cell.step(params, carry, _at(ticks.projected, 0))
     return carry, outputs[None]
-  loop = _fused_loop if method == "fused" else _scan_loop
-  return loop(cell, reverse, params, initial, carry, ticks)
+  if method == "fused":
+    return _fused_loop(cell, reverse, params, initial, carry, ticks)
+  # The cast stands inside the loop, so that its pullback does too, and the
+  # weight gradients are summed over time in the width of the parameters.
+  narrow = lambda: cast(wide, dtype)
+  return _scan_loop(cell, reverse, narrow, initial, carry, ticks)
 
 
 def _scan_loop(cell, reverse, params, initial, carry, ticks):
-  """The specification."""
+  """The specification; params is a function that gives them."""
 
   def tick(carry, now):
     carry = restart(now.resets, initial, carry)
-    stepped, outputs = cell.step(params, carry, now.projected)
+    stepped, outputs = cell.step(params(), carry, now.projected)
     return _hold(now.mask, stepped, carry), _blank(now.mask, outputs)
 
   return jax.lax.scan(tick, carry, ticks, reverse=reverse)
@@ -171,7 +178,7 @@ def _scan_loop(cell, reverse, params, initial, carry, ticks):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _fused_loop(cell, reverse, params, initial, carry, ticks):
   """The same as `_scan_loop`, with the reverse pass below."""
-  return _scan_loop(cell, reverse, params, initial, carry, ticks)
+  return _scan_loop(cell, reverse, lambda: params, initial, carry, ticks)
 
 
 def _fused_forward(cell, reverse, params, initial, carry, ticks):
@@ -196,19 +203,30 @@ def _fused_backward(cell, reverse, residuals, cotangents):
   in_gate = _used_by_gate(cell, params, carries, ticks.projected, mixed)
   gate_params, rebuild = _partition(params, in_gate)
 
+  # Only floating-point leaves of a carry have a gradient: a count has none.
+  floats = [
+    jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(initial)
+  ]
+  moving = lambda carry: _partition(carry, floats)[0]
+
   def tick(accumulated, now):
     d_carry, d_initial, d_gate_params = accumulated
     now, carry, mixed, d_outputs = now
+    carry, whole = _partition(carry, floats)
 
     def gate(gate_params, carry, projected, mixed):
-      return cell.gate(rebuild(gate_params), carry, projected, mixed)
+      stepped, outputs = cell.gate(
+        rebuild(gate_params), whole(carry), projected, mixed
+      )
+      return moving(stepped), outputs
 
     pull_gate = jax.vjp(gate, gate_params, carry, now.projected, mixed)[1]
     d_stepped = _blank(now.mask, d_carry)
     d_params, d_previous, d_projected, d_mixed = pull_gate(
       (d_stepped, _blank(now.mask, d_outputs))
     )
-    pull_recur = jax.vjp(lambda carry: cell.recur(params, carry), carry)[1]
+    recur = lambda carry: cell.recur(params, whole(carry))
+    pull_recur = jax.vjp(recur, carry)[1]
     d_previous = _add(d_previous, pull_recur(d_mixed)[0])
     if now.mask is not None:
       d_previous = _hold(now.mask, d_previous, d_carry)
@@ -217,7 +235,7 @@ def _fused_backward(cell, reverse, residuals, cotangents):
         d_initial, _hold(now.resets, d_previous, _zeros(d_previous))
       )
       d_previous = _blank(now.resets, d_previous, keep=False)
-    accumulated = (d_previous, d_initial, _add(d_gate_params, d_params))
+    accumulated = (d_previous, d_initial, _add_wide(d_gate_params, d_params))
     # Where a gate only adds the two, their cotangents are one array: save it
     # once.
     same = all(
@@ -228,15 +246,31 @@ def _fused_backward(cell, reverse, residuals, cotangents):
     ) and (jax.tree.structure(d_projected) == jax.tree.structure(d_mixed))
     return accumulated, (d_projected, None if same else d_mixed)
 
-  start = (d_carry, _zeros(initial), _zeros(gate_params))
+  wide = lambda x: jnp.zeros(
+    x.shape, jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+  )
+  start = (
+    moving(d_carry),
+    _zeros(moving(initial)),
+    jax.tree.map(wide, gate_params),
+  )
   (d_carry, d_initial, d_gate_params), (d_projected, d_mixed) = jax.lax.scan(
     tick, start, (ticks, carries, mixed, d_outputs), reverse=not reverse
   )
   d_mixed = d_projected if d_mixed is None else d_mixed
   pull_recur = jax.vjp(lambda params: cell.recur(params, carries), params)[1]
   (d_params,) = pull_recur(d_mixed)
+  d_gate_params = jax.tree.map(
+    lambda d, x: d.astype(x.dtype), d_gate_params, gate_params
+  )
   d_params = _add(d_params, rebuild(d_gate_params, _zeros(params)))
   # None stands for the zero cotangent of the Boolean mask and resets.
+  nothing = jax.tree.map(
+    lambda x: np.zeros(x.shape, jax.dtypes.float0), initial
+  )
+  d_initial, d_carry = (
+    _partition(nothing, floats)[1](x) for x in (d_initial, d_carry)
+  )
   return d_params, d_initial, d_carry, _Ticks(d_projected, None, None)
 
 
@@ -253,10 +287,9 @@ def _used_by_gate(cell, params, carries, projected, mixed) -> list[bool]:
     lambda: (params, *(_at(x, 0) for x in (carries, projected, mixed)))
   )
   jaxpr = jax.make_jaxpr(cell.gate)(*args).jaxpr
-  read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
-  read |= {id(v) for v in jaxpr.outvars}
-  count = len(jax.tree.leaves(params))
-  return [id(v) in read for v in jaxpr.invars[:count]]
+  # What a jit inside is handed, and does not read, is not read.
+  _, read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return list(read[: len(jax.tree.leaves(params))])
 
 
 def _partition(tree, chosen: list[bool]) -> tuple[list, Callable]:
@@ -322,6 +355,10 @@ def _add(a, b):
   return jax.tree.map(jnp.add, a, b)
 
 
+def _add_wide(total, tree):
+  return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, tree)
+
+
 def _at(tree, index):
   return jax.tree.map(lambda x: x[index], tree)
 
@@ -332,7 +369,8 @@ def _length(tree) -> int:
 
 def _batch_and_time(inputs) -> tuple[int, int]:
   shapes = [x.shape for x in jax.tree.leaves(inputs)]
-  if any(len(s) < 3 for s in shapes):
+  # Beside others a leaf may do without features; alone it needs them.
+  if any(len(s) < (2 if len(shapes) > 1 else 3) for s in shapes):
     raise ValueError(
       f"inputs must be [batch, time, features], got {shapes[0]};"
       " add the missing axis, or use vmap"
@@ -343,6 +381,18 @@ def _batch_and_time(inputs) -> tuple[int, int]:
   if time < 1:
     raise ValueError(f"inputs must have at least one tick, got {shapes[0]}")
   return batch, time
+
+
+def _compute_dtype(inputs):
+  """What the floating-point leaves of the inputs have together."""
+  dtypes = [x.dtype for x in jax.tree.leaves(inputs)]
+  floats = [x for x in dtypes if jnp.issubdtype(x, jnp.floating)]
+  if not floats:
+    raise ValueError(
+      f"inputs must be floating-point, got {', '.join(map(str, dtypes))};"
+      " cast or embed them"
+    )
+  return jnp.result_type(*floats)
 
 
 def _check_flags(name, flags, shape):
@@ -361,5 +411,6 @@ def _check_carry(carry, initial):
   got, want = (
     jax.tree.map(lambda x: (x.shape, str(x.dtype)), t) for t in (carry, initial)
   )
-  if got != want:
+  # NamedTuples of two cells are equal if their fields are: hence the structure.
+  if got != want or jax.tree.structure(carry) != jax.tree.structure(initial):
     raise ValueError(f"carry must be {want}, got {got}")

@@ -32,7 +32,7 @@ def get(name: str) -> Callable[[int], Cell]:
   """
   if name not in CELLS:
     near = difflib.get_close_matches(name, CELLS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"no cell {name!r}{hint} Known: {', '.join(CELLS)}")
   return CELLS[name]
 

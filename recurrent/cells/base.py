@@ -33,7 +33,7 @@ class Cell(abc.ABC):
   features: int
 
   def __post_init__(self):
-    if not isinstance(self.features, int) or self.features < 1:
+    if type(self.features) is not int or self.features < 1:
       raise ValueError(
         f"features must be a positive integer, got {self.features!r}"
       )
@@ -113,17 +113,36 @@ def zeros(params: Params, batch_shape: tuple[int, ...], features: int) -> Array:
 
 def affine(inputs: Array, kernel: Array, bias: Array) -> Array:
   """`inputs @ kernel + bias`, the bias broadcast over the batch in words."""
-  return add_bias(inputs @ kernel, bias)
+  return add_bias(product(inputs, kernel), bias)
+
+
+def product(inputs: Array, kernel: Array) -> Array:
+  """`inputs @ kernel`, summed in float32 at least, in both passes.
+
+  A weight gradient is a sum over all ticks. Not every backend sums a product
+  of bfloat16 in float32 unless told so; the pullback inherits what is said
+  here.
+  """
+  wide = _wide(inputs.dtype)
+  out = jnp.matmul(inputs, kernel, preferred_element_type=wide)
+  return out.astype(inputs.dtype)
 
 
 def add_bias(array: Array, bias: Array) -> Array:
   """`array + bias` for array [*batch, H] and bias [H]."""
-  return array + jnp.broadcast_to(bias, array.shape)
+  # In float32 at least, since the bias's gradient is a sum over all ticks.
+  wide = _wide(array.dtype)
+  total = array.astype(wide) + jnp.broadcast_to(bias.astype(wide), array.shape)
+  return total.astype(array.dtype)
+
+
+def _wide(dtype):
+  return jnp.float32 if dtype.itemsize < 4 else dtype
 
 
 def hidden_product(hidden: Array, recurrent: Array) -> Array:
   """`hidden @ recurrent` in the dtype of the weights (the compute dtype)."""
-  return hidden.astype(recurrent.dtype) @ recurrent
+  return product(hidden.astype(recurrent.dtype), recurrent)
 
 
 def split_gates(array: Array, gates: int) -> list[Array]:
