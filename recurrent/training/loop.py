@@ -224,14 +224,21 @@ def evaluate(
     The metrics over all windows, or None if it was interrupted.
   """
   sums = None
+  in_flight: collections.deque[dict[str, Mean]] = collections.deque()
   for window in windows:
     if interrupted():
       return None
     carry, metrics = eval_step(params, carry, window)
     sums = metrics if sums is None else _merge(sums, metrics)
+    in_flight.append(sums)
+    # XLA's CPU devices share one pool of threads: a long queue of collectives
+    # fills it with those that wait for each other, for ever.
+    if len(in_flight) > IN_FLIGHT:
+      jax.block_until_ready(in_flight.popleft())
   return sums
 
 
+@jax.jit
 def _merge(a: dict[str, Mean], b: dict[str, Mean]) -> dict[str, Mean]:
   return {name: a[name].merge(b[name]) for name in a}
 
