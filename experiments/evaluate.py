@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import config as config_lib
-from experiments import language_model, runner
+from experiments import runner
 from recurrent import sharding
 from recurrent.errors import ConfigError
 
@@ -46,10 +46,16 @@ class Config(config_lib.Checked):
 
 def run(config: Config) -> dict[str, Any]:
   """Returns the metrics of the split."""
+  experiment = runner.find_experiment(config.workdir)
   trained = runner.read_config(
-    config.workdir, language_model.NAME, language_model.Config
+    config.workdir, experiment.NAME, experiment.Config
   )
-  task = language_model.make_task(trained)
+  task = experiment.make_task(trained)
+  if config.dynamic and task.evaluate_dynamically is None:
+    raise ConfigError(
+      f"--dynamic: {task.name} is not meant to learn while it is scored",
+      "leave --dynamic out",
+    )
   graphdef, params, step = runner.load_params(trained, task.make_model)
   if config.dynamic:
     found = task.evaluate_dynamically(

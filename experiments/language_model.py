@@ -25,14 +25,14 @@ from jax.sharding import Mesh
 
 from experiments import config as config_lib
 from experiments import runner
-from recurrent import cells, data, decoding, losses, optim, sharding
+from recurrent import cells, data, decoding, losses, optim, restart, sharding
 from recurrent.data import tokenizers
 from recurrent.errors import ConfigError
 from recurrent.metrics import Mean
 from recurrent.models import LanguageModel
 from recurrent.training import dynamic, loop
 from recurrent.types import Carry, PRNGKey
-from recurrent.unroll import METHODS, resolve_method, restart
+from recurrent.unroll import METHODS, resolve_method
 
 NAME = "language_model"
 SAMPLE_TOKENS = 200
@@ -276,6 +276,7 @@ def make_task(config: Config) -> runner.Task:
     data_sha256=hashlib.sha256(tokens["train"].tobytes()).hexdigest(),
     save=lambda path: tokenizer.save(path / "tokenizer.json"),
     evaluate_dynamically=evaluate_dynamically,
+    next_command="experiments.generate --prompt='The '",
   )
 
 

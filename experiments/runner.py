@@ -5,6 +5,7 @@ runner gives it a mesh, a workdir, a resume, a loop, and exit codes.
 """
 
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -12,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +67,7 @@ class Task(NamedTuple):
     evaluate_dynamically: `(graphdef, params, split, learning_rate, decay) ->
       metrics`, learning from what has been scored; None where that is not
       meant.
+    next_command: module and flags to try on the finished run.
   """
 
   name: str
@@ -85,6 +88,7 @@ class Task(NamedTuple):
   data_sha256: str
   save: Callable[[Path], None]
   evaluate_dynamically: Callable[..., dict[str, float]] | None = None
+  next_command: str = "experiments.evaluate"
 
 
 def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
@@ -149,7 +153,7 @@ def train(
       finally:
         checkpoints.close()
       if jax.process_index() == 0:
-        _conclude(config, workdir, result)
+        _conclude(config, task, workdir, result)
       return result
 
 
@@ -247,17 +251,35 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   }
 
 
-def _conclude(config, workdir, result):
+def _conclude(config, task, workdir, result):
   """Draws the curves, marks the run as finished, and says what comes next."""
   curves = figures.curves(workdir.path / "metrics.jsonl", workdir.figures)
   workdir.write("result.json", json.dumps(result) + "\n")
   place = shlex.quote(config.workdir)
   print(
     f"\nCurves: {curves}\nNext:\n"
-    f"  python -m experiments.generate --workdir={place} --prompt='The '\n"
+    f"  python -m {task.next_command} --workdir={place}\n"
     f"  {_this_command()}   # goes on, with a larger --steps",
     file=sys.stderr,
   )
+
+
+def find_experiment(workdir: str | Path) -> ModuleType:
+  """The script that made a run: a module with NAME, Config and make_task.
+
+  Raises:
+    CheckpointError: if there is no run, or no such script here.
+  """
+  name = _read_values(workdir).get("experiment")
+  try:
+    return importlib.import_module(f"experiments.{name}")
+  except ModuleNotFoundError as error:
+    if error.name != f"experiments.{name}":
+      raise
+    raise CheckpointError(
+      f"{workdir} holds a run of {name}, which is not in experiments/",
+      "use the version of the code that made it",
+    ) from error
 
 
 def read_config(workdir: str | Path, name: str, cls: type) -> Any:
@@ -271,12 +293,7 @@ def read_config(workdir: str | Path, name: str, cls: type) -> Any:
   Raises:
     CheckpointError: if there is no such run.
   """
-  found = workdir_lib.read_config(workdir)
-  if found is None:
-    raise CheckpointError(
-      f"{workdir} holds no run", "train one there first, or mend --workdir"
-    )
-  values = found["config"]
+  values = _read_values(workdir)
   if values.get("experiment") != name:
     raise CheckpointError(
       f"{workdir} holds a run of {values.get('experiment')}, not of {name}",
@@ -285,6 +302,16 @@ def read_config(workdir: str | Path, name: str, cls: type) -> Any:
   known = {field.name for field in dataclasses.fields(cls)}
   kept = {k: v for k, v in values.items() if k in known}
   return cls(**kept, workdir=str(workdir))
+
+
+def _read_values(workdir):
+  """The identity of a run: its experiment, its flags, its data."""
+  found = workdir_lib.read_config(workdir)
+  if found is None:
+    raise CheckpointError(
+      f"{workdir} holds no run", "train one there first, or mend --workdir"
+    )
+  return found["config"]
 
 
 def load_params(
@@ -302,10 +329,10 @@ def load_params(
   Raises:
     CheckpointError: if there is no good checkpoint.
   """
-  saved = workdir_lib.read_config(config.workdir) or {}
+  identity = _read_values(config.workdir)
   checkpoints = Checkpoints(
     Path(config.workdir) / "checkpoints",
-    workdir_lib.fingerprint(saved["config"]),
+    workdir_lib.fingerprint(identity),
   )
   graphdef, shapes = nnx.split(
     nnx.eval_shape(lambda: make_model(nnx.Rngs(config.seed)))

@@ -5,7 +5,16 @@ modules of them. docs/architecture.md shows the floors of the house.
 """
 
 from recurrent import cells
-from recurrent.unroll import METHODS, restart, unroll
+from recurrent.executors.ticks import restart
+from recurrent.unroll import METHODS, explain, newton, unroll
 from recurrent.version import __version__
 
-__all__ = ["METHODS", "__version__", "cells", "restart", "unroll"]
+__all__ = [
+  "METHODS",
+  "__version__",
+  "cells",
+  "explain",
+  "newton",
+  "restart",
+  "unroll",
+]

@@ -25,6 +25,18 @@ def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...]) -> Array:
   return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
+def normal(key: PRNGKey, shape: tuple[int, ...], scale: float = 1.0) -> Array:
+  """Normal of standard deviation `scale`, float32."""
+  return scale * jax.random.normal(key, shape, jnp.float32)
+
+
+def uniform(
+  key: PRNGKey, shape: tuple[int, ...], low: float, high: float
+) -> Array:
+  """Uniform in [low, high), float32."""
+  return jax.random.uniform(key, shape, jnp.float32, low, high)
+
+
 def orthogonal_blocks(
   key: PRNGKey, features: int, blocks: int, scale: float = 1.0
 ) -> Array:

@@ -3,18 +3,65 @@
 import difflib
 from collections.abc import Callable
 
-from recurrent.cells.base import Cell, GatedCell
-from recurrent.cells.gru import GRU, GRUCarry, GRUParams, GRUResetBefore
+from recurrent.cells.base import Cell, GatedCell, LinearCell
+from recurrent.cells.gru import (
+  GRU,
+  GRUCarry,
+  GRUParams,
+  GRUResetBefore,
+  LayerNormGRU,
+)
+from recurrent.cells.lru import LRU
 from recurrent.cells.lstm import LSTM, LSTMCarry, LSTMParams
+from recurrent.cells.lstm_variants import LSTMVariant
+from recurrent.cells.mgu import MGU, GRUComplement
+from recurrent.cells.minimal import MinGRU, MinLSTM
+from recurrent.cells.mlstm import MLSTM
+from recurrent.cells.mogrifier import Mogrifier
+from recurrent.cells.qrnn import QRNN, SRU
+from recurrent.cells.rg_lru import RGLRU
+from recurrent.cells.rhn import RHN
 from recurrent.cells.rnn import RNN, RNNCarry, RNNParams
+from recurrent.cells.s5 import S5
+from recurrent.cells.slstm import SLSTM
+from recurrent.cells.structures import (
+  Dense,
+  Diagonal,
+  Heads,
+  LowRank,
+  Structure,
+  parameter_budget,
+)
 
 CELLS: dict[str, Callable[[int], Cell]] = {
+  # Gated: "scan", "fused", "newton".
   "rnn": RNN,
-  "rnn_relu": lambda features: RNN(features, activation="relu"),
-  "rnn_sigmoid": lambda features: RNN(features, activation="sigmoid"),
+  "rnn_relu": lambda h: RNN(h, activation="relu"),
+  "rnn_sigmoid": lambda h: RNN(h, activation="sigmoid"),
+  "indrnn": lambda h: RNN(h, activation="relu", structure=Diagonal()),
   "lstm": LSTM,
+  "lstm_peephole": lambda h: LSTMVariant(h, peepholes=True),
+  "lstm_coupled": lambda h: LSTMVariant(h, coupled=True),
+  "lstm_projected": lambda h: LSTMVariant(h, memory=2 * h),
+  "lstm_layer_norm": lambda h: LSTMVariant(h, layer_norm=True),
+  "slstm": SLSTM,
   "gru": GRU,
+  "gru_layer_norm": LayerNormGRU,
+  # Neither: "scan".
   "gru_reset_before": GRUResetBefore,
+  "gru_complement": GRUComplement,
+  "mgu": MGU,
+  "mogrifier": Mogrifier,
+  "rhn": RHN,
+  # Linear: "scan", "associative", "kernel".
+  "lru": LRU,
+  "s5": S5,
+  "rg_lru": RGLRU,
+  "min_gru": MinGRU,
+  "min_lstm": MinLSTM,
+  "qrnn": QRNN,
+  "sru": SRU,
+  "mlstm": MLSTM,
 }
 
 
@@ -39,17 +86,39 @@ def get(name: str) -> Callable[[int], Cell]:
 
 __all__ = [
   "CELLS",
-  "GRU",
-  "LSTM",
-  "RNN",
   "Cell",
+  "Dense",
+  "Diagonal",
+  "GRU",
   "GRUCarry",
+  "GRUComplement",
   "GRUParams",
   "GRUResetBefore",
   "GatedCell",
+  "Heads",
+  "LRU",
+  "LSTM",
   "LSTMCarry",
   "LSTMParams",
+  "LSTMVariant",
+  "LayerNormGRU",
+  "LinearCell",
+  "LowRank",
+  "MGU",
+  "MLSTM",
+  "MinGRU",
+  "MinLSTM",
+  "Mogrifier",
+  "QRNN",
+  "RGLRU",
+  "RHN",
+  "RNN",
   "RNNCarry",
   "RNNParams",
+  "S5",
+  "SLSTM",
+  "SRU",
+  "Structure",
   "get",
+  "parameter_budget",
 ]

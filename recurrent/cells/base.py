@@ -4,6 +4,10 @@ A cell is a frozen dataclass. Parameters and carry are NamedTuples of arrays
 that are passed in. The order is always *params, carry, inputs -> carry,
 outputs*, so `functools.partial(cell.step, params)` is a `jax.lax.scan` body.
 
+Three kinds. A `Cell` has a step and runs by a plain scan. A `GatedCell` gives
+its step in two halves, a `LinearCell` as the terms of a linear recurrence;
+each so earns faster executors.
+
 Cells see no time: arrays are [*batch, features] with any batch axes. `unroll`
 runs a cell over time. Parameters are float32; `unroll` casts them once to the
 dtype of the inputs, in which `project` and `recur` multiply; the carry, and
@@ -12,6 +16,7 @@ with it `gate`'s arithmetic, stays float32 (float64 if the parameters are).
 
 import abc
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +54,7 @@ class Cell(abc.ABC):
     """The carry before the first tick, [*batch, ...]; it needs no key."""
 
   @abc.abstractmethod
-  def project(self, params: Params, inputs: Array) -> Array:
+  def project(self, params: Params, inputs: Array) -> Any:
     """All that needs inputs only; one bulk product for all times.
 
     Args:
@@ -62,7 +67,7 @@ class Cell(abc.ABC):
 
   @abc.abstractmethod
   def step(
-    self, params: Params, carry: Carry, projected: Array
+    self, params: Params, carry: Carry, projected: Any
   ) -> tuple[Carry, Array]:
     """One tick.
 
@@ -75,6 +80,14 @@ class Cell(abc.ABC):
       The next carry, and outputs [*batch, H].
     """
 
+  def narrow(self, params: Params, dtype: jax.typing.DTypeLike) -> Params:
+    """Parameters in the dtype to compute in.
+
+    A cell that has parameters which must not be rounded, such as decays close
+    to one, keeps those as they are.
+    """
+    return cast(params, dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class GatedCell(Cell):
@@ -83,6 +96,11 @@ class GatedCell(Cell):
   With the halves apart `unroll` can keep weight gradients out of the reverse
   loop (`method="fused"`), and kernels can hold the weights on chip.
   """
+
+  @property
+  def channelwise(self) -> bool:
+    """Whether no unit sees another's carry: Jacobians are diagonal then."""
+    return False
 
   @abc.abstractmethod
   def recur(self, params: Params, carry: Carry) -> Array:
@@ -99,16 +117,135 @@ class GatedCell(Cell):
     return self.gate(params, carry, projected, self.recur(params, carry))
 
 
-def cast(params: Params, dtype: jnp.dtype) -> Params:
+class Linear(NamedTuple):
+  """What a `LinearCell` projects its inputs to.
+
+  Attributes:
+    decay: [*batch, ...], broadcastable to the state; float32 at least.
+    drive: [*batch, ...], of the state's shape; float32 at least.
+    skip: whatever else `readout` wants to know of the inputs.
+  """
+
+  decay: Array
+  drive: Array
+  skip: Any
+
+
+class LinearCarry(NamedTuple):
+  """Carry of most linear cells."""
+
+  hidden: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearCell(Cell):
+  """A cell whose state is decay * state + drive, elementwise.
+
+  Decay and drive come from the inputs alone, so they are bulk products, and
+  the recurrence runs in parallel over time (`method="associative"`,
+  `"kernel"`).
+
+  Reference:
+    Martin & Cundy, "Parallelizing linear recurrent neural nets over sequence
+    length", 2018.
+  """
+
+  @abc.abstractmethod
+  def project(self, params: Params, inputs: Array) -> Linear:
+    """Decay, drive and skip; one bulk computation for all times."""
+
+  @abc.abstractmethod
+  def readout(self, params: Params, state: Array, skip: Any) -> Array:
+    """Outputs [*batch, H] from states [*batch, ...], in bulk as well."""
+
+  def initial_carry(self, params, batch_shape):
+    """Zeros."""
+    return LinearCarry(zeros(params, batch_shape, self.features))
+
+  def pack(self, carry: Carry) -> Array:
+    """The carry as the array that decays."""
+    return carry.hidden
+
+  def unpack(self, state: Array) -> Carry:
+    """That array as the carry."""
+    return LinearCarry(state)
+
+  def step(self, params, carry, projected):
+    """One tick of the recurrence."""
+    state = self.pack(carry)
+    decay, drive = (
+      jnp.broadcast_to(x.astype(state.dtype), state.shape)
+      for x in (projected.decay, projected.drive)
+    )
+    state = decay * state + drive
+    return self.unpack(state), self.readout(params, state, projected.skip)
+
+
+class ComplexCarry(NamedTuple):
+  """Carry of a linear cell with complex states, as two real arrays."""
+
+  real: Array
+  imaginary: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ComplexLinearCell(LinearCell):
+  """A linear cell whose states are complex.
+
+  Its carry and parameters are real, since optimisers, checkpoints and TPUs
+  take real arrays.
+
+  Args:
+    features: width H of the outputs.
+    states: number of complex states N; 0: H.
+  """
+
+  states: int = 0
+
+  @property
+  def width(self) -> int:
+    """Number of complex states."""
+    return self.states or self.features
+
+  def initial_carry(self, params, batch_shape):
+    """Zeros."""
+    start = zeros(params, batch_shape, self.width)
+    return ComplexCarry(start, start)
+
+  def pack(self, carry):
+    """The carry as one complex array."""
+    return jax.lax.complex(carry.real, carry.imaginary)
+
+  def unpack(self, state):
+    """A complex array as the carry."""
+    return ComplexCarry(state.real, state.imag)
+
+
+def like(array: Array, other: Array) -> Array:
+  """The array [H] in the shape [*batch, H] and dtype of another."""
+  return jnp.broadcast_to(array, other.shape).astype(other.dtype)
+
+
+def widen(array: Array) -> Array:
+  """The array in float32 at least."""
+  return array.astype(_wide(array.dtype))
+
+
+def cast(params: Params, dtype: jax.typing.DTypeLike) -> Params:
   """Parameters in the dtype to compute in; done once, outside every loop."""
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def zeros(params: Params, batch_shape: tuple[int, ...], features: int) -> Array:
-  """Zeros [*batch, features]: float64 for float64 params, else float32."""
+def param_shapes(cell: Cell, in_features: int) -> Params:
+  """Shapes and dtypes of a cell's parameters; nothing is drawn."""
+  return jax.eval_shape(lambda: cell.init(jax.random.key(0), in_features))
+
+
+def zeros(params: Params, batch_shape: tuple[int, ...], *widths: int) -> Array:
+  """Zeros [*batch, *widths]: float64 for float64 params, else float32."""
   wide = any(x.dtype == jnp.float64 for x in jax.tree.leaves(params))
   dtype = jnp.float64 if wide else jnp.float32
-  return jnp.zeros((*batch_shape, features), dtype)
+  return jnp.zeros((*batch_shape, *widths), dtype)
 
 
 def affine(inputs: Array, kernel: Array, bias: Array) -> Array:
@@ -123,9 +260,40 @@ def product(inputs: Array, kernel: Array) -> Array:
   of bfloat16 in float32 unless told so; the pullback inherits what is said
   here.
   """
+  return einsum("...d,dh->...h", inputs, kernel)
+
+
+def einsum(formula: str, inputs: Array, kernel: Array) -> Array:
+  """`jnp.einsum` of two arrays, summed as in `product`."""
   wide = _wide(inputs.dtype)
-  out = jnp.matmul(inputs, kernel, preferred_element_type=wide)
+  out = jnp.einsum(formula, inputs, kernel, preferred_element_type=wide)
   return out.astype(inputs.dtype)
+
+
+def complex_product(inputs: Array, kernel: Array) -> Array:
+  """`inputs @ (kernel[0] + i kernel[1])`, complex64 at least."""
+  return jax.lax.complex(
+    widen(product(inputs, kernel[0])), widen(product(inputs, kernel[1]))
+  )
+
+
+def real_product(state: Array, kernel: Array) -> Array:
+  """The real part of `state @ (kernel[0] + i kernel[1])`, in its dtype."""
+  real, imaginary = (x.astype(kernel.dtype) for x in (state.real, state.imag))
+  return product(real, kernel[0]) - product(imaginary, kernel[1])
+
+
+def layer_norm(array: Array, scale: Array, blocks: int = 1) -> Array:
+  """Each block of [*batch, blocks * H] to mean 0, variance 1, times scale.
+
+  Reference:
+    Ba, Kiros & Hinton, "Layer normalization", 2016.
+  """
+  wide = widen(array).reshape(*array.shape[:-1], blocks, -1)
+  centred = wide - wide.mean(axis=-1, keepdims=True)
+  variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+  normal = (centred * jax.lax.rsqrt(variance + 1e-5)).reshape(array.shape)
+  return (normal * like(scale, normal)).astype(array.dtype)
 
 
 def add_bias(array: Array, bias: Array) -> Array:

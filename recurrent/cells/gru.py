@@ -7,13 +7,14 @@ gate before its second product, so it has no halves and runs by "scan".
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from recurrent import initializers
 from recurrent.cells import base
+from recurrent.cells.structures import Dense, Diagonal, Structure
 from recurrent.types import Array, Float
 
 
@@ -26,7 +27,7 @@ class GRUParams(NamedTuple):
   """
 
   kernel: Float[Array, "D 3*H"]
-  recurrent: Float[Array, "H 3*H"]
+  recurrent: Any  # [H, 3*H], or what the structure has
   bias: Float[Array, "3*H"]
   recurrent_bias: Float[Array, "H"]
 
@@ -39,7 +40,13 @@ class GRUCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _GRUBase(base.Cell):
-  """What the two GRUs share: parameters, carry, projection."""
+  """What the GRUs share: parameters, carry, projection."""
+
+  structure: Structure = Dense()
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.structure.check(self.features)
 
   def init(self, key, in_features):
     """Draws `GRUParams`: LeCun kernel, orthogonal recurrent a gate."""
@@ -47,7 +54,7 @@ class _GRUBase(base.Cell):
     h = self.features
     return GRUParams(
       kernel=initializers.uniform_fan_in(kernel_key, (in_features, 3 * h)),
-      recurrent=initializers.orthogonal_blocks(recurrent_key, h, 3),
+      recurrent=self.structure.init(recurrent_key, h, 3),
       bias=jnp.zeros((3 * h,), jnp.float32),
       recurrent_bias=jnp.zeros((h,), jnp.float32),
     )
@@ -69,16 +76,22 @@ class GRU(_GRUBase, base.GatedCell):
 
   Args:
     features: width H.
+    structure: of the recurrent product.
 
   Reference:
     Cho et al., "Learning phrase representations using RNN encoder-decoder",
     2014; this form: version 1 of its preprint, and cuDNN.
   """
 
+  @property
+  def channelwise(self):
+    """Whether the structure is diagonal."""
+    return isinstance(self.structure, Diagonal)
+
   def recur(self, params, carry):
     """H R, with the candidate's inner bias."""
     r, z, n = base.split_gates(
-      base.hidden_product(carry.hidden, params.recurrent), 3
+      self.structure.product(carry.hidden, params.recurrent), 3
     )
     return jnp.concatenate(
       [r, z, base.add_bias(n, params.recurrent_bias)], axis=-1
@@ -103,6 +116,7 @@ class GRUResetBefore(_GRUBase):
 
   Args:
     features: width H.
+    structure: of both recurrent products.
 
   Reference:
     Cho et al., "Learning phrase representations using RNN encoder-decoder",
@@ -111,17 +125,71 @@ class GRUResetBefore(_GRUBase):
 
   def step(self, params, carry, projected):
     """One tick, two products."""
-    h = self.features
-    recurrent = params.recurrent
+    h, structure = self.features, self.structure
     x = base.as_carry(projected, carry)
-    gates = base.hidden_product(carry.hidden, recurrent[:, : 2 * h])
+    weights = structure.take(params.recurrent, slice(0, 2))
+    gates = structure.product(carry.hidden, weights)
     r, z = base.split_gates(
       jax.nn.sigmoid(x[..., : 2 * h] + base.as_carry(gates, carry)), 2
     )
-    candidate = base.hidden_product(r * carry.hidden, recurrent[:, 2 * h :])
+    weights = structure.take(params.recurrent, slice(2, 3))
+    candidate = structure.product(r * carry.hidden, weights)
     candidate = base.as_carry(
       base.add_bias(candidate, params.recurrent_bias), carry
     )
     n = jnp.tanh(x[..., 2 * h :] + candidate)
     hidden = (1 - z) * n + z * carry.hidden
     return GRUCarry(hidden), hidden.astype(projected.dtype)
+
+
+class LayerNormGRUParams(NamedTuple):
+  """Parameters of `LayerNormGRU`; columns of the gates in the order r, z, n."""
+
+  kernel: Float[Array, "D 3*H"]
+  recurrent: Any  # [H, 3*H], or what the structure has
+  bias: Float[Array, "3*H"]
+  recurrent_bias: Float[Array, "H"]
+  kernel_scale: Float[Array, "3*H"]
+  recurrent_scale: Float[Array, "3*H"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNormGRU(GRU):
+  """The GRU with x W and h R normalised, gate by gate.
+
+  Args:
+    features: width H.
+    structure: of the recurrent product.
+
+  Reference:
+    Ba, Kiros & Hinton, "Layer normalization", 2016.
+  """
+
+  @property
+  def channelwise(self):
+    """Never: a norm sees all units."""
+    return False
+
+  def init(self, key, in_features):
+    """Draws `LayerNormGRUParams`, the scales at one."""
+    ones = jnp.ones((3 * self.features,), jnp.float32)
+    return LayerNormGRUParams(*super().init(key, in_features), ones, ones)
+
+  def project(self, params, inputs):
+    """X W, normalised, + b."""
+    projected = base.product(inputs, params.kernel)
+    projected = base.layer_norm(projected, params.kernel_scale, 3)
+    return base.add_bias(projected, params.bias)
+
+  def recur(self, params, carry):
+    """H R."""
+    return self.structure.product(carry.hidden, params.recurrent)
+
+  def gate(self, params, carry, projected, mixed):
+    """The norm of h R, then as `GRU`."""
+    r, z, n = base.split_gates(
+      base.layer_norm(mixed, params.recurrent_scale, 3), 3
+    )
+    n = base.add_bias(n, params.recurrent_bias)
+    mixed = jnp.concatenate([r, z, n], axis=-1)
+    return super().gate(params, carry, projected, mixed)

@@ -1,13 +1,14 @@
 """Long short-term memory (Hochreiter & Schmidhuber, 1997)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from recurrent import initializers
 from recurrent.cells import base
+from recurrent.cells.structures import Dense, Diagonal, Structure
 from recurrent.types import Array, Float
 
 
@@ -15,7 +16,7 @@ class LSTMParams(NamedTuple):
   """Parameters of `LSTM`; columns of the gates in the order i, f, g, o."""
 
   kernel: Float[Array, "D 4*H"]
-  recurrent: Float[Array, "H 4*H"]
+  recurrent: Any  # [H, 4*H], or what the structure has
   bias: Float[Array, "4*H"]
 
 
@@ -37,6 +38,7 @@ class LSTM(base.GatedCell):
     features: width H.
     forget_bias: what `init` writes into the forget gate's bias. It is a
       parameter from then on; `step` adds nothing.
+    structure: of the recurrent product.
 
   Reference:
     Hochreiter & Schmidhuber, "Long short-term memory", 1997; forget gate:
@@ -45,6 +47,16 @@ class LSTM(base.GatedCell):
   """
 
   forget_bias: float = 1.0
+  structure: Structure = Dense()
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.structure.check(self.features)
+
+  @property
+  def channelwise(self):
+    """Whether the structure is diagonal."""
+    return isinstance(self.structure, Diagonal)
 
   def init(self, key, in_features):
     """Draws `LSTMParams`: LeCun kernel, orthogonal recurrent a gate."""
@@ -53,7 +65,7 @@ class LSTM(base.GatedCell):
     bias = jnp.zeros((4 * h,), jnp.float32)
     return LSTMParams(
       kernel=initializers.uniform_fan_in(kernel_key, (in_features, 4 * h)),
-      recurrent=initializers.orthogonal_blocks(recurrent_key, h, 4),
+      recurrent=self.structure.init(recurrent_key, h, 4),
       bias=bias.at[h : 2 * h].set(self.forget_bias),
     )
 
@@ -68,7 +80,7 @@ class LSTM(base.GatedCell):
 
   def recur(self, params, carry):
     """H R."""
-    return base.hidden_product(carry.hidden, params.recurrent)
+    return self.structure.product(carry.hidden, params.recurrent)
 
   def gate(self, params, carry, projected, mixed):
     """The gates and the new cell."""

@@ -1,13 +1,14 @@
 """The simple recurrent network (Elman, 1990)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from recurrent import initializers
 from recurrent.cells import base
+from recurrent.cells.structures import Dense, Diagonal, Structure
 from recurrent.types import Array, Float
 
 ACTIVATIONS = {
@@ -21,7 +22,7 @@ class RNNParams(NamedTuple):
   """Parameters of `RNN`."""
 
   kernel: Float[Array, "D H"]
-  recurrent: Float[Array, "H H"]
+  recurrent: Any  # [H, H], or what the structure has
   bias: Float[Array, "H"]
 
 
@@ -38,6 +39,7 @@ class RNN(base.GatedCell):
   Args:
     features: width H.
     activation: "tanh", "relu" or "sigmoid".
+    structure: of the recurrent product.
 
   Raises:
     ValueError: on an unknown activation.
@@ -49,14 +51,21 @@ class RNN(base.GatedCell):
   """
 
   activation: str = "tanh"
+  structure: Structure = Dense()
 
   def __post_init__(self):
     super().__post_init__()
+    self.structure.check(self.features)
     if self.activation not in ACTIVATIONS:
       raise ValueError(
         f"activation must be one of {sorted(ACTIVATIONS)},"
         f" got {self.activation!r}"
       )
+
+  @property
+  def channelwise(self):
+    """Whether the structure is diagonal."""
+    return isinstance(self.structure, Diagonal)
 
   def init(self, key, in_features):
     """Draws `RNNParams`: LeCun kernel, orthogonal recurrent, zero bias."""
@@ -64,7 +73,7 @@ class RNN(base.GatedCell):
     h = self.features
     return RNNParams(
       kernel=initializers.uniform_fan_in(kernel_key, (in_features, h)),
-      recurrent=initializers.orthogonal_blocks(recurrent_key, h, 1),
+      recurrent=self.structure.init(recurrent_key, h, 1),
       bias=jnp.zeros((h,), jnp.float32),
     )
 
@@ -78,7 +87,7 @@ class RNN(base.GatedCell):
 
   def recur(self, params, carry):
     """H R."""
-    return base.hidden_product(carry.hidden, params.recurrent)
+    return self.structure.product(carry.hidden, params.recurrent)
 
   def gate(self, params, carry, projected, mixed):
     """The activation of the sum."""

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from recurrent.cells.base import Cell, cast
+from recurrent.cells.base import Cell
 from recurrent.types import Activations, Array, Carry, Float, Mask, Params
 from recurrent.unroll import unroll
 
@@ -75,11 +75,13 @@ class Recurrent(nnx.Module):
 
   def project(self, inputs: Float[Array, "*B D"]) -> Any:
     """What `step` consumes, for inputs with any batch axes."""
-    return self.cell.project(cast(self.cell_params(), inputs.dtype), inputs)
+    return self.cell.project(
+      self.cell.narrow(self.cell_params(), inputs.dtype), inputs
+    )
 
   def step(
-    self, carry: Carry, projected: Any
+    self, carry: Carry, projected: Any, dtype: jax.typing.DTypeLike
   ) -> tuple[Carry, Float[Array, "*B H"]]:
-    """One tick after `project`, as decoders need it."""
-    dtype = jax.tree.leaves(projected)[0].dtype
-    return self.cell.step(cast(self.cell_params(), dtype), carry, projected)
+    """One tick after `project`, as decoders need it, computed in `dtype`."""
+    params = self.cell.narrow(self.cell_params(), dtype)
+    return self.cell.step(params, carry, projected)

@@ -90,8 +90,12 @@ class Stack(nnx.Module):
       inputs = table[row]
       new_carries = []
       for index, layer in enumerate(self.layers):
-        projected = layer.project(inputs) if index else projected_table[row]
-        new_carry, outputs = layer.step(carry[index], projected)
+        projected = (
+          layer.project(inputs)
+          if index
+          else jax.tree.map(lambda x: x[row], projected_table)
+        )
+        new_carry, outputs = layer.step(carry[index], projected, table.dtype)
         new_carries.append(new_carry)
         inputs = self._join(inputs, outputs)
       return tuple(new_carries), inputs

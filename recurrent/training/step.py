@@ -72,10 +72,10 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema_decay:
-      # A young average must not remember the random start for long.
-      age = state.step.astype(jnp.float32)
-      decay = jnp.minimum(ema_decay, (1 + age) / (10 + age))
-      ema = optax.incremental_update(params, ema, 1 - decay)
+      # Bias correction, as Adam's: the average never holds the random start.
+      age = (state.step - state.skipped + 1).astype(jnp.float32)
+      weight = (1 - ema_decay) / (1 - ema_decay**age)
+      ema = optax.incremental_update(params, ema, weight)
     metrics = {**metrics, GRAD_NORM: Mean.of(optax.tree.norm(grads))}
     new = state._replace(
       params=params,

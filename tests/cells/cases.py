@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as npst
 from jax.flatten_util import ravel_pytree
 
 from recurrent import unroll
-from recurrent.cells import GatedCell
+from recurrent.cells import SLSTM, GatedCell, LinearCell
 
 # Batch, time, in_features. The first is ragged in every way, the second is
 # the least that still has a time.
@@ -66,7 +66,13 @@ class Results(NamedTuple):
 
 def methods(cell):
   """The methods, other than "auto", that must run this cell."""
-  return ("scan", "fused") if isinstance(cell, GatedCell) else ("scan",)
+  if isinstance(cell, LinearCell):
+    return ("scan", "associative", "kernel")
+  if not isinstance(cell, GatedCell):
+    return ("scan",)
+  # The blocks that "newton" solves are square, over leaves of one width.
+  one_width = getattr(cell, "memory", 0) in (0, cell.features)
+  return ("scan", "fused", "newton") if one_width else ("scan", "fused")
 
 
 @functools.lru_cache
@@ -94,7 +100,9 @@ def cases(draw, cell, shapes=SHAPES, dtype=np.float64):
   params, start = drawn_by_init(cell, in_features)
   return Case(
     params=jax.tree.map(lambda x: x + 0.3 * normal(*x.shape), params),
-    carry=jax.tree.map(lambda x: 0.5 * normal(batch, *x.shape), start),
+    carry=_possible(
+      cell, jax.tree.map(lambda x: 0.5 * normal(batch, *x.shape), start)
+    ),
     inputs=normal(batch, time, in_features),
     mask=draw(flags(batch, time)),
     resets=draw(npst.arrays(bool, (batch, time))),
@@ -103,6 +111,13 @@ def cases(draw, cell, shapes=SHAPES, dtype=np.float64):
       jax.tree.map(lambda x: normal(batch, *x.shape), start),
     ),
   )
+
+
+def _possible(cell, carry):
+  """The carry, without sums of exponentials that are not positive."""
+  if isinstance(cell, SLSTM):
+    return carry._replace(normaliser=0.5 + abs(carry.normaliser))
+  return carry
 
 
 def loss(case, cell, **how):

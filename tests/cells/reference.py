@@ -65,7 +65,7 @@ def gru(weights, inner_bias, carry, x, *, reset_before):
   return (h,), h
 
 
-def unroll(tick, carry, initial, inputs, mask, resets, reverse):
+def unroll(tick, carry, initial, inputs, mask, resets, reverse, width=None):
   """A cell over time, as a reader of the docstring would write it.
 
   Args:
@@ -76,12 +76,13 @@ def unroll(tick, carry, initial, inputs, mask, resets, reverse):
     mask: [batch, time] bool.
     resets: [batch, time] bool.
     reverse: from the last tick to the first.
+    width: of the outputs; None: that of the carry's first part.
 
   Returns:
     outputs [batch, time, H], and the carry as a tuple of arrays.
   """
   batch, time = mask.shape
-  outputs = np.zeros((batch, time, carry[0].shape[-1]))
+  outputs = np.zeros((batch, time, width or carry[0].shape[-1]))
   carry = [np.array(part) for part in carry]
   for row in range(batch):
     now = tuple(part[row] for part in carry)

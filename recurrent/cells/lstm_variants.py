@@ -1,0 +1,162 @@
+"""The LSTM with peepholes, coupled gates, a projection, layer normalisation."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from recurrent import initializers
+from recurrent.cells import base
+from recurrent.cells.lstm import LSTMCarry
+from recurrent.cells.structures import Dense, Structure
+from recurrent.types import Array, Float
+
+
+class LayerNormParams(NamedTuple):
+  """Scales of the three sums, and the offset of the last."""
+
+  kernel: Float[Array, "G*M"]
+  recurrent: Float[Array, "G*M"]
+  cell: Float[Array, "M"]
+  cell_bias: Float[Array, "M"]
+
+
+class LSTMVariantParams(NamedTuple):
+  """Parameters of `LSTMVariant`; what an option brings is None without it.
+
+  Columns of the gates in the order i, f, g, o; without f where it is coupled.
+  """
+
+  kernel: Float[Array, "D G*M"]
+  recurrent: Any  # [H, G*M], or what the structure has
+  bias: Float[Array, "G*M"]
+  peepholes: Float[Array, "P M"] | None = None  # of i, f, o, or of i, o
+  projection: Float[Array, "M H"] | None = None
+  norm: LayerNormParams | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMVariant(base.GatedCell):
+  """The LSTM, c' = f c + i g, h' = (o tanh(c')) P, with options together.
+
+  Args:
+    features: width H of the hidden state and the outputs.
+    forget_bias: what `init` writes into the forget gate's bias.
+    peepholes: i and f see c, o sees c' (Gers & Schmidhuber, 2000).
+    coupled: f = 1 - i (Greff et al., 2017).
+    memory: width M of the cell, from which P projects to H; 0: H, without P
+      (Sak et al., 2014). P stands in `gate`, so its gradient is summed tick by
+      tick.
+    layer_norm: of x W, of h R, and of c' before its tanh, the first two gate
+      by gate (Ba et al., 2016).
+    structure: of the recurrent product; dense if there is a projection.
+
+  Raises:
+    ValueError: if `memory` is negative, or has a structure that is not dense.
+
+  Reference:
+    Greff et al., "LSTM: a search space odyssey", 2017, and those above.
+  """
+
+  forget_bias: float = 1.0
+  peepholes: bool = False
+  coupled: bool = False
+  memory: int = 0
+  layer_norm: bool = False
+  structure: Structure = Dense()
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.structure.check(self.features)
+    if self.memory < 0:
+      raise ValueError(f"memory must be 0 or more, got {self.memory}")
+    if self.memory and self.structure != Dense():
+      raise ValueError(f"memory needs a dense structure, got {self.structure}")
+
+  @property
+  def _gates(self):
+    return 3 if self.coupled else 4
+
+  @property
+  def _width(self):
+    return self.memory or self.features
+
+  def init(self, key, in_features):
+    """Draws `LSTMVariantParams`: LeCun kernel, orthogonal recurrent a gate."""
+    keys = jax.random.split(key, 4)
+    h, m, g = self.features, self._width, self._gates
+    bias = jnp.zeros((g * m,), jnp.float32)
+    if not self.coupled:
+      bias = bias.at[m : 2 * m].set(self.forget_bias)
+    if self.memory:
+      orthogonal = jax.nn.initializers.orthogonal()
+      recurrent = jnp.concatenate(
+        [
+          orthogonal(k, (h, m), jnp.float32)
+          for k in jax.random.split(keys[1], g)
+        ],
+        axis=-1,
+      )
+    else:
+      recurrent = self.structure.init(keys[1], h, g)
+    ones = lambda n: jnp.ones((n,), jnp.float32)
+    return LSTMVariantParams(
+      kernel=initializers.uniform_fan_in(keys[0], (in_features, g * m)),
+      recurrent=recurrent,
+      bias=bias,
+      peepholes=initializers.normal(keys[2], (g - 1, m), 0.1)
+      if self.peepholes
+      else None,
+      projection=initializers.uniform_fan_in(keys[3], (m, h))
+      if self.memory
+      else None,
+      norm=LayerNormParams(ones(g * m), ones(g * m), ones(m), 0 * ones(m))
+      if self.layer_norm
+      else None,
+    )
+
+  def initial_carry(self, params, batch_shape):
+    """Zeros."""
+    return LSTMCarry(
+      hidden=base.zeros(params, batch_shape, self.features),
+      cell=base.zeros(params, batch_shape, self._width),
+    )
+
+  def project(self, params, inputs):
+    """X W, normalised if asked, + b."""
+    projected = base.product(inputs, params.kernel)
+    if self.layer_norm:
+      projected = base.layer_norm(projected, params.norm.kernel, self._gates)
+    return base.add_bias(projected, params.bias)
+
+  def recur(self, params, carry):
+    """H R."""
+    return self.structure.product(carry.hidden, params.recurrent)
+
+  def gate(self, params, carry, projected, mixed):
+    """The gates, the new cell, the projection."""
+    if self.layer_norm:
+      mixed = base.layer_norm(mixed, params.norm.recurrent, self._gates)
+    sums = base.split_gates(
+      base.as_carry(projected + mixed, carry), self._gates
+    )
+    i, f, g, o = (sums[0], None, *sums[1:]) if self.coupled else sums
+    see = lambda index, cell: (
+      cell * base.like(params.peepholes[index], cell)
+      if self.peepholes
+      else jnp.zeros_like(cell)
+    )
+    i = i + see(0, carry.cell)
+    keep = -i if self.coupled else f + see(1, carry.cell)
+    cell = jax.nn.sigmoid(keep) * carry.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    o = jax.nn.sigmoid(o + see(-1, cell))
+    seen = cell
+    if self.layer_norm:
+      norm = params.norm
+      seen = base.layer_norm(cell, norm.cell) + base.like(norm.cell_bias, cell)
+    hidden = o * jnp.tanh(seen)
+    if self.memory:
+      hidden = base.hidden_product(hidden, params.projection)
+      hidden = base.as_carry(hidden, carry)
+    return LSTMCarry(hidden, cell), hidden.astype(projected.dtype)

@@ -1,0 +1,95 @@
+"""Gated units with one gate: the MGU, and a GRU printed in tutorials."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from recurrent import initializers
+from recurrent.cells import base
+from recurrent.cells.gru import GRUCarry
+from recurrent.cells.structures import Dense, Structure
+from recurrent.types import Array, Float
+
+
+class MGUParams(NamedTuple):
+  """Parameters of both; columns in the order gate, candidate."""
+
+  kernel: Float[Array, "D 2*H"]
+  recurrent: Any  # [H, 2*H], or what the structure has
+  bias: Float[Array, "2*H"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MGU(base.Cell):
+  """h' = (1 - f) h + f n; f = sigmoid(x W + h R + b), n = tanh(.. (f h) R ..).
+
+  Args:
+    features: width H.
+    structure: of both recurrent products.
+
+  Reference:
+    Zhou et al., "Minimal gated unit for recurrent neural networks", 2016.
+  """
+
+  structure: Structure = Dense()
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.structure.check(self.features)
+
+  def init(self, key, in_features):
+    """Draws `MGUParams`: LeCun kernel, orthogonal recurrent a gate."""
+    kernel_key, recurrent_key = jax.random.split(key)
+    h = self.features
+    return MGUParams(
+      kernel=initializers.uniform_fan_in(kernel_key, (in_features, 2 * h)),
+      recurrent=self.structure.init(recurrent_key, h, 2),
+      bias=jnp.zeros((2 * h,), jnp.float32),
+    )
+
+  def initial_carry(self, params, batch_shape):
+    """Zeros."""
+    return GRUCarry(base.zeros(params, batch_shape, self.features))
+
+  def project(self, params, inputs):
+    """X W + b."""
+    return base.affine(inputs, params.kernel, params.bias)
+
+  def seen(self, gate: Array) -> Array:
+    """The part of h that the candidate sees, given the gate."""
+    return gate
+
+  def step(self, params, carry, projected):
+    """One tick, two products."""
+    weights = [
+      self.structure.take(params.recurrent, slice(k, k + 1)) for k in range(2)
+    ]
+    xf, xn = base.split_gates(base.as_carry(projected, carry), 2)
+    product = lambda hidden, weights: base.as_carry(
+      self.structure.product(hidden, weights), carry
+    )
+    f = jax.nn.sigmoid(xf + product(carry.hidden, weights[0]))
+    n = jnp.tanh(xn + product(self.seen(f) * carry.hidden, weights[1]))
+    hidden = (1 - f) * carry.hidden + f * n
+    return GRUCarry(hidden), hidden.astype(projected.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class GRUComplement(MGU):
+  """h' = (1 - z) h + z n, where the candidate n sees (1 - z) h.
+
+  A variant that stands in older tutorials as "the GRU": what its update gate
+  replaces is also what its candidate does not see, and it has no reset gate.
+  It is not the GRU of Cho et al., 2014; it is here so that such code can be
+  compared.
+
+  Args:
+    features: width H.
+    structure: of both recurrent products.
+  """
+
+  def seen(self, gate):
+    """What will not be replaced."""
+    return 1 - gate

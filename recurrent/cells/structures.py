@@ -1,0 +1,219 @@
+"""Structures of the recurrent product: which units see which.
+
+A structure is a value that a gated cell holds. It draws the recurrent weights
+of all gates, and multiplies by them. Fewer weights fit on a chip, and units
+that do not see each other have Jacobians that Newton's method can solve.
+"""
+
+import abc
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from recurrent import initializers
+from recurrent.cells import base
+from recurrent.types import Array, Float, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure(abc.ABC):
+  """How H hidden units make G times H sums."""
+
+  def check(self, features: int) -> None:  # noqa: B027, most take any
+    """Raises ValueError if a cell of that width cannot have it."""
+
+  @abc.abstractmethod
+  def init(self, key: PRNGKey, features: int, gates: int) -> Any:
+    """Draws the weights of `gates` gates."""
+
+  @abc.abstractmethod
+  def product(self, hidden: Array, weights: Any) -> Array:
+    """Hidden [*batch, H] times the weights: [*batch, G*H], gate by gate."""
+
+  @abc.abstractmethod
+  def take(self, weights: Any, gates: slice) -> Any:
+    """The weights of some of the gates."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense(Structure):
+  """Every unit sees every unit: weights [H, G*H]."""
+
+  def init(self, key, features, gates):
+    """One orthogonal matrix a gate."""
+    return initializers.orthogonal_blocks(key, features, gates)
+
+  def product(self, hidden, weights):
+    """One matrix product."""
+    return base.hidden_product(hidden, weights)
+
+  def take(self, weights, gates):
+    """Columns."""
+    h = len(weights)
+    return weights[:, gates.start * h : gates.stop * h]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads(Structure):
+  """Units see those of their own head: weights [N, H/N, G, H/N].
+
+  Args:
+    heads: number of heads N, which must divide H.
+
+  Reference:
+    Beck et al., "xLSTM", 2024 (sLSTM); Poeppel et al., "FlashRNN", 2024.
+  """
+
+  heads: int
+
+  def check(self, features):
+    """Raises ValueError unless the heads divide the features."""
+    if self.heads < 1 or features % self.heads:
+      raise ValueError(
+        f"heads must divide features={features}, got {self.heads}"
+      )
+
+  def init(self, key, features, gates):
+    """One orthogonal matrix a head and gate."""
+    width = features // self.heads
+    return jnp.stack(
+      [
+        initializers.orthogonal_blocks(k, width, gates).reshape(
+          width, gates, width
+        )
+        for k in jax.random.split(key, self.heads)
+      ]
+    )
+
+  def product(self, hidden, weights):
+    """A small product a head."""
+    batch = hidden.shape[:-1]
+    hidden = hidden.astype(weights.dtype).reshape(*batch, self.heads, -1)
+    mixed = base.einsum("...nh,nhgk->...gnk", hidden, weights)
+    return mixed.reshape(*batch, -1)
+
+  def take(self, weights, gates):
+    """Gates of every head."""
+    return weights[:, :, gates]
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagonal(Structure):
+  """Units see themselves only: weights [G, H].
+
+  Args:
+    low: least weight that `init` draws.
+    high: greatest weight that `init` draws.
+
+  Reference:
+    Li et al., "Independently recurrent neural network (IndRNN)", 2018.
+  """
+
+  low: float = -1.0
+  high: float = 1.0
+
+  def init(self, key, features, gates):
+    """Uniform between the bounds."""
+    return initializers.uniform(key, (gates, features), self.low, self.high)
+
+  def product(self, hidden, weights):
+    """Elementwise, once a gate."""
+    shape = (*hidden.shape[:-1], *weights.shape)
+    hidden = hidden.astype(weights.dtype)[..., None, :]
+    mixed = jnp.broadcast_to(hidden, shape) * jnp.broadcast_to(weights, shape)
+    return mixed.reshape(*shape[:-2], -1)
+
+  def take(self, weights, gates):
+    """Rows."""
+    return weights[gates]
+
+
+class LowRankWeights(NamedTuple):
+  """Weights of `LowRank`."""
+
+  down: Float[Array, "H R"]
+  up: Float[Array, "R G*H"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank(Structure):
+  """Units see R sums of all units: weights [H, R] and [R, G*H].
+
+  Args:
+    rank: number of sums R.
+
+  Reference:
+    Kuchaiev & Ginsburg, "Factorization tricks for LSTM networks", 2017.
+  """
+
+  rank: int
+
+  def check(self, features):
+    """Raises ValueError unless 1 <= rank <= features."""
+    if not 1 <= self.rank <= features:
+      raise ValueError(f"rank must be in [1, {features}], got {self.rank}")
+
+  def init(self, key, features, gates):
+    """An orthogonal projection down, and up at LeCun's scale."""
+    down, up = jax.random.split(key)
+    return LowRankWeights(
+      jax.nn.initializers.orthogonal()(
+        down, (features, self.rank), jnp.float32
+      ),
+      initializers.uniform_fan_in(up, (self.rank, gates * features)),
+    )
+
+  def product(self, hidden, weights):
+    """Two thin products."""
+    down, up = weights
+    return base.product(base.hidden_product(hidden, down), up)
+
+  def take(self, weights, gates):
+    """Columns of the second."""
+    h = len(weights.down)
+    return weights._replace(up=weights.up[:, gates.start * h : gates.stop * h])
+
+
+def parameter_budget(cell: base.Cell, in_features: int, params: int) -> int:
+  """The width at which a cell has as many parameters as it may have.
+
+  Args:
+    cell: any cell; all but its `features` is kept.
+    in_features: width of its inputs.
+    params: how many parameters it may have.
+
+  Returns:
+    The greatest width with at most that many. Widths that the cell refuses,
+    such as those its heads do not divide, are passed over.
+
+  Raises:
+    ValueError: if not even the least width that it takes is small enough.
+  """
+
+  def size(features):
+    try:
+      wide = dataclasses.replace(cell, features=features)
+    except ValueError:
+      return None
+    shapes = base.param_shapes(wide, in_features)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+  def allowed(features):
+    found = size(features)
+    return found is not None and found <= params
+
+  # Widths come in steps, such as the number of heads; sizes grow with them.
+  step = next((n for n in range(1, 4097) if size(n) is not None), None)
+  if step is None or not allowed(step):
+    raise ValueError(
+      f"{type(cell).__name__} has no width with at most {params} parameters"
+    )
+  low, high = 1, 2
+  while allowed(high * step):
+    low, high = high, 2 * high
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if allowed(middle * step) else (low, middle)
+  return low * step

@@ -1,0 +1,104 @@
+"""Ways to run a cell over time. To add one: a file here, a row in EXECUTORS.
+
+All take (cell, reverse, params, initial, carry, ticks), where `params` is a
+function that gives the parameters in the dtype to compute in, and `ticks` are
+time-major; all return (carry, outputs). `unroll` does everything around it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from recurrent.cells.base import (
+  Cell,
+  GatedCell,
+  LinearCell,
+  param_shapes,
+)
+from recurrent.executors.fused import bulk_gradients, fused
+from recurrent.executors.linear import associative, kernel
+from recurrent.executors.newton import Newton, NewtonReport, newton, solve
+from recurrent.executors.scan import scan
+
+
+class Executor(NamedTuple):
+  """One way to run a cell.
+
+  Attributes:
+    run: the loop.
+    why_not: why a cell cannot run by it, as "it ..."; empty if it can.
+    merit: why "auto" would take it.
+    for_bulk: what to do with the parameters before the bulk projection.
+  """
+
+  run: Callable[..., Any]
+  why_not: Callable[[Cell], str]
+  merit: str
+  for_bulk: Callable[[Any], Any] = bulk_gradients
+
+
+def _only(kind: type, reason: str) -> Callable[[Cell], str]:
+  return lambda cell: "" if isinstance(cell, kind) else reason
+
+
+_NOT_GATED = "has no `recur` and `gate`: it is no GatedCell"
+_NOT_LINEAR = "has no decay and drive: it is no LinearCell"
+
+
+def _no_newton(cell: Cell) -> str:
+  if not isinstance(cell, GatedCell):
+    return _NOT_GATED
+  params = param_shapes(cell, 1)
+  carry = jax.eval_shape(lambda p: cell.initial_carry(p, ()), params)
+  if any(leaf.shape != (cell.features,) for leaf in jax.tree.leaves(carry)):
+    return "has a carry whose leaves differ in width"
+  return ""
+
+
+EXECUTORS: dict[str, Executor] = {
+  "scan": Executor(
+    scan,
+    lambda cell: "",
+    "it runs any cell, and nothing else runs this one",
+    for_bulk=lambda params: params,
+  ),
+  "fused": Executor(
+    fused,
+    _only(GatedCell, _NOT_GATED),
+    "weight gradients are bulk products, outside the reverse loop",
+  ),
+  "associative": Executor(
+    associative,
+    _only(LinearCell, _NOT_LINEAR),
+    "log T passes, each parallel over time",
+  ),
+  "kernel": Executor(
+    kernel,
+    _only(LinearCell, _NOT_LINEAR),
+    "chunks side by side, and a reverse pass that is the same scan",
+  ),
+  "newton": Executor(
+    newton,
+    _no_newton,
+    "all ticks at once, in rounds",
+  ),
+}
+
+
+def choose(cell: Cell) -> str:
+  """What "auto" stands for."""
+  if isinstance(cell, LinearCell):
+    return "kernel"
+  return "fused" if isinstance(cell, GatedCell) else "scan"
+
+
+__all__ = [
+  "EXECUTORS",
+  "Executor",
+  "Newton",
+  "NewtonReport",
+  "bulk_gradients",
+  "choose",
+  "solve",
+]

@@ -1,0 +1,194 @@
+"""`"fused"`: a `GatedCell` with a reverse pass of its own.
+
+JAX's reverse sweep through a scan adds into every weight gradient at every
+tick: one skinny product and one read and write of the whole matrix. Here the
+reverse loop holds only `gate`'s pullback and one product with the recurrent
+weights; all weight gradients are one product over all ticks after it. That
+product is nothing but `recur`'s own pullback over the stacked carries, time
+being one more batch axis, so it is right for any structure of the weights.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import partial_eval
+
+from recurrent.executors.scan import scan
+from recurrent.executors.ticks import (
+  Ticks,
+  add,
+  add_wide,
+  at,
+  blank,
+  hold,
+  restart,
+  zeros,
+)
+
+
+def fused(cell, reverse, params, initial, carry, ticks):
+  """The same as `scan`, with the reverse pass below."""
+  return _fused(cell, reverse, params(), initial, carry, ticks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fused(cell, reverse, params, initial, carry, ticks):
+  return scan(cell, reverse, lambda: params, initial, carry, ticks)
+
+
+def forward(cell, reverse, params, initial, carry, ticks):
+  """Outputs, and what `backward` needs: all carries, what `recur` made."""
+
+  def tick(carry, now):
+    carry = restart(now.resets, initial, carry)
+    mixed = cell.recur(params, carry)
+    stepped, outputs = cell.gate(params, carry, now.projected, mixed)
+    saved = (carry, mixed)
+    return (
+      hold(now.mask, stepped, carry),
+      (blank(now.mask, outputs), saved),
+    )
+
+  carry, (outputs, saved) = jax.lax.scan(tick, carry, ticks, reverse=reverse)
+  return (carry, outputs), (params, initial, ticks, saved)
+
+
+def backward(cell, reverse, residuals, cotangents):
+  """The reverse pass, given all carries and what `recur` made of them."""
+  params, initial, ticks, (carries, mixed) = residuals
+  d_carry, d_outputs = cotangents
+  in_gate = _used_by_gate(cell, params, carries, ticks.projected, mixed)
+  gate_params, rebuild = _partition(params, in_gate)
+
+  # Only floating-point leaves of a carry have a gradient: a count has none.
+  floats = [
+    jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(initial)
+  ]
+  moving = lambda carry: _partition(carry, floats)[0]
+
+  def tick(accumulated, now):
+    d_carry, d_initial, d_gate_params = accumulated
+    now, carry, mixed, d_outputs = now
+    carry, whole = _partition(carry, floats)
+
+    def gate(gate_params, carry, projected, mixed):
+      stepped, outputs = cell.gate(
+        rebuild(gate_params), whole(carry), projected, mixed
+      )
+      return moving(stepped), outputs
+
+    pull_gate = jax.vjp(gate, gate_params, carry, now.projected, mixed)[1]
+    d_stepped = blank(now.mask, d_carry)
+    d_params, d_previous, d_projected, d_mixed = pull_gate(
+      (d_stepped, blank(now.mask, d_outputs))
+    )
+    recur = lambda carry: cell.recur(params, whole(carry))
+    pull_recur = jax.vjp(recur, carry)[1]
+    d_previous = add(d_previous, pull_recur(d_mixed)[0])
+    if now.mask is not None:
+      d_previous = hold(now.mask, d_previous, d_carry)
+    if now.resets is not None:
+      d_initial = add(
+        d_initial, hold(now.resets, d_previous, zeros(d_previous))
+      )
+      d_previous = blank(now.resets, d_previous, keep=False)
+    accumulated = (d_previous, d_initial, add_wide(d_gate_params, d_params))
+    # Where a gate only adds the two, their cotangents are one array: save it
+    # once.
+    same = all(
+      a is b
+      for a, b in zip(
+        jax.tree.leaves(d_projected), jax.tree.leaves(d_mixed), strict=False
+      )
+    ) and (jax.tree.structure(d_projected) == jax.tree.structure(d_mixed))
+    return accumulated, (d_projected, None if same else d_mixed)
+
+  wide = lambda x: jnp.zeros(
+    x.shape, jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+  )
+  start = (
+    moving(d_carry),
+    zeros(moving(initial)),
+    jax.tree.map(wide, gate_params),
+  )
+  (d_carry, d_initial, d_gate_params), (d_projected, d_mixed) = jax.lax.scan(
+    tick, start, (ticks, carries, mixed, d_outputs), reverse=not reverse
+  )
+  d_mixed = d_projected if d_mixed is None else d_mixed
+  recur = lambda params: cell.recur(bulk_gradients(params), carries)
+  (d_params,) = jax.vjp(recur, params)[1](d_mixed)
+  d_gate_params = jax.tree.map(
+    lambda d, x: d.astype(x.dtype), d_gate_params, gate_params
+  )
+  d_params = add(d_params, rebuild(d_gate_params, zeros(params)))
+  # None stands for the zero cotangent of the Boolean mask and resets.
+  nothing = jax.tree.map(
+    lambda x: np.zeros(x.shape, jax.dtypes.float0), initial
+  )
+  d_initial, d_carry = (
+    _partition(nothing, floats)[1](x) for x in (d_initial, d_carry)
+  )
+  return d_params, d_initial, d_carry, Ticks(d_projected, None, None)
+
+
+_fused.defvjp(forward, backward)
+
+
+@jax.custom_vjp
+def bulk_gradients(params):
+  """The same params; their gradients are products that XLA compiles well.
+
+  JAX writes the gradient of a matrix transposed, and transposes it back. XLA's
+  CPU compiler pulls the second step into the product, which then runs on a
+  slow path, 1.4 to 2.2 times longer with two axes summed over (batch, time).
+  A barrier keeps the two apart; the step by itself costs next to nothing.
+  """
+  return params
+
+
+def _bulk_gradients_backward(_, d_params):
+  def transpose_last(d):
+    if d.ndim < 2:
+      return d
+    turned = jax.lax.optimization_barrier(jnp.swapaxes(d, -1, -2))
+    return jnp.swapaxes(turned, -1, -2)
+
+  return (jax.tree.map(transpose_last, d_params),)
+
+
+bulk_gradients.defvjp(lambda params: (params, None), _bulk_gradients_backward)
+
+
+def _used_by_gate(cell, params, carries, projected, mixed) -> list[bool]:
+  """Which leaves of params `gate` reads: small ones, by its contract.
+
+  Their gradients are summed inside the reverse loop; all the others come from
+  the bulk product.
+  """
+  args = jax.eval_shape(
+    lambda: (params, *(at(x, 0) for x in (carries, projected, mixed)))
+  )
+  jaxpr = jax.make_jaxpr(cell.gate)(*args).jaxpr
+  # What a jit inside is handed, and does not read, is not read.
+  _, read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return list(read[: len(jax.tree.leaves(params))])
+
+
+def _partition(tree, chosen: list[bool]) -> tuple[list, Callable]:
+  """The chosen leaves, and what puts (others) and them together again."""
+  leaves, structure = jax.tree.flatten(tree)
+
+  def rebuild(some, others=tree):
+    some = iter(some)
+    return jax.tree.unflatten(
+      structure,
+      [
+        next(some) if pick else other
+        for pick, other in zip(chosen, jax.tree.leaves(others), strict=True)
+      ],
+    )
+
+  return [x for x, pick in zip(leaves, chosen, strict=True) if pick], rebuild

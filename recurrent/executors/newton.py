@@ -1,0 +1,288 @@
+"""`"newton"`: a `GatedCell` as a system of equations over all ticks at once.
+
+All ticks are computed in bulk from a guess of all carries, linearised, and the
+linear recurrence that comes out is solved in parallel over time; again, until
+the carries stay. After k rounds the first k ticks are exact, so it ends.
+
+The linearisation keeps, of each tick's Jacobian, what a unit's carry does to
+that unit's own: a block as wide as the carry has leaves. That is exact where
+no unit sees another (`cell.channelwise`), and Newton's method then; elsewhere
+it is an approximation that needs more rounds (quasi-DEER), and `damping` makes
+it smaller where they would explode. If the rounds do not suffice, the plain
+loop runs after all, and the report says so.
+
+Reference:
+  Lim et al., "Parallelizing non-linear sequential models over the sequence
+  length" (DEER), 2024; Gonzalez et al., "Towards scalable and stable
+  parallelization of nonlinear RNNs" (quasi-DEER, ELK), 2024; Danieli et al.,
+  "ParaRNN", 2025 (blocks of the LSTM).
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from recurrent import kernels
+from recurrent.executors.fused import backward as loop_backward
+from recurrent.executors.fused import bulk_gradients
+from recurrent.executors.fused import forward as loop_forward
+from recurrent.executors.ticks import Ticks, at, blank, hold, length, restart
+from recurrent.types import Array, Float, Int
+
+
+class NewtonReport(NamedTuple):
+  """How the rounds went.
+
+  Attributes:
+    iterations: rounds that were run.
+    residual: the greatest change of a carry in the last round, relative to
+      the greatest carry or 1.
+    converged: whether that is within the tolerance; if not, what was returned
+      is the plain loop's.
+  """
+
+  iterations: Int[Array, ""]
+  residual: Float[Array, ""]
+  converged: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Newton:
+  """How to solve.
+
+  Args:
+    tolerance: of the report's residual; None: fifty roundings of the carry.
+    max_iterations: rounds before the plain loop takes over.
+    damping: in [0, 1): part of the Jacobian that is left out.
+  """
+
+  tolerance: float | None = None
+  max_iterations: int = 100
+  damping: float = 0.0
+
+  def __post_init__(self):
+    if self.tolerance is not None and not self.tolerance > 0:
+      raise ValueError(f"tolerance must be positive, got {self.tolerance}")
+    if self.max_iterations < 1:
+      raise ValueError(
+        f"max_iterations must be at least 1, got {self.max_iterations}"
+      )
+    if not 0 <= self.damping < 1:
+      raise ValueError(f"damping must be in [0, 1), got {self.damping}")
+
+
+def newton(cell, reverse, params, initial, carry, ticks, *, how=Newton()):
+  """As all executors: the carry and the outputs."""
+  return solve(cell, reverse, params, initial, carry, ticks, how)[:2]
+
+
+def solve(cell, reverse, params, initial, carry, ticks, how):
+  """The carry, the outputs, and a `NewtonReport`."""
+  if reverse:
+    ticks = jax.tree.map(lambda x: x[::-1], ticks)
+  carry, outputs, report = _solve(cell, how, params(), initial, carry, ticks)
+  return carry, outputs[::-1] if reverse else outputs, report
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _solve(cell, how, params, initial, carry, ticks):
+  return _forward(cell, how, params, initial, carry, ticks)[0]
+
+
+def _forward(cell, how, params, initial, carry, ticks):
+  time = length(ticks)
+  dtype = jax.tree.leaves(carry)[0].dtype
+  own = _own_recurrence(cell, params, initial)
+
+  def largest(tree):
+    # A reduction by max may drop NaNs: hence the other.
+    leaves = [x.astype(dtype) for x in jax.tree.leaves(tree)]
+    finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+    size = jnp.stack([jnp.abs(x).max() for x in leaves]).max()
+    return jnp.where(finite, size, jnp.inf)
+
+  def improve(loop):
+    states, rounds, _ = loop
+    before = _before(carry, states)
+    stepped, jacobian = _linearise(
+      cell, params, initial, ticks, before, own, how.damping
+    )
+    drive = jax.tree.map(
+      jnp.subtract, stepped, _apply(jacobian, before, before)
+    )
+    new = _block_scan(jacobian, drive, carry)
+    change = jax.tree.map(lambda a, b: a - b, new, states)
+    # Neither infinite nor NaN is below the tolerance; both end the rounds.
+    return new, rounds + 1, largest(change) / jnp.maximum(largest(new), 1)
+
+  start = jax.tree.map(lambda x: jnp.broadcast_to(x, (time, *x.shape)), carry)
+  tolerance = how.tolerance or 50 * float(jnp.finfo(dtype).eps)
+  states, rounds, residual = jax.lax.while_loop(
+    lambda loop: (
+      (loop[1] < how.max_iterations)
+      & (loop[2] > tolerance)
+      & jnp.isfinite(loop[2])
+    ),
+    improve,
+    (start, jnp.int32(0), jnp.full((), jnp.finfo(dtype).max, dtype)),
+  )
+  converged = residual <= tolerance
+
+  def accept(states):
+    before = restart_all(ticks.resets, initial, _before(carry, states))
+    mixed = cell.recur(params, before)
+    outputs = cell.gate(params, before, ticks.projected, mixed)[1]
+    return (at(states, -1), blank(ticks.mask, outputs)), (before, mixed)
+
+  def loop_after_all(states):
+    del states
+    out, residuals = loop_forward(cell, False, params, initial, carry, ticks)
+    return out, residuals[-1]
+
+  (last, outputs), saved = jax.lax.cond(
+    converged, accept, loop_after_all, states
+  )
+  report = NewtonReport(rounds, residual, converged)
+  return (last, outputs, report), (params, initial, ticks, saved)
+
+
+def _backward(cell, how, residuals, cotangents):
+  """One linear solve, for the carries' cotangents; then all is bulk."""
+  del how
+  d_carry, d_outputs, _ = cotangents
+  if not cell.channelwise:
+    # Exact Jacobians are dense: their solve is a loop, as in "fused".
+    return loop_backward(cell, False, residuals, (d_carry, d_outputs))
+  params, initial, ticks, (carries, _) = residuals
+
+  def tick(params, before, projected):
+    mixed = cell.recur(bulk_gradients(params), before)
+    return cell.gate(params, before, projected, mixed)
+
+  def pull(d_stepped):
+    out = blank(ticks.mask, (d_stepped, d_outputs))
+    return jax.vjp(tick, params, carries, ticks.projected)[1](out)
+
+  nothing = jax.tree.map(jnp.zeros_like, carries)
+  direct = pull(nothing)[1]
+  own = _own_recurrence(cell, params, initial)
+  _, jacobian = _linearise(cell, params, initial, ticks, carries, own, 0.0)
+  direct = blank(ticks.resets, direct, keep=False)
+  # The cotangent of a state: from the tick after it, through that tick's
+  # Jacobian, and from that tick's output; of the last one, from the carry.
+  turned = [list(row) for row in zip(*jacobian, strict=True)]
+  ahead = lambda tree: jax.tree.map(
+    lambda x: jnp.concatenate([x[1:], jnp.zeros_like(x[:1])]), tree
+  )
+  drive = jax.tree.map(
+    lambda x, last: x.at[-1].add(last), ahead(direct), d_carry
+  )
+  cotangent = _block_scan(
+    ahead(turned), drive, jax.tree.map(jnp.zeros_like, d_carry), reverse=True
+  )
+  d_params, d_before, d_projected = pull(cotangent)
+  if ticks.mask is not None:
+    d_before = hold(ticks.mask, d_before, cotangent)
+  d_initial = jax.tree.map(jnp.zeros_like, initial)
+  if ticks.resets is not None:
+    d_initial = jax.tree.map(lambda x: x.sum(0), blank(ticks.resets, d_before))
+    d_before = blank(ticks.resets, d_before, keep=False)
+  return d_params, d_initial, at(d_before, 0), Ticks(d_projected, None, None)
+
+
+_solve.defvjp(_forward, _backward)
+
+
+def _before(carry, states):
+  """The carry that each tick starts from, before resets."""
+  return jax.tree.map(
+    lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), carry, states
+  )
+
+
+def restart_all(resets, initial, carries):
+  """`restart` for all ticks at once."""
+  if resets is None:
+    return carries
+  return jax.vmap(restart, (0, None, 0))(resets, initial, carries)
+
+
+def _own_recurrence(cell, params, initial):
+  """What a unit's own carry does to its part of `recur`, leaf by leaf.
+
+  `recur` is affine in the carry and the same at every tick, so its diagonals
+  come from the unit vectors, all in one product.
+  """
+  zero = jax.tree.map(jnp.zeros_like, at(initial, 0))
+  leaves, structure = jax.tree.flatten(zero)
+  found = []
+  for index, leaf in enumerate(leaves):
+    width = len(leaf)
+    many = [jnp.zeros((width, *x.shape), x.dtype) for x in leaves]
+    turned = list(many)
+    turned[index] = jnp.eye(width, dtype=leaf.dtype)
+    tangent = jax.jvp(
+      functools.partial(cell.recur, params),
+      (structure.unflatten(many),),
+      (structure.unflatten(turned),),
+    )[1]
+    gates = tangent.reshape(width, -1, width)
+    found.append(jnp.einsum("hgh->gh", gates).reshape(-1))
+  return found
+
+
+def _linearise(cell, params, initial, ticks, before, own, damping):
+  """All ticks from a guess of all carries, and their blocks [to][from]."""
+  used = restart_all(ticks.resets, initial, before)
+  mixed = cell.recur(params, used)
+  leaves, structure = jax.tree.flatten(used)
+  step = lambda carry, mixed: cell.gate(params, carry, ticks.projected, mixed)[
+    0
+  ]
+  columns = []
+  for index in range(len(leaves)):
+    tangents = [jnp.zeros_like(x) for x in leaves]
+    tangents[index] = jnp.ones_like(leaves[index])
+    through = jnp.broadcast_to(own[index].astype(mixed.dtype), mixed.shape)
+    stepped, column = jax.jvp(
+      step, (used, mixed), (structure.unflatten(tangents), through)
+    )
+    columns.append([(1 - damping) * x for x in jax.tree.leaves(column)])
+  stepped = hold(ticks.mask, stepped, before)
+  rows = [list(row) for row in zip(*columns, strict=True)]
+  rows = blank(ticks.resets, rows, keep=False)
+  if ticks.mask is not None:
+    same = [
+      [
+        (jnp.ones_like if i == j else jnp.zeros_like)(x)
+        for j, x in enumerate(r)
+      ]
+      for i, r in enumerate(rows)
+    ]
+    rows = hold(ticks.mask, rows, same)
+  return stepped, rows
+
+
+def _apply(jacobian, carry, like):
+  """The product of blocks with carries, unit by unit."""
+  leaves = jax.tree.leaves(carry)
+  products = [
+    sum(a * x for a, x in zip(row, leaves, strict=True)) for row in jacobian
+  ]
+  return jax.tree.structure(like).unflatten(products)
+
+
+def _block_scan(jacobian, drive, start, reverse=False):
+  """s_t = J_t s_{t-1} + drive_t for all t, in parallel over time."""
+  drives, structure = jax.tree.flatten(drive)
+  starts = jax.tree.leaves(start)
+  if len(drives) == 1:
+    states = [
+      kernels.linear_scan(jacobian[0][0], drives[0], starts[0], reverse=reverse)
+    ]
+  else:
+    states = kernels.block_scan(jacobian, drives, starts, reverse)
+  return structure.unflatten(states)

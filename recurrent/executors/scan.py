@@ -1,0 +1,16 @@
+"""`"scan"`: the specification. `jax.lax.scan`, differentiated by JAX."""
+
+import jax
+
+from recurrent.executors.ticks import blank, hold, restart
+
+
+def scan(cell, reverse, params, initial, carry, ticks):
+  """The specification; params is a function that gives them."""
+
+  def tick(carry, now):
+    carry = restart(now.resets, initial, carry)
+    stepped, outputs = cell.step(params(), carry, now.projected)
+    return hold(now.mask, stepped, carry), blank(now.mask, outputs)
+
+  return jax.lax.scan(tick, carry, ticks, reverse=reverse)

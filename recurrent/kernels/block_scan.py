@@ -1,0 +1,84 @@
+"""s_t = J_t s_{t-1} + drive_t with a small matrix J for every unit and tick."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from recurrent.types import Array
+
+Blocks = list[list[Array]]  # [to][from], each [time, ...]
+
+
+def block_scan(
+  blocks: Blocks, drives: list[Array], start: list[Array], reverse: bool = False
+) -> list[Array]:
+  """The recurrence, in about sqrt(time) chunks side by side.
+
+  As `linear_scan`, with K states a unit that mix: first each chunk by itself
+  from zero, with the product of its blocks; then from chunk to chunk; then one
+  multiply and add over everything. It has no gradient of its own.
+
+  Args:
+    blocks: K lists of K arrays [time, ...].
+    drives: K arrays [time, ...].
+    start: K arrays [...], the states before the first tick.
+    reverse: from the last tick to the first.
+
+  Returns:
+    The states after each tick, K arrays [time, ...].
+  """
+  if reverse:
+    blocks, drives = jax.tree.map(lambda x: x[::-1], (blocks, drives))
+    return [x[::-1] for x in block_scan(blocks, drives, start)]
+  time, many = len(drives[0]), range(len(drives))
+  chunks = math.isqrt(time)
+  size = -(-time // chunks)
+
+  def split(array, fill):
+    edges = [(0, size * chunks - time)] + [(0, 0)] * (array.ndim - 1)
+    array = jnp.pad(array, edges, constant_values=fill)
+    return jnp.swapaxes(array.reshape(chunks, size, *array.shape[1:]), 0, 1)
+
+  # After the last tick nothing is to happen: the unit block, drive 0.
+  blocks = [[split(blocks[i][j], i == j) for j in many] for i in many]
+  drives = [split(drive, 0) for drive in drives]
+  apply = lambda block, state: [
+    sum(block[i][j] * state[j] for j in many) for i in many
+  ]
+
+  def tick(carry, now):
+    state, product = carry
+    block, drive = now
+    state = [a + b for a, b in zip(apply(block, state), drive, strict=True)]
+    columns = [apply(block, column) for column in product]
+    return (state, columns), (state, columns)
+
+  one = jnp.ones_like(drives[0][0])
+  # Column by column, so that a product of blocks is `apply` on each.
+  unit = [[one if i == j else 0 * one for i in many] for j in many]
+  _, (states, products) = jax.lax.scan(
+    tick, ([0 * one for _ in many], unit), (blocks, drives)
+  )
+
+  def along(columns, state):
+    return [
+      sum(column[i] * state[j] for j, column in enumerate(columns))
+      for i in many
+    ]
+
+  def from_chunk_to_chunk(state, chunk):
+    ended, columns = chunk
+    after = [a + b for a, b in zip(along(columns, state), ended, strict=True)]
+    return after, state
+
+  last = jax.tree.map(lambda x: x[-1], (states, products))
+  _, entering = jax.lax.scan(from_chunk_to_chunk, start, last)
+  entering = [
+    jnp.broadcast_to(x, y.shape) for x, y in zip(entering, states, strict=True)
+  ]
+  states = [
+    a + b for a, b in zip(states, along(products, entering), strict=True)
+  ]
+  join = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:time]
+  return [join(state) for state in states]

@@ -1,0 +1,195 @@
+"""h_t = decay_t * h_{t-1} + drive_t, elementwise, over the leading axis.
+
+Two ways, equal forward and in every gradient:
+
+`associative_scan` is `jax.lax.associative_scan`, differentiated by JAX: log T
+passes over all of memory, and as many arrays kept for the reverse pass.
+
+`linear_scan` runs over chunks side by side: first each chunk by itself from
+zero, with the product of its decays; then the few carries from chunk to chunk;
+then one multiply and add over everything. Its reverse pass is the same scan
+run backwards, from the outputs alone (Martin & Cundy, 2018).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from recurrent.types import Array
+
+# Elements that a tick of the inner loop should have: fewer, and the loop costs
+# more than the arithmetic. Measured on a 2-core CPU: docs/performance.md.
+WIDTH = 4096
+
+
+def associative_scan(
+  decay: Array,
+  drive: Array,
+  start: Array,
+  *,
+  resets: Array | None = None,
+  reverse: bool = False,
+) -> Array:
+  """The recurrence by `jax.lax.associative_scan`.
+
+  Args:
+    decay: [time, ...], real or complex.
+    drive: [time, ...], of the same shape and dtype.
+    start: [...], the state before the first tick.
+    resets: [time, ...] bool, broadcastable: there the state is the drive alone,
+      whatever came before, NaN included.
+    reverse: from the last tick to the first.
+
+  Returns:
+    The states after each tick, [time, ...].
+
+  Reference:
+    Blelloch, "Prefix sums and their applications", 1990.
+  """
+  first = -1 if reverse else 0
+  began = decay[first] * start
+  if resets is None:
+    drive = drive.at[first].add(began)
+    return jax.lax.associative_scan(_compose, (decay, drive), reverse=reverse)[
+      1
+    ]
+  resets = jnp.broadcast_to(resets, drive.shape)
+  drive = drive.at[first].add(
+    jnp.where(resets[first], jnp.zeros_like(began), began)
+  )
+  return jax.lax.associative_scan(
+    _compose_with_resets, (decay, drive, resets), reverse=reverse
+  )[1]
+
+
+def _compose(early, late):
+  """The map of two stretches, one after the other."""
+  return late[0] * early[0], late[0] * early[1] + late[1]
+
+
+def _compose_with_resets(early, late):
+  decay, drive = _compose(early[:2], late[:2])
+  return (
+    jnp.where(late[2], jnp.zeros_like(decay), decay),
+    jnp.where(late[2], late[1], drive),
+    early[2] | late[2],
+  )
+
+
+def linear_scan(
+  decay: Array,
+  drive: Array,
+  start: Array,
+  *,
+  resets: Array | None = None,
+  reverse: bool = False,
+) -> Array:
+  """The recurrence in chunks, with a reverse pass of its own.
+
+  Args and results are those of `associative_scan`.
+
+  Reference:
+    Martin & Cundy, "Parallelizing linear recurrent neural nets over sequence
+    length", 2018.
+  """
+  return _linear_scan(reverse, decay, drive, start, resets)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear_scan(reverse, decay, drive, start, resets):
+  return _in_chunks(reverse, decay, drive, start, resets)
+
+
+def _forward(reverse, decay, drive, start, resets):
+  hidden = _in_chunks(reverse, decay, drive, start, resets)
+  return hidden, (decay, start, resets, hidden)
+
+
+def _backward(reverse, residuals, d_hidden):
+  decay, start, resets, hidden = residuals
+  first, last = (-1, 0) if reverse else (0, -1)
+  # What reaches a state comes from its output and from the tick after it; none
+  # comes after the last.
+  after = _shift(decay, jnp.zeros_like(decay[last]), not reverse)
+  cut = None
+  if resets is not None:
+    cut = _shift(resets, jnp.ones_like(resets[last]), not reverse)
+  d_drive = _in_chunks(not reverse, after, d_hidden, jnp.zeros_like(start), cut)
+  before = _shift(hidden, start, reverse)
+  d_decay = d_drive * before
+  d_start = d_drive[first] * decay[first]
+  if resets is not None:
+    d_decay = jnp.where(resets, jnp.zeros_like(d_decay), d_decay)
+    d_start = jnp.where(resets[first], jnp.zeros_like(d_start), d_start)
+  return d_decay, d_drive, d_start, None
+
+
+_linear_scan.defvjp(_forward, _backward)
+
+
+def _shift(array, edge, back):
+  """The neighbour's value: of the tick before, or with `back` the one after."""
+  if back:
+    return jnp.concatenate([array[1:], edge[None]])
+  return jnp.concatenate([edge[None], array[:-1]])
+
+
+def _in_chunks(reverse, decay, drive, start, resets):
+  """The recurrence itself, without a gradient."""
+  time = len(drive)
+  rows = max(1, math.prod(drive.shape[1:]))
+  # No more chunks than ticks a chunk, or the middle loop is the long one.
+  chunks = max(1, min(-(-WIDTH // rows), math.isqrt(time)))
+  if chunks == 1:
+    return _sequential(reverse, decay, drive, start, resets)[0]
+  size = -(-time // chunks)
+  short = size * chunks - time
+
+  def split(array, fill):
+    # Where the loop ends nothing is to happen: decay 1, drive 0.
+    edges = (short, 0) if reverse else (0, short)
+    edges = [edges] + [(0, 0)] * (array.ndim - 1)
+    array = jnp.pad(array, edges, constant_values=fill)
+    return jnp.swapaxes(array.reshape(chunks, size, *array.shape[1:]), 0, 1)
+
+  inner = split(decay, 1), split(drive, 0)
+  cut = None if resets is None else split(resets, False)
+  hidden, kept = _sequential(
+    reverse, *inner, jnp.zeros_like(inner[1][0]), cut, products=True
+  )
+  last = 0 if reverse else -1
+  # A product that is zero cuts off what came before, were it NaN.
+  into = lambda kept, state: (
+    kept * state
+    if resets is None
+    else jnp.where(kept == 0, jnp.zeros_like(state), kept * state)
+  )
+  step = lambda state, chunk: (chunk[0] + into(chunk[1], state), state)
+  _, entering = jax.lax.scan(
+    step, start, (hidden[last], kept[last]), reverse=reverse
+  )
+  hidden = hidden + into(kept, jnp.broadcast_to(entering, hidden.shape))
+  hidden = jnp.swapaxes(hidden, 0, 1).reshape(size * chunks, *drive.shape[1:])
+  return hidden[short:] if reverse else hidden[:time]
+
+
+def _sequential(reverse, decay, drive, start, resets, products=False):
+  """States, and if asked the products of the decays up to each tick."""
+
+  def tick(carry, now):
+    state, kept = carry
+    decay, drive, reset = now
+    state = decay * state + drive
+    kept = decay * kept if products else None
+    if reset is not None:
+      reset = jnp.broadcast_to(reset, state.shape)
+      state = jnp.where(reset, drive, state)
+      kept = jnp.where(reset, jnp.zeros_like(kept), kept) if products else None
+    return (state, kept), (state, kept)
+
+  kept = jnp.ones_like(start) if products else None
+  return jax.lax.scan(
+    tick, (start, kept), (decay, drive, resets), reverse=reverse
+  )[1]
