@@ -47,9 +47,8 @@ class Config(config_lib.Checked):
 def run(config: Config) -> dict[str, Any]:
   """Returns the metrics of the split."""
   experiment = runner.find_experiment(config.workdir)
-  trained = runner.read_config(
-    config.workdir, experiment.NAME, experiment.Config
-  )
+  name = experiment.__name__.rpartition(".")[-1]
+  trained = runner.read_config(config.workdir, name, experiment.Config)
   task = experiment.make_task(trained)
   if config.dynamic and task.evaluate_dynamically is None:
     raise ConfigError(

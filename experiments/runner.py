@@ -265,7 +265,7 @@ def _conclude(config, task, workdir, result):
 
 
 def find_experiment(workdir: str | Path) -> ModuleType:
-  """The script that made a run: a module with NAME, Config and make_task.
+  """The script that made a run: a module with Config and make_task.
 
   Raises:
     CheckpointError: if there is no run, or no such script here.

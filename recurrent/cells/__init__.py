@@ -61,7 +61,7 @@ CELLS: dict[str, Callable[[int], Cell]] = {
   "min_lstm": MinLSTM,
   "qrnn": QRNN,
   "sru": SRU,
-  "mlstm": MLSTM,
+  "mlstm": lambda h: MLSTM(h, heads=1 if h % 8 else 8),
 }
 
 

@@ -7,6 +7,7 @@ that do not see each other have Jacobians that Newton's method can solve.
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -176,11 +177,14 @@ class LowRank(Structure):
     return weights._replace(up=weights.up[:, gates.start * h : gates.stop * h])
 
 
-def parameter_budget(cell: base.Cell, in_features: int, params: int) -> int:
+def parameter_budget(
+  cell: base.Cell | Callable[[int], base.Cell], in_features: int, params: int
+) -> int:
   """The width at which a cell has as many parameters as it may have.
 
   Args:
-    cell: any cell; all but its `features` is kept.
+    cell: any cell, of which all but `features` is kept, or what makes one from
+      a width, such as an entry of `CELLS`.
     in_features: width of its inputs.
     params: how many parameters it may have.
 
@@ -191,10 +195,15 @@ def parameter_budget(cell: base.Cell, in_features: int, params: int) -> int:
   Raises:
     ValueError: if not even the least width that it takes is small enough.
   """
+  build = (
+    (lambda features: dataclasses.replace(cell, features=features))
+    if isinstance(cell, base.Cell)
+    else cell
+  )
 
   def size(features):
     try:
-      wide = dataclasses.replace(cell, features=features)
+      wide = build(features)
     except ValueError:
       return None
     shapes = base.param_shapes(wide, in_features)
@@ -207,9 +216,7 @@ def parameter_budget(cell: base.Cell, in_features: int, params: int) -> int:
   # Widths come in steps, such as the number of heads; sizes grow with them.
   step = next((n for n in range(1, 4097) if size(n) is not None), None)
   if step is None or not allowed(step):
-    raise ValueError(
-      f"{type(cell).__name__} has no width with at most {params} parameters"
-    )
+    raise ValueError(f"{cell} has no width with at most {params} parameters")
   low, high = 1, 2
   while allowed(high * step):
     low, high = high, 2 * high

@@ -1,0 +1,98 @@
+"""Trains every cell on the same text, with as many parameters and steps each.
+
+  python -m experiments.compare --params=200000 --steps=600
+
+Prints a table, best first; the last line is JSON.
+"""
+
+import dataclasses
+import tempfile
+import time
+import typing
+from typing import Any
+
+from experiments import config as config_lib
+from experiments import language_model, runner
+from recurrent import cells
+from recurrent.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(config_lib.Checked):
+  """Flags of compare.
+
+  Args:
+    cells: names separated by commas; empty: all.
+    params: what each cell's parameters come to at most.
+    steps: training steps of each.
+    learning_rate: of each.
+    dataset: what they read.
+    seed: of each.
+  """
+
+  cells: str = ""
+  params: int = 200_000
+  steps: int = 600
+  learning_rate: float = 5e-3
+  dataset: str = "pydoc"
+  seed: int = 0
+
+  NEEDS_WORKDIR: typing.ClassVar[bool] = False
+  POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(("params", "steps"))
+
+  def names(self) -> list[str]:
+    """The cells to compare.
+
+    Raises:
+      ConfigError: if one is unknown.
+    """
+    names = self.cells.split(",") if self.cells else list(cells.CELLS)
+    for name in names:
+      try:
+        cells.get(name)
+      except ValueError as error:
+        raise ConfigError(f"--cells: {error}", "mend the name") from error
+    return names
+
+
+def run(config: Config) -> dict[str, Any]:
+  """Returns valid_bpc, width and seconds of each cell."""
+  names = config.names()
+  rows = {name: _train(config, name) for name in names}
+  print("| cell | width | parameters | valid bpc | seconds |")
+  print("|---|---|---|---|---|")
+  for name, row in sorted(rows.items(), key=lambda item: item[1]["valid_bpc"]):
+    print(
+      f"| `{name}` | {row['features']} | {row['params']:,} |"
+      f" {row['valid_bpc']:.3f} | {row['seconds']:.0f} |"
+    )
+  return {"steps": config.steps, "cells": rows}
+
+
+def _train(config, name):
+  embedding = language_model.Config.embedding_features
+  features = cells.parameter_budget(cells.get(name), embedding, config.params)
+  with tempfile.TemporaryDirectory() as workdir:
+    begun = time.perf_counter()
+    result = language_model.run(
+      language_model.Config(
+        workdir=workdir,
+        dataset=config.dataset,
+        cell=name,
+        features=features,
+        steps=config.steps,
+        eval_every=config.steps,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+      )
+    )
+  return {
+    "features": features,
+    "params": result["params"],
+    "valid_bpc": result["valid_bpc"],
+    "seconds": time.perf_counter() - begun,
+  }
+
+
+if __name__ == "__main__":
+  runner.main(run, Config)

@@ -1,0 +1,49 @@
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from recurrent import explain, unroll
+from recurrent.cells import CELLS
+from recurrent.executors import EXECUTORS
+from tests.cells.cases import methods
+from tests.cells.support import table
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+
+
+def test_the_table_in_the_docs_is_what_the_executors_say():
+  assert (DOCS / "cells.md").read_text() == table()
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_runs_by_what_the_table_says_and_by_nothing_else(name):
+  cell = CELLS[name](8)
+  params = cell.init(jax.random.key(0), 3)
+  run = lambda method: jax.eval_shape(
+    lambda: unroll(
+      cell, params, None, np.ones((2, 3, 3), np.float32), method=method
+    )
+  )
+  for method, executor in EXECUTORS.items():
+    reason = executor.why_not(cell)
+    # The laws try what `methods` gives.
+    assert (not reason) == (method in methods(cell))
+    if reason:
+      with pytest.raises(ValueError, match=f"{method}.*{type(cell).__name__}"):
+        run(method)
+      assert f"{method}: no, it {reason}" in explain(cell)
+    else:
+      run(method)
+      assert f"{method}: possible" in explain(cell)
+
+
+def test_explain_names_the_choice_and_its_reason():
+  assert explain(CELLS["lstm"](8)).splitlines()[0] == (
+    "LSTM(features=8, forget_bias=1.0, structure=Dense()) runs by 'fused':"
+    " weight gradients are bulk products, outside the reverse loop"
+  )
+  assert "'scan': asked for" in explain(CELLS["lstm"](8), method="scan")
+  with pytest.raises(ValueError, match="method"):
+    explain(CELLS["lstm"](8), method="guess")
