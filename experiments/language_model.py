@@ -84,9 +84,9 @@ class Config(runner.TrainConfig):
   eval_rows: int = 8
   eval_warm_up: int = 256
   # The recipe: where it differs from RunConfig and OptimizerConfig.
-  steps: int = 4400
+  steps: int = 4600
   batch_size: int = 16
-  eval_every: int = 880
+  eval_every: int = 920
   learning_rate: float = 5e-3
   schedule: str = "cosine"
   final_learning_rate: float = 0.5

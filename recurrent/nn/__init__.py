@@ -1,7 +1,8 @@
 """Flax NNX modules: cells with parameters, layers, dropout."""
 
+from recurrent.nn.bidirectional import Bidirectional, sequence_ends
 from recurrent.nn.dropout import dropout
 from recurrent.nn.recurrent import Recurrent
 from recurrent.nn.stack import Stack
 
-__all__ = ["Recurrent", "Stack", "dropout"]
+__all__ = ["Bidirectional", "Recurrent", "Stack", "dropout", "sequence_ends"]

@@ -1,0 +1,118 @@
+"""`Bidirectional`: one cell from the past, one from the future."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from recurrent.cells.base import Cell
+from recurrent.nn.recurrent import Recurrent
+from recurrent.types import Activations, Array, Bool, Carry, Float, Mask
+
+MERGES: dict[str, Callable[[Array, Array], Array]] = {
+  "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
+  "sum": lambda a, b: a + b,
+  "average": lambda a, b: (a + b) / 2,
+  "product": lambda a, b: a * b,
+}
+
+
+class Bidirectional(nnx.Module):
+  """Two layers over one sequence, in opposite directions.
+
+  Args:
+    cell: any cell; each direction draws its own parameters.
+    in_features: width D of the inputs.
+    merge: "concat" (2 H wide), "sum", "average" or "product" of both outputs.
+    method: see `recurrent.unroll`.
+    remat: see `recurrent.unroll`.
+    rngs: source of the keys that draw the parameters.
+
+  Raises:
+    ValueError: on an unknown merge.
+
+  Reference:
+    Schuster & Paliwal, "Bidirectional recurrent neural networks", 1997.
+  """
+
+  def __init__(
+    self,
+    cell: Cell,
+    in_features: int,
+    *,
+    merge: str = "concat",
+    method: str = "auto",
+    remat: int | None = None,
+    rngs: nnx.Rngs,
+  ):
+    if merge not in MERGES:
+      raise ValueError(f"merge must be one of {[*MERGES]}, got {merge!r}")
+    layer = lambda reverse: Recurrent(
+      cell,
+      in_features,
+      reverse=reverse,
+      method=method,
+      remat=remat,
+      rngs=rngs,
+    )
+    self.merge = merge
+    self.forward = layer(False)
+    self.backward = layer(True)
+
+  def initial_carry(self, batch_size: int) -> tuple[Carry, Carry]:
+    """The carries before the first and before the last tick."""
+    return (
+      self.forward.initial_carry(batch_size),
+      self.backward.initial_carry(batch_size),
+    )
+
+  def __call__(
+    self,
+    carry: tuple[Carry, Carry] | None,
+    inputs: Activations,
+    *,
+    mask: Mask | None = None,
+    resets: Mask | None = None,
+  ) -> tuple[tuple[Carry, Carry], Float[Array, "B T H"]]:
+    """Runs both directions.
+
+    Args:
+      carry: of both directions, or None to begin.
+      inputs: [batch, time, D].
+      mask: [batch, time], True where a tick is real.
+      resets: [batch, time], True where a sequence begins. The backward layer
+        starts afresh at the last real tick of each.
+
+    Returns:
+      The carries after the last and after the first tick, and the merged
+      outputs; they are zero where the mask is False.
+    """
+    past, future = (None, None) if carry is None else carry
+    ends = None if resets is None else sequence_ends(resets, mask)
+    past, ahead = self.forward(past, inputs, mask=mask, resets=resets)
+    future, behind = self.backward(future, inputs, mask=mask, resets=ends)
+    return (past, future), MERGES[self.merge](ahead, behind)
+
+
+def sequence_ends(
+  begins: Bool[Array, "B T"], mask: Mask | None = None
+) -> Bool[Array, "B T"]:
+  """Where sequences end that lie one after another in a row.
+
+  Args:
+    begins: [batch, time], True at the first tick of a sequence. At a tick that
+      is not real it means nothing, as in `recurrent.unroll`.
+    mask: [batch, time], True where a tick is real.
+
+  Returns:
+    [batch, time], True at the last real tick before another sequence's first.
+  """
+  mask = jnp.ones_like(begins) if mask is None else mask
+  number = jnp.cumsum(begins & mask, axis=1, dtype=jnp.int32)
+  # Numbers only grow, so the next real tick has the least of those to come.
+  none = jnp.int32(begins.shape[1] + 1)
+  real = jnp.where(mask, number, none)
+  ahead = jax.lax.cummin(real, axis=1, reverse=True)[:, 1:]
+  ahead = jnp.pad(ahead, ((0, 0), (0, 1)), constant_values=none)
+  return mask & (ahead != number) & (ahead != none)
