@@ -178,7 +178,10 @@ def resolve_method(cell: Cell, method: str) -> str:
     raise ValueError(f"method must be one of {METHODS}, got {method!r}")
   why_not = executors.EXECUTORS[method].why_not(cell)
   if why_not:
-    raise ValueError(f"method={method!r}: {type(cell).__name__} {why_not}")
+    raise ValueError(
+      f"method={method!r}: {type(cell).__name__} {why_not};"
+      ' use method="scan", which runs any cell'
+    )
   return method
 
 

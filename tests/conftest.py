@@ -23,8 +23,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 @pytest.fixture
 def standard_promotion():
-  """Dtypes promoted as users have it, for libraries that rely on it."""
-  with jax.numpy_dtype_promotion("standard"):
+  """Dtypes and ranks promoted as users have it; some libraries need it."""
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    jax.numpy_rank_promotion("allow"),
+  ):
     yield
 
 

@@ -3,7 +3,12 @@
 import difflib
 from collections.abc import Callable
 
-from recurrent.cells.base import Cell, GatedCell, LinearCell
+from recurrent.cells.base import (
+  Cell,
+  GatedCell,
+  LinearCell,
+  check_features,
+)
 from recurrent.cells.gru import (
   GRU,
   GRUCarry,
@@ -42,7 +47,7 @@ CELLS: dict[str, Callable[[int], Cell]] = {
   "lstm": LSTM,
   "lstm_peephole": lambda h: LSTMVariant(h, peepholes=True),
   "lstm_coupled": lambda h: LSTMVariant(h, coupled=True),
-  "lstm_projected": lambda h: LSTMVariant(h, memory=2 * h),
+  "lstm_projected": lambda h: LSTMVariant(h, memory=2 * check_features(h)),
   "lstm_layer_norm": lambda h: LSTMVariant(h, layer_norm=True),
   "slstm": SLSTM,
   "gru": GRU,
@@ -61,7 +66,7 @@ CELLS: dict[str, Callable[[int], Cell]] = {
   "min_lstm": MinLSTM,
   "qrnn": QRNN,
   "sru": SRU,
-  "mlstm": lambda h: MLSTM(h, heads=1 if h % 8 else 8),
+  "mlstm": lambda h: MLSTM(h, heads=1 if check_features(h) % 8 else 8),
 }
 
 

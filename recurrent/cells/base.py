@@ -38,10 +38,7 @@ class Cell(abc.ABC):
   features: int
 
   def __post_init__(self):
-    if type(self.features) is not int or self.features < 1:
-      raise ValueError(
-        f"features must be a positive integer, got {self.features!r}"
-      )
+    check_features(self.features)
 
   @abc.abstractmethod
   def init(self, key: PRNGKey, in_features: int) -> Params:
@@ -224,6 +221,17 @@ class ComplexLinearCell(LinearCell):
 def like(array: Array, other: Array) -> Array:
   """The array [H] in the shape [*batch, H] and dtype of another."""
   return jnp.broadcast_to(array, other.shape).astype(other.dtype)
+
+
+def check_features(features: int) -> int:
+  """The width of a cell, if it is one.
+
+  Raises:
+    ValueError: if it is not a positive integer.
+  """
+  if type(features) is not int or features < 1:
+    raise ValueError(f"features must be a positive integer, got {features!r}")
+  return features
 
 
 def widen(array: Array) -> Array:

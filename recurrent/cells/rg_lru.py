@@ -65,7 +65,9 @@ class RGLRU(base.LinearCell):
     r, i = base.split_gates(jax.nn.sigmoid(gates), 2)
     rate = base.like(jax.nn.softplus(params.rate), r)
     log_decay = -SHARPNESS * rate * r
-    scale = jnp.sqrt(-jnp.expm1(2 * log_decay))
+    # At a shut gate the root's slope is infinite, and 0 times that is NaN.
+    tiny = float(jnp.finfo(log_decay.dtype).tiny)
+    scale = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_decay), tiny))
     drive = scale * i * value.astype(i.dtype)
     return base.Linear(jnp.exp(log_decay), drive, None)
 

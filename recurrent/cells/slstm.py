@@ -68,9 +68,13 @@ class SLSTM(base.GatedCell):
     )
 
   def initial_carry(self, params, batch_shape):
-    """Zeros."""
+    """Zeros, over a maximum below all others.
+
+    With a maximum of 0, as in the paper, an input gate below exp(-100) would
+    make the first normaliser zero. Over nothing, any maximum means the same.
+    """
     start = base.zeros(params, batch_shape, self.features)
-    return SLSTMCarry(start, start, start, start)
+    return SLSTMCarry(start, start, start, jnp.full_like(start, -1e30))
 
   def project(self, params, inputs):
     """X W + b."""

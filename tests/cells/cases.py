@@ -210,7 +210,10 @@ def over_time(case, at):
 
 def error(got, want):
   """The relative norm of the difference; a norm below 1e-3 counts as that."""
-  got, want = (np.asarray(x, np.float64) for x in (got, want))
+  got, want = (
+    np.asarray(x, np.complex128 if np.iscomplexobj(x) else np.float64)
+    for x in (got, want)
+  )
   assert got.shape == want.shape
   assert np.isfinite(want).all()
   return np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-3)

