@@ -112,6 +112,7 @@ def test_flax_linen_has_the_same_values_and_gradients(kind, name):
 
 
 @pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["rnn", "lstm", "gru", "gru_reset_before"])

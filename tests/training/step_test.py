@@ -101,11 +101,15 @@ def test_finite_gradients_with_an_infinite_update_are_skipped_too():
   assert int(state.skipped) == 1
 
 
-def test_the_average_of_parameters_follows_them_soon_then_slowly():
+def test_the_average_of_parameters_is_corrected_for_its_start():
   state, step = make(optax.sgd(0.1), ema_decay=0.9)
-  state, _ = step(state, batch())
-  # Decay min(0.9, 1 / 10) at the first step: 0.1 * 1 + 0.9 * 0.
-  np.testing.assert_allclose(state.ema["weight"], [0.1, 0.1], rtol=1e-6)
+  weights = []
+  for _ in range(3):
+    state, _ = step(state, batch())
+    weights.append(np.asarray(state.params["weight"]))
+  # Weights 0.9^2, 0.9, 1 over their sum; none on what was before training.
+  want = sum(0.9 ** (2 - k) * w for k, w in enumerate(weights)) / 2.71
+  np.testing.assert_allclose(state.ema["weight"], want, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(state.evaluated["weight"], state.ema["weight"])
 
 
