@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/pydoc
 LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 
-.PHONY: train test lint unit laws faults benchmark-loop lock clean
+.PHONY: train test lint unit laws mutants faults benchmark-loop lock clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m experiments.language_model --workdir=$(WORKDIR)
@@ -30,6 +30,10 @@ unit: $(VENV)/installed
 laws: $(VENV)/installed
 	RECURRENT_ALL_LAWS=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 \
 	  --dist worksteal tests/cells/laws_test.py
+
+# Known faults put into cells and executors: does a test notice?
+mutants: $(VENV)/installed
+	$(BIN)/python -m tests.mutation
 
 # Twenty runs killed at random instants; about ten minutes.
 faults: $(VENV)/installed

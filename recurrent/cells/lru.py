@@ -42,7 +42,7 @@ class LRU(base.ComplexLinearCell):
   max_phase: float = 2 * math.pi
 
   def init(self, key, in_features):
-    """Draws `LRUParams`: decays on the ring, the drive scaled to match."""
+    """Draws `LRUParams`: decays on the ring, outputs of unit variance."""
     keys = jax.random.split(key, 5)
     n, low, high = self.width, *self.ring
     squared = initializers.uniform(keys[0], (n,), low**2, high**2)
@@ -55,9 +55,9 @@ class LRU(base.ComplexLinearCell):
       kernel=normal(
         keys[2], (2, in_features, n), 1 / math.sqrt(2 * in_features)
       ),
-      output=normal(keys[3], (2, n, self.features), 1 / math.sqrt(n)),
+      output=normal(keys[3], (2, n, self.features), 1 / math.sqrt(2 * n)),
       skip=normal(
-        keys[4], (in_features, self.features), 1 / math.sqrt(in_features)
+        keys[4], (in_features, self.features), 1 / math.sqrt(2 * in_features)
       ),
     )
 

@@ -91,7 +91,12 @@ class MLSTM(base.LinearCell):
     """What the query finds, normalised and gated."""
     del params
     q, o = skip
-    found = jnp.einsum("...k,...kv->...v", q.astype(state.dtype), state)
+    found = jnp.einsum(
+      "...k,...kv->...v",
+      q,
+      state.astype(q.dtype),
+      preferred_element_type=state.dtype,
+    )
     size = jnp.maximum(jnp.abs(found[..., -1:]), 1)
     found = found[..., :-1] / size
     return o * found.reshape(o.shape).astype(o.dtype)

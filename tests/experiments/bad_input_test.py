@@ -116,7 +116,7 @@ def test_a_workdir_of_another_configuration(tmp_path, capsys):
   assert call(language_model, workdir, *TINY) == 0
   capsys.readouterr()
   said = refused(capsys, 2, language_model, workdir, *TINY, "--cell=gru")
-  assert "--cell: lstm in the workdir, gru in this command" in said
+  assert "--cell: lstm_coupled in the workdir, gru in this command" in said
 
 
 def test_a_workdir_of_the_same_flags_over_another_text(tmp_path, capsys):

@@ -1,0 +1,155 @@
+# ruff: noqa: E501
+"""Breaks the library in known ways, one at a time: does a test notice?
+
+  python -m tests.mutation [--only=SUBSTRING]
+
+Each mutant is a copy of the tree with one line changed: a bias dropped, two
+gates swapped, a mask or a reset forgotten, a shift by one. The tests of cells,
+executors and kernels must fail on it. About half an hour on 2 cores.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# (file under recurrent/, what stands there once, what instead)
+MUTANTS = [
+  # Cells: a bias dropped, gates swapped, a sign, a term.
+  ("cells/rnn.py", "base.affine(inputs, params.kernel, params.bias)", "base.product(inputs, params.kernel)"),
+  ("cells/rnn.py", "projected + mixed, carry", "projected - mixed, carry"),
+  ("cells/lstm.py", "base.affine(inputs, params.kernel, params.bias)", "base.product(inputs, params.kernel)"),
+  ("cells/lstm.py", "i, f, g, o = base.split_gates", "f, i, g, o = base.split_gates"),
+  ("cells/lstm.py", "i, f, g, o = base.split_gates", "i, f, o, g = base.split_gates"),
+  ("cells/lstm.py", "jax.nn.sigmoid(o) * jnp.tanh(cell)", "jax.nn.sigmoid(o) * cell"),
+  ("cells/lstm.py", ".set(self.forget_bias)", ".set(0.0)"),
+  ("cells/gru.py", "base.add_bias(n, params.recurrent_bias)], axis=-1", "n], axis=-1"),
+  ("cells/gru.py", "r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)", "z, r = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)"),
+  ("cells/gru.py", "n = jnp.tanh(xn + r * hn)", "n = jnp.tanh(xn + hn)"),
+  ("cells/gru.py", "structure.product(r * carry.hidden, weights)", "structure.product(carry.hidden, weights)"),
+  ("cells/gru.py", "base.layer_norm(projected, params.kernel_scale, 3)", "base.layer_norm(projected, params.kernel_scale, 1)"),
+  ("cells/lstm_variants.py", "o = jax.nn.sigmoid(o + see(-1, cell))", "o = jax.nn.sigmoid(o + see(-1, carry.cell))"),
+  ("cells/lstm_variants.py", "keep = -i if self.coupled", "keep = i if self.coupled"),
+  ("cells/lstm_variants.py", "norm.cell) + base.like(norm.cell_bias, cell)", "norm.cell)"),
+  ("cells/slstm.py", "normaliser = f * carry.normaliser + i", "normaliser = f * carry.normaliser + 1"),
+  ("cells/slstm.py", "jnp.maximum(kept, log_i)", "jnp.minimum(kept, log_i)"),
+  ("cells/slstm.py", "-1e30", "0.0"),
+  ("cells/mgu.py", "return 1 - gate", "return gate"),
+  ("cells/mogrifier.py", "if index % 2:", "if not index % 2 and index:"),
+  ("cells/rhn.py", "hidden = t * jnp.tanh(n) + (1 - t) * hidden", "hidden = t * jnp.tanh(n) + hidden"),
+  ("cells/lru.py", "drive * scale,", "drive,"),
+  ("cells/s5.py", "return 2 * base.real_product", "return base.real_product"),
+  ("cells/rg_lru.py", "jnp.maximum(-jnp.expm1(2 * log_decay), tiny)", "-jnp.expm1(2 * log_decay)"),
+  ("cells/rg_lru.py", "jnp.expm1(2 * log_decay), tiny", "jnp.expm1(log_decay), tiny"),
+  ("cells/minimal.py", "jax.nn.sigmoid(-keep) * g", "jax.nn.sigmoid(keep) * g"),
+  ("cells/qrnn.py", "+ (1 - r) * s", "+ s"),
+  ("cells/mlstm.py", "jnp.maximum(jnp.abs(found[..., -1:]), 1)", "jnp.abs(found[..., -1:])"),
+  ("cells/mlstm.py", "k = k / math.sqrt(k.shape[-1])", "k = k"),
+  ("cells/structures.py", '"...nh,nhgk->...gnk"', '"...nh,nhgk->...ngk"'),
+  ("cells/structures.py", "return weights[gates]", "return weights[gates.start - 1 : gates.stop - 1]"),
+  # Executors: masks, resets, gradients, directions.
+  ("executors/ticks.py", "functools.partial(select, resets), initial, carry", "functools.partial(select, resets), carry, initial"),
+  ("executors/scan.py", "hold(now.mask, stepped, carry)", "stepped"),
+  ("executors/scan.py", "blank(now.mask, outputs)", "outputs"),
+  ("executors/fused.py", "d_previous = hold(now.mask, d_previous, d_carry)", "pass"),
+  ("executors/fused.py", "d_stepped = blank(now.mask, d_carry)", "d_stepped = d_carry"),
+  ("executors/fused.py", "d_previous = blank(now.resets, d_previous, keep=False)", "pass"),
+  ("executors/fused.py", "d_params = add(d_params, rebuild(d_gate_params, zeros(params)))", "pass"),
+  ("executors/fused.py", "reverse=not reverse", "reverse=True"),
+  ("executors/linear.py", "decay = hold(ticks.mask, decay, jnp.ones_like(decay))", "pass"),
+  ("executors/linear.py", "drive = blank(ticks.mask, drive)", "pass"),
+  ("executors/linear.py", "0 if reverse else -1", "-1"),
+  ("executors/newton.py", "d_before = hold(ticks.mask, d_before, cotangent)", "pass"),
+  ("executors/newton.py", "stepped = hold(ticks.mask, stepped, before)", "pass"),
+  ("executors/newton.py", "direct = blank(ticks.resets, direct, keep=False)", "pass"),
+  ("executors/newton.py", "outputs[::-1] if reverse else outputs", "outputs"),
+  ("kernels/linear_scan.py", "d_start = d_drive[first] * decay[first]", "d_start = d_drive[first]"),
+  ("kernels/linear_scan.py", "before = _shift(hidden, start, reverse)", "before = hidden"),
+  ("kernels/linear_scan.py", "return hidden[short:] if reverse", "return hidden[:time] if reverse"),
+  ("kernels/block_scan.py", "constant_values=fill", "constant_values=0"),
+  # unroll: what stands around them.
+  ("unroll.py", "resets = None if resets is None else resets & mask", "pass"),
+  ("unroll.py", "inputs = jax.tree.map(lambda x: select(mask, x, jnp.zeros_like(x)), inputs)", "pass"),
+  ("unroll.py", "parts = [last, outputs] if reverse else [outputs, last]", "parts = [outputs, last]"),
+  ("unroll.py", "cut = time - whole if reverse else whole", "cut = whole"),
+  ("nn/bidirectional.py", "mask=mask, resets=ends", "mask=mask, resets=resets"),
+]  # fmt: skip
+
+TESTS = ["tests/kernels", "tests/executors", "tests/cells", "tests/nn"]
+
+
+def caught(mutant: tuple[str, str, str]) -> bool:
+  """Whether a test fails on a tree with this change.
+
+  Raises:
+    ValueError: if what is to be changed does not stand there.
+  """
+  file, old, new = mutant
+  with tempfile.TemporaryDirectory() as directory:
+    tree = pathlib.Path(directory)
+    for part in ("recurrent", "tests", "docs"):
+      shutil.copytree(
+        ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__")
+      )
+    for part in ("setup.cfg", "pyproject.toml"):
+      shutil.copy(ROOT / part, tree)
+    path = tree / "recurrent" / file
+    source = path.read_text()
+    if old not in source:
+      raise ValueError(f"{file} has no {old!r}: mend MUTANTS")
+    path.write_text(source.replace(old, new, 1))
+    # The tests of the file first: most mutants fall there.
+    near = sorted(
+      TESTS, key=lambda test: test.split("/")[1] != file.split("/")[0]
+    )
+    return any(
+      subprocess.run(
+        [
+          sys.executable,
+          "-m",
+          "pytest",
+          "-x",
+          "-q",
+          "-p",
+          "no:cacheprovider",
+          test,
+        ],
+        cwd=tree,
+        capture_output=True,
+        check=False,
+        env={
+          **os.environ,
+          "PYTHONPATH": str(tree),
+          "JAX_PLATFORMS": "cpu",
+          "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
+        },
+      ).returncode
+      for test in near
+    )
+
+
+def main() -> int:
+  """Tries all mutants; the exit code is 1 if less than 95 % are caught."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--only", default="", help="mutants with this in them")
+  only = parser.parse_args().only
+  mutants = [m for m in MUTANTS if only in " ".join(m)]
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    results = []
+    for mutant, found in zip(mutants, pool.map(caught, mutants), strict=True):
+      results.append(found)
+      print(
+        "caught  " if found else "SURVIVED", *mutant[:1], mutant[1], flush=True
+      )
+  print(f"{sum(results)} of {len(results)} caught")
+  return int(sum(results) < 0.95 * len(results))
+
+
+if __name__ == "__main__":
+  sys.exit(main())
