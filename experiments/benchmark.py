@@ -3,7 +3,8 @@
   python -m experiments.benchmark --suite=loop,generation
 
 loop: training throughput against the bare compiled step on one batch.
-generation: decoding on the device against one compiled call a token.
+generation: decoding on the device against one compiled call a token, with the
+  choice of the token in it, and against a compiled step and a choice outside.
 """
 
 import dataclasses
@@ -167,7 +168,7 @@ def measure_loop(config: Config) -> dict[str, Any]:
 
 
 def measure_generation(config: Config) -> dict[str, Any]:
-  """Blocks of tokens on the device against one compiled call a token."""
+  """Blocks of tokens on the device against compiled calls for each token."""
   model = LanguageModel(103, features=config.features, rngs=nnx.Rngs(0))
   graphdef, variables = nnx.split(model)
   params = nnx.as_pure(variables)
@@ -199,8 +200,26 @@ def measure_generation(config: Config) -> dict[str, Any]:
       carry, logits, token, now = one_token(params, carry, logits, now)
       text.append(int(token[0]))
 
+  @jax.jit
+  def one_step(params, carry, token):
+    carry, logits = nnx.merge(graphdef, params)(carry, token[:, None])
+    return carry, logits[:, -1]
+
+  def a_step_a_token():
+    carry, logits = prefill(params, prompt)
+    text = []
+    for number in range(config.tokens):
+      now = jax.random.fold_in(key, number)
+      token = jax.random.categorical(now, logits)
+      text.append(int(token[0]))
+      carry, logits = one_step(params, carry, token)
+
   return measure(
-    {"on_device": on_device, "a_call_a_token": a_call_a_token},
+    {
+      "on_device": on_device,
+      "a_call_a_token": a_call_a_token,
+      "a_step_a_token": a_step_a_token,
+    },
     config.tokens,
     config.rounds,
   )
