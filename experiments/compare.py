@@ -72,6 +72,8 @@ def run(config: Config) -> dict[str, Any]:
 def _train(config, name):
   embedding = language_model.Config.embedding_features
   features = cells.parameter_budget(cells.get(name), embedding, config.params)
+  # Multiples of 8 suit heads and vector units.
+  features = max(8, features // 8 * 8)
   with tempfile.TemporaryDirectory() as workdir:
     begun = time.perf_counter()
     result = language_model.run(
