@@ -1,7 +1,4 @@
-"""Flax's cells: linen's LSTMCell, OptimizedLSTMCell, GRUCell and SimpleCell.
-
-NNX's cells hold the same matrices, packed; see `from_flax`.
-"""
+"""Flax linen's LSTMCell, OptimizedLSTMCell, GRUCell and SimpleCell."""
 
 from collections.abc import Mapping
 from typing import Any
