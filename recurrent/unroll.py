@@ -115,16 +115,14 @@ def newton(
   resolve_method(cell, "newton")
   how = executors.Newton(tolerance, max_iterations, damping)
   start = _begin(cell, params, carry, inputs, mask, resets)
-  inputs, mask, resets = start.ticks
   narrow = lambda: cell.narrow(params, start.dtype)
-  projected = cell.project(executors.bulk_gradients(narrow()), inputs)
   carry, outputs, report = executors.solve(
     cell,
     reverse,
     narrow,
     start.initial,
     start.carry,
-    Ticks(projected, mask, resets),
+    _project(cell, "newton", narrow, start.ticks),
     how,
   )
   return carry, jnp.swapaxes(outputs, 0, 1), report
@@ -209,18 +207,23 @@ def explain(cell: Cell, method: str = "auto") -> str:
 
 def _run(cell, method, reverse, dtype, params, initial, carry, xs):
   """Projects all inputs in bulk, then loops; xs are time-major."""
-  inputs, mask, resets = xs
-  executor = executors.EXECUTORS[method]
   # The scan casts inside its loop, so that the cast's pullback stands there
   # too, and weight gradients are summed over time in the parameters' width.
   narrow = lambda: cell.narrow(params, dtype)
-  projected = cell.project(executor.for_bulk(narrow()), inputs)
-  ticks = Ticks(projected, mask, resets)
-  if mask is None and resets is None and length(xs) == 1:
+  ticks = _project(cell, method, narrow, xs)
+  if ticks.mask is None and ticks.resets is None and length(xs) == 1:
     # One tick, as in decoding: no loop, no custom gradient.
-    carry, outputs = cell.step(narrow(), carry, at(projected, 0))
+    carry, outputs = cell.step(narrow(), carry, at(ticks.projected, 0))
     return carry, outputs[None]
-  return executor.run(cell, reverse, narrow, initial, carry, ticks)
+  run = executors.EXECUTORS[method].run
+  return run(cell, reverse, narrow, initial, carry, ticks)
+
+
+def _project(cell, method, narrow, xs) -> Ticks:
+  """What the loop reads: inputs become projections, all in bulk."""
+  inputs, mask, resets = xs
+  for_bulk = executors.EXECUTORS[method].for_bulk
+  return Ticks(cell.project(for_bulk(narrow()), inputs), mask, resets)
 
 
 def _in_chunks(run, size, reverse, carry, xs):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from recurrent import initializers
 from recurrent.cells import base
-from recurrent.cells.structures import Dense, Diagonal, Structure
+from recurrent.cells.structures import Dense, Structure, Structured
 from recurrent.types import Array, Float
 
 
@@ -39,14 +39,10 @@ class GRUCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _GRUBase(base.Cell):
+class _GRUBase(Structured):
   """What the GRUs share: parameters, carry, projection."""
 
   structure: Structure = Dense()
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.structure.check(self.features)
 
   def init(self, key, in_features):
     """Draws `GRUParams`: LeCun kernel, orthogonal recurrent a gate."""
@@ -82,11 +78,6 @@ class GRU(_GRUBase, base.GatedCell):
     Cho et al., "Learning phrase representations using RNN encoder-decoder",
     2014; this form: version 1 of its preprint, and cuDNN.
   """
-
-  @property
-  def channelwise(self):
-    """Whether the structure is diagonal."""
-    return isinstance(self.structure, Diagonal)
 
   def recur(self, params, carry):
     """H R, with the candidate's inner bias."""

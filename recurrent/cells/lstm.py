@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from recurrent import initializers
 from recurrent.cells import base
-from recurrent.cells.structures import Dense, Diagonal, Structure
+from recurrent.cells.structures import Dense, Structure, Structured
 from recurrent.types import Array, Float
 
 
@@ -28,7 +28,7 @@ class LSTMCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTM(base.GatedCell):
+class LSTM(Structured, base.GatedCell):
   """c' = f c + i g;  h' = o tanh(c'), which is also the output.
 
   i, f, o = sigmoid(x W + h R + b), g = tanh(x W + h R + b), each with its own
@@ -48,15 +48,6 @@ class LSTM(base.GatedCell):
 
   forget_bias: float = 1.0
   structure: Structure = Dense()
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.structure.check(self.features)
-
-  @property
-  def channelwise(self):
-    """Whether the structure is diagonal."""
-    return isinstance(self.structure, Diagonal)
 
   def init(self, key, in_features):
     """Draws `LSTMParams`: LeCun kernel, orthogonal recurrent a gate."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from recurrent import initializers
 from recurrent.cells import base
 from recurrent.cells.gru import GRUCarry
-from recurrent.cells.structures import Dense, Structure
+from recurrent.cells.structures import Dense, Structure, Structured
 from recurrent.types import Array, Float
 
 
@@ -22,7 +22,7 @@ class MGUParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MGU(base.Cell):
+class MGU(Structured):
   """h' = (1 - f) h + f n; f = sigmoid(x W + h R + b), n = tanh(.. (f h) R ..).
 
   Args:
@@ -34,10 +34,6 @@ class MGU(base.Cell):
   """
 
   structure: Structure = Dense()
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.structure.check(self.features)
 
   def init(self, key, in_features):
     """Draws `MGUParams`: LeCun kernel, orthogonal recurrent a gate."""

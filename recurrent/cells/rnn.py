@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from recurrent import initializers
 from recurrent.cells import base
-from recurrent.cells.structures import Dense, Diagonal, Structure
+from recurrent.cells.structures import Dense, Structure, Structured
 from recurrent.types import Array, Float
 
 ACTIVATIONS = {
@@ -33,7 +33,7 @@ class RNNCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RNN(base.GatedCell):
+class RNN(Structured, base.GatedCell):
   """h' = activation(x W + h R + b); the output is h'.
 
   Args:
@@ -55,17 +55,11 @@ class RNN(base.GatedCell):
 
   def __post_init__(self):
     super().__post_init__()
-    self.structure.check(self.features)
     if self.activation not in ACTIVATIONS:
       raise ValueError(
         f"activation must be one of {sorted(ACTIVATIONS)},"
         f" got {self.activation!r}"
       )
-
-  @property
-  def channelwise(self):
-    """Whether the structure is diagonal."""
-    return isinstance(self.structure, Diagonal)
 
   def init(self, key, in_features):
     """Draws `RNNParams`: LeCun kernel, orthogonal recurrent, zero bias."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from recurrent import initializers
 from recurrent.cells import base
-from recurrent.cells.structures import Dense, Diagonal, Structure
+from recurrent.cells.structures import Dense, Structure, Structured
 from recurrent.types import Array, Float
 
 
@@ -30,7 +30,7 @@ class SLSTMCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SLSTM(base.GatedCell):
+class SLSTM(Structured, base.GatedCell):
   """c' = f c + i g, n' = f n + i, h' = o c' / n'; i = exp, f = sigmoid.
 
   Carried over exp(m), m' = max(log f + m, log i), so that nothing overflows.
@@ -46,15 +46,6 @@ class SLSTM(base.GatedCell):
 
   forget_bias: float = 3.0
   structure: Structure = Dense()
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.structure.check(self.features)
-
-  @property
-  def channelwise(self):
-    """Whether the structure is diagonal."""
-    return isinstance(self.structure, Diagonal)
 
   def init(self, key, in_features):
     """Draws `SLSTMParams`: LeCun kernel, orthogonal recurrent a gate."""

@@ -177,6 +177,21 @@ class LowRank(Structure):
     return weights._replace(up=weights.up[:, gates.start * h : gates.stop * h])
 
 
+class Structured(base.Cell):
+  """A cell with a structure, which its dataclass has as a field."""
+
+  structure: Structure
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.structure.check(self.features)
+
+  @property
+  def channelwise(self) -> bool:
+    """Whether the structure is diagonal."""
+    return isinstance(self.structure, Diagonal)
+
+
 def parameter_budget(
   cell: base.Cell | Callable[[int], base.Cell], in_features: int, params: int
 ) -> int:

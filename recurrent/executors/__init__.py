@@ -98,7 +98,6 @@ __all__ = [
   "Executor",
   "Newton",
   "NewtonReport",
-  "bulk_gradients",
   "choose",
   "solve",
 ]
