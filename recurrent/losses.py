@@ -1,8 +1,9 @@
 """Losses: pure functions of network outputs and targets."""
 
+import jax.numpy as jnp
 import optax
 
-from recurrent.types import Array, Float, Int
+from recurrent.types import Activations, Array, Float, Int, Mask
 
 
 def cross_entropy(
@@ -18,3 +19,66 @@ def cross_entropy(
     [batch, time].
   """
   return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+def activation_penalty(
+  outputs: Activations, mask: Mask | None = None
+) -> Float[Array, ""]:
+  """Mean square of a layer's outputs (AR): it keeps them near zero.
+
+  Args:
+    outputs: [batch, time, H], after dropout.
+    mask: [batch, time], True where a tick is real.
+
+  Returns:
+    The mean over real ticks and units; zero if no tick is real.
+
+  Reference:
+    Merity, McCann & Socher, "Revisiting activation regularization for language
+    RNNs", 2017.
+  """
+  return _mean(jnp.square(_wide(outputs)).mean(axis=-1), mask)
+
+
+def temporal_activation_penalty(
+  outputs: Activations,
+  mask: Mask | None = None,
+  resets: Mask | None = None,
+) -> Float[Array, ""]:
+  """Mean square of what outputs change from tick to tick (TAR).
+
+  Args:
+    outputs: [batch, time, H], before dropout.
+    mask: [batch, time], True where a tick is real; only neighbours that are
+      both real count.
+    resets: [batch, time], True where a sequence begins: from the tick before
+      it to it, nothing counts.
+
+  Returns:
+    The mean over such pairs and units; zero if there is none.
+
+  Reference:
+    Merity, McCann & Socher, "Revisiting activation regularization for language
+    RNNs", 2017.
+  """
+  outputs = _wide(outputs)
+  changes = jnp.square(outputs[:, 1:] - outputs[:, :-1]).mean(axis=-1)
+  counts = jnp.ones(changes.shape, bool)
+  if mask is not None:
+    counts = counts & mask[:, 1:] & mask[:, :-1]
+  if resets is not None:
+    counts = counts & ~resets[:, 1:]
+  return _mean(changes, counts)
+
+
+def _wide(array):
+  """In float32 at least, since a sum over all ticks follows."""
+  return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
+
+
+def _mean(values, mask):
+  """The mean where the mask is True."""
+  if mask is None:
+    return values.mean()
+  values = jnp.where(mask, values, jnp.zeros_like(values))
+  return values.sum() / jnp.maximum(mask.sum(), 1).astype(values.dtype)

@@ -28,6 +28,7 @@ def unroll(
   *,
   mask: Mask | None = None,
   resets: Mask | None = None,
+  initial: Carry | None = None,
   reverse: bool = False,
   method: str = "auto",
   remat: int | None = None,
@@ -37,7 +38,7 @@ def unroll(
   Args:
     cell: any cell.
     params: its parameters. They are cast to the dtype of the inputs, once.
-    carry: [batch, ...] as `cell.initial_carry` gives it, or None for that.
+    carry: [batch, ...], or None for the initial one.
     inputs: [batch, time, features], or a pytree of arrays [batch, time, ...]
       for a cell that takes one.
     mask: [batch, time], True where a tick is real. Elsewhere the carry is
@@ -45,6 +46,7 @@ def unroll(
       A row may have no real tick at all.
     resets: [batch, time], True where a tick starts from the initial carry. At
       a masked tick a reset does nothing: that tick does not take place.
+    initial: [batch, ...], such as a learnt one; None: `cell.initial_carry`.
     reverse: from the last tick to the first; outputs stay at their inputs'
       places.
     method: how to run: a key of `recurrent.executors.EXECUTORS`, or "auto",
@@ -62,7 +64,7 @@ def unroll(
       the method that was asked for.
   """
   method = resolve_method(cell, method)
-  start = _begin(cell, params, carry, inputs, mask, resets)
+  start = _begin(cell, params, carry, inputs, mask, resets, initial)
   if remat is not None and (not isinstance(remat, int) or remat < 1):
     raise ValueError(f"remat must be at least 1 tick or None, got {remat}")
   run = functools.partial(
@@ -85,6 +87,7 @@ def newton(
   *,
   mask: Mask | None = None,
   resets: Mask | None = None,
+  initial: Carry | None = None,
   reverse: bool = False,
   tolerance: float | None = None,
   max_iterations: int = 100,
@@ -99,6 +102,7 @@ def newton(
     inputs: see `unroll`.
     mask: see `unroll`.
     resets: see `unroll`.
+    initial: see `unroll`.
     reverse: see `unroll`.
     tolerance: greatest change of a carry in the last round, relative to the
       greatest carry or 1; None: fifty roundings of the carry's dtype.
@@ -114,7 +118,7 @@ def newton(
   """
   resolve_method(cell, "newton")
   how = executors.Newton(tolerance, max_iterations, damping)
-  start = _begin(cell, params, carry, inputs, mask, resets)
+  start = _begin(cell, params, carry, inputs, mask, resets, initial)
   narrow = lambda: cell.narrow(params, start.dtype)
   carry, outputs, report = executors.solve(
     cell,
@@ -137,14 +141,16 @@ class _Start(NamedTuple):
   ticks: tuple[Any, Array | None, Array | None]  # inputs, mask, resets
 
 
-def _begin(cell, params, carry, inputs, mask, resets) -> _Start:
+def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   """Checks the arguments and brings time to the front."""
   batch, time = _batch_and_time(inputs)
   _check_flags("mask", mask, (batch, time))
   _check_flags("resets", resets, (batch, time))
-  initial = cell.initial_carry(params, (batch,))
+  zero = cell.initial_carry(params, (batch,))
+  initial = zero if initial is None else initial
   carry = initial if carry is None else carry
-  _check_carry(carry, initial)
+  _check_carry("initial", initial, zero)
+  _check_carry("carry", carry, zero)
   dtype = _compute_dtype(inputs)
   if mask is not None:
     # Garbage must not reach the arithmetic: a NaN that `where` hides in the
@@ -283,10 +289,10 @@ def _check_flags(name, flags, shape):
     raise ValueError(f"{name} must be Boolean, got {flags.dtype}")
 
 
-def _check_carry(carry, initial):
+def _check_carry(name, carry, initial):
   got, want = (
     jax.tree.map(lambda x: (x.shape, str(x.dtype)), t) for t in (carry, initial)
   )
   # NamedTuples of two cells are equal if their fields are: hence the structure.
   if got != want or jax.tree.structure(carry) != jax.tree.structure(initial):
-    raise ValueError(f"carry must be {want}, got {got}")
+    raise ValueError(f"{name} must be {want}, got {got}")

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recurrent import initializers
+from recurrent import cells, initializers
 
 KEY = jax.random.key(0)
 
@@ -69,3 +69,34 @@ def test_orthogonal_matrices_are_rotations_and_reflections_alike():
 )
 def test_parameters_are_float32_even_where_float64_is_on(draw, x64):
   assert draw(KEY).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("t_max", [3, 100, 10_000])
+def test_chrono_forgets_after_spans_that_are_uniform(t_max):
+  spans = np.exp(np.asarray(initializers.chrono(KEY, 4000, t_max), np.float64))
+  assert spans.min() >= 1 and spans.max() <= (t_max - 1) * (1 + 1e-5)
+  # Uniform: the standard deviation of the mean is width / sqrt(12 * 4000).
+  width = t_max - 2
+  np.testing.assert_allclose(spans.mean(), 1 + width / 2, atol=0.02 * width)
+
+
+def test_chrono_refuses_spans_that_are_too_short():
+  with pytest.raises(ValueError, match="t_max must be at least 3"):
+    initializers.chrono(KEY, 4, 2)
+
+
+def test_cells_take_chrono_biases_of_opposite_signs():
+  i, f, g, o = np.split(cells.LSTM(8, t_max=50).init(KEY, 3).bias, 4)
+  np.testing.assert_array_equal(i, -f)
+  assert not g.any() and not o.any() and (f >= 0).all() and f.any()
+  r, z, n = np.split(cells.GRU(8, t_max=50).init(KEY, 3).bias, 3)
+  assert not r.any() and not n.any() and (z >= 0).all() and z.any()
+
+
+def test_bounds_over_a_length_let_a_signal_fade_and_grow_by_that_much():
+  bounds = cells.Diagonal.over(100)
+  np.testing.assert_allclose(
+    [bounds.low**100, bounds.high**100], [0.5, 2.0], rtol=1e-12
+  )
+  drawn = np.asarray(cells.RNN(64, structure=bounds).init(KEY, 3).recurrent)
+  assert (bounds.low <= drawn).all() and (drawn <= bounds.high).all()

@@ -3,7 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recurrent.losses import cross_entropy
+from recurrent.losses import (
+  activation_penalty,
+  cross_entropy,
+  temporal_activation_penalty,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -68,3 +72,53 @@ def test_targets_may_be_integers_of_any_size(dtype):
   logits, targets = draw(2, 3, 5)
   expected = cross_entropy(logits, targets)
   assert (cross_entropy(logits, targets.astype(dtype)) == expected).all()
+
+
+# Activation penalties, against loops in float64.
+
+OUTPUTS = RNG.normal(size=(3, 6, 4)).astype(np.float32)
+MASK = np.array([[1, 1, 1, 0, 1, 1], [0] * 6, [1, 1, 1, 1, 0, 0]], bool)
+RESETS = np.array([[0, 0, 1, 0, 0, 0], [0] * 6, [1, 0, 0, 1, 0, 0]], bool)
+
+
+def test_the_activation_penalty_is_the_mean_square_of_what_is_real():
+  squares = OUTPUTS.astype(np.float64) ** 2
+  np.testing.assert_allclose(
+    activation_penalty(OUTPUTS), squares.mean(), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    activation_penalty(OUTPUTS, MASK), squares[MASK].mean(), rtol=1e-6
+  )
+
+
+def test_the_temporal_penalty_is_the_mean_square_of_changes():
+  pairs = {
+    (b, t)
+    for b in range(3)
+    for t in range(1, 6)
+    if MASK[b, t] and MASK[b, t - 1] and not RESETS[b, t]
+  }
+  wide = OUTPUTS.astype(np.float64)
+  want = np.mean([(wide[b, t] - wide[b, t - 1]) ** 2 for b, t in pairs])
+  got = temporal_activation_penalty(OUTPUTS, MASK, RESETS)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  want = np.mean(np.diff(wide, axis=1) ** 2)
+  got = temporal_activation_penalty(OUTPUTS)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_penalties_of_nothing_are_zero_and_garbage_stays_out():
+  garbage = np.where(MASK[..., None], OUTPUTS, np.float32(np.nan))
+  nothing = np.zeros_like(MASK)
+  for penalty in (activation_penalty, temporal_activation_penalty):
+    assert penalty(garbage, nothing) == 0
+    assert penalty(garbage, MASK) == penalty(OUTPUTS, MASK)
+    slope = jax.grad(penalty)(jnp.asarray(OUTPUTS), MASK)
+    assert np.isfinite(slope).all()
+    assert not slope[~MASK].any()
+
+
+def test_penalties_are_summed_in_float32():
+  outputs = jnp.ones((1, 2000, 4), jnp.bfloat16)
+  assert activation_penalty(outputs) == 1
+  assert activation_penalty(outputs).dtype == jnp.float32

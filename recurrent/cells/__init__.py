@@ -23,6 +23,14 @@ from recurrent.cells.mgu import MGU, GRUComplement
 from recurrent.cells.minimal import MinGRU, MinLSTM
 from recurrent.cells.mlstm import MLSTM
 from recurrent.cells.mogrifier import Mogrifier
+from recurrent.cells.noise import (
+  RecurrentDropout,
+  UpdateDropout,
+  WeightDrop,
+  WeightNorm,
+  Zoneout,
+  weight_drop,
+)
 from recurrent.cells.qrnn import QRNN, SRU
 from recurrent.cells.rg_lru import RGLRU
 from recurrent.cells.rhn import RHN
@@ -120,10 +128,16 @@ __all__ = [
   "RNN",
   "RNNCarry",
   "RNNParams",
+  "RecurrentDropout",
   "S5",
   "SLSTM",
   "SRU",
   "Structure",
+  "UpdateDropout",
+  "WeightDrop",
+  "WeightNorm",
+  "Zoneout",
   "get",
   "parameter_budget",
+  "weight_drop",
 ]

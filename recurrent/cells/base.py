@@ -85,6 +85,22 @@ class Cell(abc.ABC):
     """
     return cast(params, dtype)
 
+  def perturb(
+    self, params: Params, inputs: Any, key: PRNGKey | None
+  ) -> tuple[Params, Any]:
+    """Parameters and inputs of one window of training, with its noise drawn.
+
+    Args:
+      params: the cell's parameters.
+      inputs: [batch, time, ...], as `unroll` takes them.
+      key: PRNG key, or None in evaluation: both come back as they are.
+
+    Returns:
+      What to give `unroll`; a cell without noise returns what it was given.
+    """
+    del key
+    return params, inputs
+
 
 @dataclasses.dataclass(frozen=True)
 class GatedCell(Cell):

@@ -42,16 +42,21 @@ class GRUCarry(NamedTuple):
 class _GRUBase(Structured):
   """What the GRUs share: parameters, carry, projection."""
 
+  t_max: int = 0
   structure: Structure = Dense()
 
   def init(self, key, in_features):
     """Draws `GRUParams`: LeCun kernel, orthogonal recurrent a gate."""
     kernel_key, recurrent_key = jax.random.split(key)
     h = self.features
+    bias = jnp.zeros((3 * h,), jnp.float32)
+    if self.t_max:
+      keep = initializers.chrono(jax.random.fold_in(key, 2), h, self.t_max)
+      bias = bias.at[h : 2 * h].set(keep)
     return GRUParams(
       kernel=initializers.uniform_fan_in(kernel_key, (in_features, 3 * h)),
       recurrent=self.structure.init(recurrent_key, h, 3),
-      bias=jnp.zeros((3 * h,), jnp.float32),
+      bias=bias,
       recurrent_bias=jnp.zeros((h,), jnp.float32),
     )
 
@@ -72,6 +77,8 @@ class GRU(_GRUBase, base.GatedCell):
 
   Args:
     features: width H.
+    t_max: if positive, `init` draws the bias of z for memories of up to that
+      many ticks (Tallec & Ollivier, 2018) instead of zero.
     structure: of the recurrent product.
 
   Reference:
@@ -88,13 +95,13 @@ class GRU(_GRUBase, base.GatedCell):
       [r, z, base.add_bias(n, params.recurrent_bias)], axis=-1
     )
 
-  def gate(self, params, carry, projected, mixed):
+  def gate(self, params, carry, projected, mixed, candidate=jnp.tanh):
     """The gates, and the step from the old hidden state to the candidate."""
     del params
     xr, xz, xn = base.split_gates(base.as_carry(projected, carry), 3)
     hr, hz, hn = base.split_gates(base.as_carry(mixed, carry), 3)
     r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
-    n = jnp.tanh(xn + r * hn)
+    n = candidate(xn + r * hn)
     hidden = (1 - z) * n + z * carry.hidden
     return GRUCarry(hidden), hidden.astype(projected.dtype)
 
@@ -107,6 +114,7 @@ class GRUResetBefore(_GRUBase):
 
   Args:
     features: width H.
+    t_max: as for `GRU`.
     structure: of both recurrent products.
 
   Reference:
@@ -150,6 +158,7 @@ class LayerNormGRU(GRU):
 
   Args:
     features: width H.
+    t_max: as for `GRU`.
     structure: of the recurrent product.
 
   Reference:
@@ -176,11 +185,11 @@ class LayerNormGRU(GRU):
     """H R."""
     return self.structure.product(carry.hidden, params.recurrent)
 
-  def gate(self, params, carry, projected, mixed):
+  def gate(self, params, carry, projected, mixed, candidate=jnp.tanh):
     """The norm of h R, then as `GRU`."""
     r, z, n = base.split_gates(
       base.layer_norm(mixed, params.recurrent_scale, 3), 3
     )
     n = base.add_bias(n, params.recurrent_bias)
     mixed = jnp.concatenate([r, z, n], axis=-1)
-    return super().gate(params, carry, projected, mixed)
+    return super().gate(params, carry, projected, mixed, candidate)

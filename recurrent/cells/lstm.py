@@ -38,15 +38,18 @@ class LSTM(Structured, base.GatedCell):
     features: width H.
     forget_bias: what `init` writes into the forget gate's bias. It is a
       parameter from then on; `step` adds nothing.
+    t_max: if positive, `init` draws both gates' biases for memories of up to
+      that many ticks instead (chrono).
     structure: of the recurrent product.
 
   Reference:
     Hochreiter & Schmidhuber, "Long short-term memory", 1997; forget gate:
     Gers, Schmidhuber & Cummins, 2000; forget bias 1: Jozefowicz, Zaremba &
-    Sutskever, 2015.
+    Sutskever, 2015; chrono: Tallec & Ollivier, 2018.
   """
 
   forget_bias: float = 1.0
+  t_max: int = 0
   structure: Structure = Dense()
 
   def init(self, key, in_features):
@@ -54,10 +57,14 @@ class LSTM(Structured, base.GatedCell):
     kernel_key, recurrent_key = jax.random.split(key)
     h = self.features
     bias = jnp.zeros((4 * h,), jnp.float32)
+    bias = bias.at[h : 2 * h].set(self.forget_bias)
+    if self.t_max:
+      forget = initializers.chrono(jax.random.fold_in(key, 2), h, self.t_max)
+      bias = bias.at[: 2 * h].set(jnp.concatenate([-forget, forget]))
     return LSTMParams(
       kernel=initializers.uniform_fan_in(kernel_key, (in_features, 4 * h)),
       recurrent=self.structure.init(recurrent_key, h, 4),
-      bias=bias.at[h : 2 * h].set(self.forget_bias),
+      bias=bias,
     )
 
   def initial_carry(self, params, batch_shape):
@@ -73,10 +80,10 @@ class LSTM(Structured, base.GatedCell):
     """H R."""
     return self.structure.product(carry.hidden, params.recurrent)
 
-  def gate(self, params, carry, projected, mixed):
-    """The gates and the new cell."""
+  def gate(self, params, carry, projected, mixed, candidate=jnp.tanh):
+    """The gates and the new cell; `candidate` makes g of its sum."""
     del params
     i, f, g, o = base.split_gates(base.as_carry(projected + mixed, carry), 4)
-    cell = jax.nn.sigmoid(f) * carry.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    cell = jax.nn.sigmoid(f) * carry.cell + jax.nn.sigmoid(i) * candidate(g)
     hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
     return LSTMCarry(hidden, cell), hidden.astype(projected.dtype)

@@ -134,7 +134,7 @@ class LSTMVariant(base.GatedCell):
     """H R."""
     return self.structure.product(carry.hidden, params.recurrent)
 
-  def gate(self, params, carry, projected, mixed):
+  def gate(self, params, carry, projected, mixed, candidate=jnp.tanh):
     """The gates, the new cell, the projection."""
     if self.layer_norm:
       mixed = base.layer_norm(mixed, params.norm.recurrent, self._gates)
@@ -149,7 +149,7 @@ class LSTMVariant(base.GatedCell):
     )
     i = i + see(0, carry.cell)
     keep = -i if self.coupled else f + see(1, carry.cell)
-    cell = jax.nn.sigmoid(keep) * carry.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    cell = jax.nn.sigmoid(keep) * carry.cell + jax.nn.sigmoid(i) * candidate(g)
     o = jax.nn.sigmoid(o + see(-1, cell))
     seen = cell
     if self.layer_norm:

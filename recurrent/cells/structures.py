@@ -115,6 +115,20 @@ class Diagonal(Structure):
   low: float = -1.0
   high: float = 1.0
 
+  @classmethod
+  def over(cls, ticks: int, fading: float = 0.5, growth: float = 2.0):
+    """Bounds that keep a ReLU's signal over so many ticks, and no more.
+
+    Args:
+      ticks: length of the sequences.
+      fading: what the least weight leaves of a signal after them.
+      growth: what the greatest makes of it; 2 in the paper.
+
+    Returns:
+      Bounds fading**(1 / ticks) and growth**(1 / ticks).
+    """
+    return cls(fading ** (1 / ticks), growth ** (1 / ticks))
+
   def init(self, key, features, gates):
     """Uniform between the bounds."""
     return initializers.uniform(key, (gates, features), self.low, self.high)

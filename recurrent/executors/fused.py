@@ -63,24 +63,23 @@ def backward(cell, reverse, residuals, cotangents):
   in_gate = _used_by_gate(cell, params, carries, ticks.projected, mixed)
   gate_params, rebuild = _partition(params, in_gate)
 
-  # Only floating-point leaves of a carry have a gradient: a count has none.
-  floats = [
-    jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(initial)
-  ]
+  # Only floating-point leaves have a gradient: a count or a mask has none.
+  floats, real = _floats(initial), _floats(ticks.projected)
   moving = lambda carry: _partition(carry, floats)[0]
 
   def tick(accumulated, now):
     d_carry, d_initial, d_gate_params = accumulated
     now, carry, mixed, d_outputs = now
     carry, whole = _partition(carry, floats)
+    projected, with_masks = _partition(now.projected, real)
 
     def gate(gate_params, carry, projected, mixed):
       stepped, outputs = cell.gate(
-        rebuild(gate_params), whole(carry), projected, mixed
+        rebuild(gate_params), whole(carry), with_masks(projected), mixed
       )
       return moving(stepped), outputs
 
-    pull_gate = jax.vjp(gate, gate_params, carry, now.projected, mixed)[1]
+    pull_gate = jax.vjp(gate, gate_params, carry, projected, mixed)[1]
     d_stepped = blank(now.mask, d_carry)
     d_params, d_previous, d_projected, d_mixed = pull_gate(
       (d_stepped, blank(now.mask, d_outputs))
@@ -98,12 +97,7 @@ def backward(cell, reverse, residuals, cotangents):
     accumulated = (d_previous, d_initial, add_wide(d_gate_params, d_params))
     # Where a gate only adds the two, their cotangents are one array: save it
     # once.
-    same = all(
-      a is b
-      for a, b in zip(
-        jax.tree.leaves(d_projected), jax.tree.leaves(d_mixed), strict=False
-      )
-    ) and (jax.tree.structure(d_projected) == jax.tree.structure(d_mixed))
+    same = len(d_projected) == 1 and d_projected[0] is d_mixed
     return accumulated, (d_projected, None if same else d_mixed)
 
   wide = lambda x: jnp.zeros(
@@ -117,7 +111,7 @@ def backward(cell, reverse, residuals, cotangents):
   (d_carry, d_initial, d_gate_params), (d_projected, d_mixed) = jax.lax.scan(
     tick, start, (ticks, carries, mixed, d_outputs), reverse=not reverse
   )
-  d_mixed = d_projected if d_mixed is None else d_mixed
+  d_mixed = d_projected[0] if d_mixed is None else d_mixed
   recur = lambda params: cell.recur(bulk_gradients(params), carries)
   (d_params,) = jax.vjp(recur, params)[1](d_mixed)
   d_gate_params = jax.tree.map(
@@ -125,11 +119,13 @@ def backward(cell, reverse, residuals, cotangents):
   )
   d_params = add(d_params, rebuild(d_gate_params, zeros(params)))
   # None stands for the zero cotangent of the Boolean mask and resets.
-  nothing = jax.tree.map(
-    lambda x: np.zeros(x.shape, jax.dtypes.float0), initial
-  )
-  d_initial, d_carry = (
-    _partition(nothing, floats)[1](x) for x in (d_initial, d_carry)
+  d_initial, d_carry, d_projected = (
+    _partition(_nothing(tree), chosen)[1](d)
+    for tree, chosen, d in (
+      (initial, floats, d_initial),
+      (initial, floats, d_carry),
+      (ticks.projected, real, d_projected),
+    )
   )
   return d_params, d_initial, d_carry, Ticks(d_projected, None, None)
 
@@ -175,6 +171,16 @@ def _used_by_gate(cell, params, carries, projected, mixed) -> list[bool]:
   # What a jit inside is handed, and does not read, is not read.
   _, read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
   return list(read[: len(jax.tree.leaves(params))])
+
+
+def _floats(tree) -> list[bool]:
+  """Which leaves have a gradient."""
+  return [jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(tree)]
+
+
+def _nothing(tree):
+  """The cotangent of a tree of which nothing has a gradient."""
+  return jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), tree)
 
 
 def _partition(tree, chosen: list[bool]) -> tuple[list, Callable]:

@@ -214,23 +214,25 @@ def _own_recurrence(cell, params, initial):
   """What a unit's own carry does to its part of `recur`, leaf by leaf.
 
   `recur` is affine in the carry and the same at every tick, so its diagonals
-  come from the unit vectors, all in one product.
+  come from the unit vectors, all in one product. The batch axis has length one
+  unless the parameters hold something of each row, such as a dropout mask.
   """
   zero = jax.tree.map(jnp.zeros_like, at(initial, 0))
   leaves, structure = jax.tree.flatten(zero)
   found = []
   for index, leaf in enumerate(leaves):
     width = len(leaf)
-    many = [jnp.zeros((width, *x.shape), x.dtype) for x in leaves]
+    many = [jnp.zeros((width, 1, *x.shape), x.dtype) for x in leaves]
     turned = list(many)
-    turned[index] = jnp.eye(width, dtype=leaf.dtype)
+    turned[index] = jnp.eye(width, dtype=leaf.dtype)[:, None]
     tangent = jax.jvp(
       functools.partial(cell.recur, params),
       (structure.unflatten(many),),
       (structure.unflatten(turned),),
     )[1]
-    gates = tangent.reshape(width, -1, width)
-    found.append(jnp.einsum("hgh->gh", gates).reshape(-1))
+    gates = tangent.reshape(*tangent.shape[:2], -1, width)
+    own = jnp.einsum("hbgh->bgh", gates)
+    found.append(own.reshape(len(own), -1))
   return found
 
 

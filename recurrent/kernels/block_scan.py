@@ -35,14 +35,13 @@ def block_scan(
   chunks = math.isqrt(time)
   size = -(-time // chunks)
 
-  def split(array, fill):
+  def split(array):
     edges = [(0, size * chunks - time)] + [(0, 0)] * (array.ndim - 1)
-    array = jnp.pad(array, edges, constant_values=fill)
+    array = jnp.pad(array, edges)
     return jnp.swapaxes(array.reshape(chunks, size, *array.shape[1:]), 0, 1)
 
-  # After the last tick nothing is to happen: the unit block, drive 0.
-  blocks = [[split(blocks[i][j], i == j) for j in many] for i in many]
-  drives = [split(drive, 0) for drive in drives]
+  blocks = [[split(blocks[i][j]) for j in many] for i in many]
+  drives = [split(drive) for drive in drives]
   apply = lambda block, state: [
     sum(block[i][j] * state[j] for j in many) for i in many
   ]

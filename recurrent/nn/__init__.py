@@ -1,8 +1,18 @@
 """Flax NNX modules: cells with parameters, layers, dropout."""
 
 from recurrent.nn.bidirectional import Bidirectional, sequence_ends
-from recurrent.nn.dropout import dropout
+from recurrent.nn.dropout import dropout, embedding_dropout, word_dropout
 from recurrent.nn.recurrent import Recurrent
+from recurrent.nn.residual import Residual
 from recurrent.nn.stack import Stack
 
-__all__ = ["Bidirectional", "Recurrent", "Stack", "dropout", "sequence_ends"]
+__all__ = [
+  "Bidirectional",
+  "Recurrent",
+  "Residual",
+  "Stack",
+  "dropout",
+  "embedding_dropout",
+  "sequence_ends",
+  "word_dropout",
+]

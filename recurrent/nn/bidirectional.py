@@ -8,7 +8,15 @@ from flax import nnx
 
 from recurrent.cells.base import Cell
 from recurrent.nn.recurrent import Recurrent
-from recurrent.types import Activations, Array, Bool, Carry, Float, Mask
+from recurrent.types import (
+  Activations,
+  Array,
+  Bool,
+  Carry,
+  Float,
+  Mask,
+  PRNGKey,
+)
 
 MERGES: dict[str, Callable[[Array, Array], Array]] = {
   "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
@@ -27,6 +35,7 @@ class Bidirectional(nnx.Module):
     merge: "concat" (2 H wide), "sum", "average" or "product" of both outputs.
     method: see `recurrent.unroll`.
     remat: see `recurrent.unroll`.
+    learn_carry: see `Recurrent`.
     rngs: source of the keys that draw the parameters.
 
   Raises:
@@ -44,6 +53,7 @@ class Bidirectional(nnx.Module):
     merge: str = "concat",
     method: str = "auto",
     remat: int | None = None,
+    learn_carry: bool = False,
     rngs: nnx.Rngs,
   ):
     if merge not in MERGES:
@@ -54,6 +64,7 @@ class Bidirectional(nnx.Module):
       reverse=reverse,
       method=method,
       remat=remat,
+      learn_carry=learn_carry,
       rngs=rngs,
     )
     self.merge = merge
@@ -74,6 +85,7 @@ class Bidirectional(nnx.Module):
     *,
     mask: Mask | None = None,
     resets: Mask | None = None,
+    key: PRNGKey | None = None,
   ) -> tuple[tuple[Carry, Carry], Float[Array, "B T H"]]:
     """Runs both directions.
 
@@ -83,6 +95,7 @@ class Bidirectional(nnx.Module):
       mask: [batch, time], True where a tick is real.
       resets: [batch, time], True where a sequence begins. The backward layer
         starts afresh at the last real tick of each.
+      key: draws the noise of the cells; None for evaluation.
 
     Returns:
       The carries after the last and after the first tick, and the merged
@@ -90,8 +103,13 @@ class Bidirectional(nnx.Module):
     """
     past, future = (None, None) if carry is None else carry
     ends = None if resets is None else sequence_ends(resets, mask)
-    past, ahead = self.forward(past, inputs, mask=mask, resets=resets)
-    future, behind = self.backward(future, inputs, mask=mask, resets=ends)
+    keys = (None, None) if key is None else jax.random.split(key)
+    past, ahead = self.forward(
+      past, inputs, mask=mask, resets=resets, key=keys[0]
+    )
+    future, behind = self.backward(
+      future, inputs, mask=mask, resets=ends, key=keys[1]
+    )
     return (past, future), MERGES[self.merge](ahead, behind)
 
 

@@ -3,10 +3,19 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from recurrent.cells.base import Cell
-from recurrent.types import Activations, Array, Carry, Float, Mask, Params
+from recurrent.types import (
+  Activations,
+  Array,
+  Carry,
+  Float,
+  Mask,
+  Params,
+  PRNGKey,
+)
 from recurrent.unroll import unroll
 
 
@@ -19,6 +28,7 @@ class Recurrent(nnx.Module):
     reverse: from the last tick to the first.
     method: see `recurrent.unroll`.
     remat: see `recurrent.unroll`.
+    learn_carry: the initial carry is a parameter, which starts as the cell's.
     rngs: source of the keys that draw the parameters.
   """
 
@@ -30,27 +40,34 @@ class Recurrent(nnx.Module):
     reverse: bool = False,
     method: str = "auto",
     remat: int | None = None,
+    learn_carry: bool = False,
     rngs: nnx.Rngs,
   ):
     self.cell = cell
     self.reverse = reverse
     self.method = method
     self.remat = remat
-    self.params = nnx.data(
-      jax.tree.map(nnx.Param, cell.init(rngs.params(), in_features))
-    )
+    params = cell.init(rngs.params(), in_features)
+    self.params = nnx.data(jax.tree.map(nnx.Param, params))
+    self.start = None
+    if learn_carry:
+      start = cell.initial_carry(params, ())
+      self.start = nnx.data(jax.tree.map(nnx.Param, start))
 
   def cell_params(self) -> Params:
     """The cell's NamedTuple of plain arrays."""
-    return jax.tree.map(
-      lambda param: param[...],
-      self.params,
-      is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
-    )
+    return _plain(self.params)
 
   def initial_carry(self, batch_size: int) -> Carry:
     """The carry before the first tick, [batch, ...]."""
-    return self.cell.initial_carry(self.cell_params(), (batch_size,))
+    carry = self.cell.initial_carry(self.cell_params(), (batch_size,))
+    if self.start is None:
+      return carry
+    return jax.tree.map(
+      lambda start, like: jnp.broadcast_to(start, like.shape),
+      _plain(self.start),
+      carry,
+    )
 
   def __call__(
     self,
@@ -59,15 +76,23 @@ class Recurrent(nnx.Module):
     *,
     mask: Mask | None = None,
     resets: Mask | None = None,
+    key: PRNGKey | None = None,
   ) -> tuple[Carry, Float[Array, "B T H"]]:
-    """Runs the cell; arguments and results as in `recurrent.unroll`."""
+    """Runs the cell; arguments and results as in `recurrent.unroll`.
+
+    The key draws the noise of a cell that has some (`recurrent.cells.noise`),
+    once for the whole window; None for evaluation.
+    """
+    params, inputs = self.cell.perturb(self.cell_params(), inputs, key)
+    batch = jax.tree.leaves(inputs)[0].shape[0]
     return unroll(
       self.cell,
-      self.cell_params(),
+      params,
       carry,
       inputs,
       mask=mask,
       resets=resets,
+      initial=None if self.start is None else self.initial_carry(batch),
       reverse=self.reverse,
       method=self.method,
       remat=self.remat,
@@ -85,3 +110,12 @@ class Recurrent(nnx.Module):
     """One tick after `project`, as decoders need it, computed in `dtype`."""
     params = self.cell.narrow(self.cell_params(), dtype)
     return self.cell.step(params, carry, projected)
+
+
+def _plain(tree):
+  """The arrays in a tree of variables."""
+  return jax.tree.map(
+    lambda param: param[...],
+    tree,
+    is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+  )

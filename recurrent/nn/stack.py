@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from recurrent.executors.ticks import blank
 from recurrent.nn.dropout import dropout
 from recurrent.nn.recurrent import Recurrent
 from recurrent.types import Activations, Array, Carry, Float, Int, Mask, PRNGKey
@@ -16,7 +18,16 @@ class Stack(nnx.Module):
   Args:
     layers: `Recurrent` modules, from the inputs up.
     dropout: rate between two layers, a fresh mask at each tick.
-    residual: adds each layer's inputs to its outputs, where widths agree.
+    residual: adds each layer's inputs to its outputs, where widths agree; for
+      single layers, and with an error elsewhere, there is `Residual`.
+    skip: every layer but the first sees the inputs too, beside the outputs of
+      the layer below, and the outputs of all layers come out side by side.
+
+  Raises:
+    ValueError: if both `residual` and `skip` are asked for.
+
+  Reference:
+    skip: Graves, "Generating sequences with recurrent neural networks", 2013.
   """
 
   def __init__(
@@ -25,10 +36,14 @@ class Stack(nnx.Module):
     *,
     dropout: float = 0.0,
     residual: bool = False,
+    skip: bool = False,
   ):
+    if residual and skip:
+      raise ValueError("residual and skip exclude each other, got both")
     self.layers = nnx.List(layers)
     self.dropout = dropout
     self.residual = residual
+    self.skip = skip
 
   def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
     """One carry a layer, each [batch, ...]."""
@@ -50,22 +65,32 @@ class Stack(nnx.Module):
       inputs: [batch, time, features].
       mask: [batch, time], as in `recurrent.unroll`.
       resets: [batch, time], as in `recurrent.unroll`.
-      key: draws the dropout masks; None for evaluation.
+      key: draws the dropout masks and the cells' noise; None for evaluation.
 
     Returns:
       One carry a layer, and the outputs of the last layer.
     """
     carries = [None] * len(self.layers) if carry is None else carry
-    new_carries = []
+    # Garbage at ticks that are not real must not get past a layer.
+    first = below = blank(mask, inputs)
+    new_carries, outputs = [], []
     for index, layer in enumerate(self.layers):
-      if index and key is not None:
-        inputs = dropout(jax.random.fold_in(key, index), inputs, self.dropout)
-      new_carry, outputs = layer(
-        carries[index], inputs, mask=mask, resets=resets
+      noise = None
+      if key is not None:
+        if index:
+          below = dropout(jax.random.fold_in(key, index), below, self.dropout)
+        noise = jax.random.fold_in(key, len(self.layers) + index)
+      new_carry, above = layer(
+        carries[index],
+        self._seen(index, first, below),
+        mask=mask,
+        resets=resets,
+        key=noise,
       )
       new_carries.append(new_carry)
-      inputs = self._join(inputs, outputs)
-    return tuple(new_carries), inputs
+      below = self._join(below, above)
+      outputs.append(below)
+    return tuple(new_carries), self._out(outputs)
 
   def step_over(
     self, table: Float[Array, "V D"]
@@ -87,20 +112,29 @@ class Stack(nnx.Module):
     projected_table = self.layers[0].project(table)
 
     def step(carry, row):
-      inputs = table[row]
-      new_carries = []
+      first = below = table[row]
+      new_carries, outputs = [], []
       for index, layer in enumerate(self.layers):
         projected = (
-          layer.project(inputs)
+          layer.project(self._seen(index, first, below))
           if index
           else jax.tree.map(lambda x: x[row], projected_table)
         )
-        new_carry, outputs = layer.step(carry[index], projected, table.dtype)
+        new_carry, above = layer.step(carry[index], projected, table.dtype)
         new_carries.append(new_carry)
-        inputs = self._join(inputs, outputs)
-      return tuple(new_carries), inputs
+        below = self._join(below, above)
+        outputs.append(below)
+      return tuple(new_carries), self._out(outputs)
 
     return step
+
+  def _seen(self, index, first, below):
+    if self.skip and index:
+      return jnp.concatenate([first, below], axis=-1)
+    return below
+
+  def _out(self, outputs):
+    return jnp.concatenate(outputs, axis=-1) if self.skip else outputs[-1]
 
   def _join(self, inputs, outputs):
     if self.residual and inputs.shape == outputs.shape:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recurrent.nn import dropout
+from recurrent.nn import dropout, embedding_dropout, word_dropout
 
 # Of the generators of keys, "rbg" is the one that compiles fastest.
 KEY, OTHER_KEY = (jax.random.key(seed, impl="rbg") for seed in (0, 1))
@@ -97,3 +97,33 @@ def test_the_dtype_is_kept(dtype):
 def test_a_rate_that_is_no_probability_is_refused(rate, key):
   with pytest.raises(ValueError, match="rate"):
     dropout(key, jnp.asarray(ONES), rate)
+
+
+def test_embedding_dropout_zeroes_whole_rows():
+  table = jnp.ones((2000, 3))
+  dropped = np.asarray(embedding_dropout(KEY, table, 0.25))
+  rows = dropped.any(axis=1)
+  np.testing.assert_allclose(dropped[rows], 1 / 0.75, rtol=1e-6)
+  assert_zeroed(rows.astype(float), 0.25, 2000)
+  assert embedding_dropout(None, table, 0.25) is table
+
+
+def test_word_dropout_replaces_tokens_each_by_itself():
+  tokens = jnp.asarray(np.random.default_rng(0).integers(1, 9, (40, 50)))
+  dropped = np.asarray(word_dropout(KEY, tokens, 0.25, unknown=0))
+  assert_zeroed(dropped, 0.25, 2000)
+  np.testing.assert_array_equal(
+    dropped[dropped != 0], np.asarray(tokens)[dropped != 0]
+  )
+  assert dropped.dtype == tokens.dtype
+  assert word_dropout(None, tokens, 0.25, unknown=0) is tokens
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_a_rate_that_is_none_is_refused_by_all(rate):
+  for drops in (
+    lambda: embedding_dropout(KEY, jnp.ones((2, 2)), rate),
+    lambda: word_dropout(KEY, jnp.ones((2, 2), jnp.int32), rate, 0),
+  ):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+      drops()

@@ -145,3 +145,40 @@ def test_an_option_that_unroll_refuses_is_refused(wrong):
   [name] = wrong
   with pytest.raises(ValueError, match=name):
     make(**wrong)(None, jnp.asarray(INPUTS))
+
+
+def test_a_learnt_carry_starts_as_the_cells_and_is_a_parameter():
+  plain, learnt = make(), make(learn_carry=True)
+  assert_same(learnt(None, INPUTS), plain(None, INPUTS))
+  graphdef, params = nnx.split(learnt, nnx.Param)
+  slopes = jax.grad(
+    lambda p: jnp.sum(
+      nnx.merge(graphdef, p)(None, INPUTS, resets=jnp.asarray(RESETS))[1]
+    )
+  )(params)
+  assert jax.tree.leaves(slopes["start"])[0].shape == (H,)
+  assert all((x != 0).all() for x in jax.tree.leaves(slopes["start"]))
+
+
+def test_a_learnt_carry_is_what_rows_begin_and_restart_with():
+  layer = make(learn_carry=True)
+  layer.start = nnx.data(
+    jax.tree.map(lambda x: nnx.Param(x[...] + 0.5), layer.start)
+  )
+  start = layer.initial_carry(2)
+  assert jax.tree.map(jnp.shape, start) == cells.LSTMCarry((2, H), (2, H))
+  assert all((x == 0.5).all() for x in jax.tree.leaves(start))
+  resets = np.zeros((2, 5), bool)
+  resets[:, 2] = True
+  _, outputs = layer(None, INPUTS, resets=jnp.asarray(resets))
+  params = layer.cell_params()
+  for part in (slice(2), slice(2, None)):
+    _, want = unroll(layer.cell, params, start, INPUTS[:, part])
+    np.testing.assert_allclose(outputs[:, part], want, rtol=1e-6)
+
+
+def test_the_key_draws_the_noise_of_the_cell():
+  layer = make(cells.Zoneout(cells.LSTM(H), 0.5))
+  runs = [layer(None, INPUTS, key=key)[1] for key in (*KEYS, KEYS[0], None)]
+  assert_same(runs[0], runs[2])
+  assert (runs[0] != runs[1]).any() and (runs[0] != runs[3]).any()

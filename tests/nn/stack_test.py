@@ -11,7 +11,7 @@ from flax import nnx
 
 from recurrent import cells
 from recurrent.cells.base import Cell
-from recurrent.nn import Recurrent, Stack
+from recurrent.nn import Recurrent, Residual, Stack
 from recurrent.types import Array
 
 # Of the generators of keys, "rbg" is the one that compiles fastest.
@@ -142,10 +142,92 @@ def test_a_residual_is_added_only_where_widths_agree():
   assert (outputs == 2).all()
 
 
-def test_a_residual_carries_on_where_a_layer_is_masked():
+def test_with_a_residual_too_outputs_are_zero_where_masked():
   mask = jnp.array([[True, False]])
-  _, outputs = run(echoes(2, residual=True), jnp.ones((1, 2, 2)), mask=mask)
-  assert outputs[0, :, 0].tolist() == [2, 1]
+  inputs = jnp.array([[[1.0, 1.0], [jnp.nan, jnp.inf]]])
+  for options in ({"residual": True}, {"skip": True}):
+    _, outputs = run(echoes(2, 2, **options), inputs, mask=mask)
+    assert outputs[0, 0].any() and not outputs[0, 1].any()
+
+
+# Skips.
+
+
+def test_with_skips_layers_see_the_inputs_and_all_outputs_come_out():
+  layers = [
+    *layers_of("gru", (4,), in_features=3),
+    *layers_of("lstm", (5,), in_features=3 + 4),
+  ]
+  inputs = RNG.normal(size=(2, 5, 3)).astype(np.float32)
+
+  @jax.jit
+  def by_hand(inputs):
+    below, first = layers[0](None, inputs)
+    seen = jnp.concatenate([inputs, first], axis=-1)
+    above, second = layers[1](None, seen)
+    return (below, above), jnp.concatenate([first, second], axis=-1)
+
+  assert_close(run(Stack(layers, skip=True), inputs), by_hand(inputs))
+
+
+def test_stepping_with_skips_is_running_with_skips():
+  layers = [
+    *layers_of("gru", (4,), in_features=3),
+    *layers_of("lstm", (5,), in_features=3 + 4),
+  ]
+  stack = Stack(layers, skip=True)
+  table = jnp.asarray(RNG.normal(size=(6, 3)).astype(np.float32))
+  rows = jnp.asarray(RNG.integers(0, 6, (2, 5)))
+
+  @jax.jit
+  def both_ways(table, rows):
+    step = stack.step_over(table)
+    carries, outputs = jax.lax.scan(step, stack.initial_carry(2), rows.T)
+    return (carries, jnp.swapaxes(outputs, 0, 1)), stack(None, table[rows])
+
+  assert_close(*both_ways(table, rows))
+
+
+def test_residual_and_skip_exclude_each_other():
+  with pytest.raises(ValueError, match="exclude each other"):
+    echoes(2, residual=True, skip=True)
+
+
+def test_a_residual_layer_adds_its_inputs():
+  layer = layers_of("gru", (3,), in_features=3)[0]
+  inputs = RNG.normal(size=(2, 5, 3)).astype(np.float32)
+  carry, outputs = layer(None, inputs)
+  assert_close(Residual(layer)(None, inputs), (carry, outputs + inputs))
+  # In a stack, and one token at a time.
+  stack = Stack([Residual(layer), Residual(layer)])
+  table, rows = jnp.asarray(inputs[0]), jnp.array([[0, 2, 1, 4]])
+  step = stack.step_over(table)
+  carries, stepped = jax.lax.scan(step, stack.initial_carry(1), rows.T)
+  got = carries, jnp.swapaxes(stepped, 0, 1)
+  assert_close(got, run(stack, table[rows]))
+
+
+def test_a_residual_layer_of_another_width_is_refused():
+  layer = Residual(layers_of("gru", (4,), in_features=3)[0])
+  with pytest.raises(ValueError, match="as wide as inputs, got 4 for 3"):
+    layer(None, jnp.ones((1, 2, 3)))
+
+
+# Noise.
+
+
+def test_the_key_reaches_every_layer_and_differs_between_them():
+  cell = cells.Zoneout(cells.GRU(50), 0.5)
+  layer = Recurrent(cell, 50, rngs=nnx.Rngs(KEY))
+  stack = Stack([layer, layer])
+  inputs = RNG.normal(size=(1, 1, 50)).astype(np.float32)
+  (below, above), _ = run(stack, inputs, key=KEY)
+  # A unit that is zoned out keeps its initial zero.
+  kept = [np.asarray(x.hidden) == 0 for x in (below, above)]
+  assert all(0 < k.mean() < 1 for k in kept)
+  assert (kept[0] != kept[1]).any()
+  quiet, _ = run(stack, inputs)
+  assert all((np.asarray(x.hidden) != 0).all() for x in quiet)
 
 
 # Dropout.

@@ -1,0 +1,457 @@
+"""Cells that wrap a gated cell in noise: zoneout, dropout of what recurs.
+
+A wrapped cell is a gated cell again, so it nests and runs by every method.
+Its masks are drawn once, outside the loop, by `perturb`, which `nn.Recurrent`
+calls with the key of a training step; by hand:
+
+  params, inputs = cell.perturb(params, inputs, key)
+  carry, outputs = recurrent.unroll(cell, params, carry, inputs)
+
+Without `perturb`, or with None for a key, the cell is what it is in evaluation.
+"""
+
+import abc
+import dataclasses
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from recurrent.cells import base
+from recurrent.types import Array, Float, Params, PRNGKey
+
+
+class Masked(NamedTuple):
+  """Inputs, or what became of them, with masks for every tick."""
+
+  inputs: Any
+  keep: Any  # Boolean, [*batch, H] each
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper(base.GatedCell):
+  """A gated cell that does all that another does.
+
+  Args:
+    features: width H, which is the other cell's.
+    cell: the other.
+  """
+
+  features: int = dataclasses.field(init=False)
+  cell: base.GatedCell
+
+  def __post_init__(self):
+    if not isinstance(self.cell, base.GatedCell):
+      raise ValueError(
+        f"{type(self).__name__} takes a GatedCell, got {self.cell!r}"
+      )
+    object.__setattr__(self, "features", self.cell.features)
+
+  @property
+  def channelwise(self):
+    """As the other cell."""
+    return self.cell.channelwise
+
+  def init(self, key, in_features):
+    """Draws the other cell's parameters."""
+    return self.cell.init(key, in_features)
+
+  def initial_carry(self, params, batch_shape):
+    """The other cell's."""
+    return self.cell.initial_carry(params, batch_shape)
+
+  def narrow(self, params, dtype):
+    """As the other cell."""
+    return self.cell.narrow(params, dtype)
+
+  def project(self, params, inputs):
+    """As the other cell."""
+    return self.cell.project(params, inputs)
+
+  def recur(self, params, carry):
+    """As the other cell."""
+    return self.cell.recur(params, carry)
+
+  def gate(self, params, carry, projected, mixed):
+    """As the other cell."""
+    return self.cell.gate(params, carry, projected, mixed)
+
+  def perturb(self, params, inputs, key):
+    """The other cell's noise, then this one's."""
+    if key is None:
+      return params, inputs
+    ours, theirs = jax.random.split(key)
+    params, inputs = self.cell.perturb(params, inputs, theirs)
+    return self._draw(params, inputs, ours)
+
+  @abc.abstractmethod
+  def _draw(self, params, inputs, key):
+    """This cell's own noise."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class TickWrapper(Wrapper):
+  """A wrapper whose masks differ from tick to tick: they come as inputs."""
+
+  def project(self, params, inputs):
+    """As the other cell; the mask is handed on."""
+    if isinstance(inputs, Masked):
+      return Masked(self.cell.project(params, inputs.inputs), inputs.keep)
+    return self.cell.project(params, inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Zoneout(TickWrapper):
+  """Units that keep their previous value, at random: h' = d h + (1 - d) step.
+
+  In evaluation d is its expectation, the rate.
+
+  Args:
+    cell: a gated cell whose carry has `hidden`, and at most `cell` besides.
+    rate: of the hidden state, probability to keep a unit's value.
+    memory_rate: the same of an LSTM's cell.
+
+  Raises:
+    ValueError: on a rate outside [0, 1), another carry, or a `memory_rate` for
+      a cell without a memory.
+
+  Reference:
+    Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden
+    activations", 2017.
+  """
+
+  rate: float = 0.1
+  memory_rate: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_rate("rate", self.rate)
+    _check_rate("memory_rate", self.memory_rate)
+    fields = self._fields()
+    if not set(fields) <= {"hidden", "cell"}:
+      raise ValueError(
+        f"Zoneout knows the carries (hidden) and (hidden, cell), got {fields}"
+      )
+    if self.memory_rate and "cell" not in fields:
+      raise ValueError(f"memory_rate needs a carry with a cell, got {fields}")
+
+  def gate(self, params, carry, projected, mixed):
+    """The other cell's tick, mixed with none."""
+    keeps = (self.rate, self.memory_rate)
+    inner, keep = projected, None
+    if isinstance(projected, Masked):
+      inner, keep = projected
+    stepped, outputs = self.cell.gate(params, carry, inner, mixed)
+
+    def mix(index, old, new):
+      if keep is None:
+        return keeps[index] * old + (1 - keeps[index]) * new
+      return jnp.where(keep[index], old, new)
+
+    stepped = type(stepped)(
+      *(
+        mix(index, *pair)
+        for index, pair in enumerate(zip(carry, stepped, strict=True))
+      )
+    )
+    return stepped, stepped.hidden.astype(outputs.dtype)
+
+  def _draw(self, params, inputs, key):
+    batch, time = jax.tree.leaves(inputs)[0].shape[:2]
+    carry = jax.eval_shape(lambda p: self.cell.initial_carry(p, ()), params)
+    keep = tuple(
+      jax.random.bernoulli(k, rate, (batch, time, *leaf.shape))
+      for k, rate, leaf in zip(
+        jax.random.split(key),
+        (self.rate, self.memory_rate),
+        carry,
+        strict=False,  # a carry of one leaf takes one mask
+      )
+    )
+    return params, Masked(inputs, keep)
+
+  def _fields(self):
+    params = base.param_shapes(self.cell, 1)
+    carry = jax.eval_shape(lambda p: self.cell.initial_carry(p, ()), params)
+    return getattr(carry, "_fields", ())
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateDropout(TickWrapper):
+  """Dropout of the candidate: c' = f c + i d(g), and so for the GRU's n.
+
+  What is remembered is never dropped, so the memory survives long sequences.
+
+  Args:
+    cell: an LSTM or a GRU of any kind that has halves.
+    rate: probability of a zero.
+    locked: one mask for all ticks of a row instead of a fresh one for each.
+
+  Raises:
+    ValueError: on a rate outside [0, 1), or a cell without a candidate.
+
+  Reference:
+    Semeniuta, Severyn & Barth, "Recurrent dropout without memory loss", 2016.
+  """
+
+  rate: float = 0.1
+  locked: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_rate("rate", self.rate)
+    if "candidate" not in inspect.signature(self.cell.gate).parameters:
+      raise ValueError(
+        f"UpdateDropout needs a cell whose gate takes `candidate`, an LSTM or"
+        f" a GRU; got {self.cell!r}"
+      )
+
+  def gate(self, params, carry, projected, mixed):
+    """The other cell's, with the candidate's mask."""
+    if not isinstance(projected, Masked):
+      return self.cell.gate(params, carry, projected, mixed)
+    inner, keep = projected
+    return self.cell.gate(
+      params,
+      carry,
+      inner,
+      mixed,
+      candidate=lambda sums: _drop(jnp.tanh(sums), keep, self.rate),
+    )
+
+  def _draw(self, params, inputs, key):
+    batch, time = jax.tree.leaves(inputs)[0].shape[:2]
+    carry = jax.eval_shape(lambda p: self.cell.initial_carry(p, ()), params)
+    # The last leaf of the carry is as wide as the candidate.
+    width = carry[-1].shape[-1]
+    shape = (batch, 1 if self.locked else time, width)
+    keep = jax.random.bernoulli(key, 1 - self.rate, shape)
+    return params, Masked(inputs, jnp.broadcast_to(keep, (batch, time, width)))
+
+
+class RecurrentDropoutParams(NamedTuple):
+  """Parameters of the cell within, and the mask of a window."""
+
+  cell: Any
+  keep: Float[Array, "B H"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentDropout(Wrapper):
+  """Dropout of h before its product, one mask for all ticks: (d h) R.
+
+  Args:
+    cell: a gated cell whose carry has `hidden`.
+    rate: probability of a zero.
+
+  Raises:
+    ValueError: on a rate outside [0, 1).
+
+  Reference:
+    Gal & Ghahramani, "A theoretically grounded application of dropout in
+    recurrent neural networks", 2016.
+  """
+
+  rate: float = 0.1
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_rate("rate", self.rate)
+
+  def init(self, key, in_features):
+    """Draws the other cell's parameters."""
+    return RecurrentDropoutParams(self.cell.init(key, in_features))
+
+  def initial_carry(self, params, batch_shape):
+    """The other cell's."""
+    return self.cell.initial_carry(params.cell, batch_shape)
+
+  def narrow(self, params, dtype):
+    """As the other cell."""
+    keep = params.keep
+    keep = None if keep is None else keep.astype(dtype)
+    return RecurrentDropoutParams(self.cell.narrow(params.cell, dtype), keep)
+
+  def project(self, params, inputs):
+    """As the other cell."""
+    return self.cell.project(params.cell, inputs)
+
+  def recur(self, params, carry):
+    """The other cell's, of the masked hidden state."""
+    if params.keep is not None:
+      # The mask has no time axis, the carry has one in the bulk product.
+      shape = jnp.broadcast_shapes(params.keep.shape, carry.hidden.shape)
+      hidden, keep = (
+        jnp.broadcast_to(x, shape) for x in (carry.hidden, params.keep)
+      )
+      carry = carry._replace(hidden=hidden * keep.astype(hidden.dtype))
+    return self.cell.recur(params.cell, carry)
+
+  def gate(self, params, carry, projected, mixed):
+    """As the other cell."""
+    return self.cell.gate(params.cell, carry, projected, mixed)
+
+  def perturb(self, params, inputs, key):
+    """A mask [batch, H] into the parameters."""
+    if key is None:
+      return params, inputs
+    ours, theirs = jax.random.split(key)
+    inner, inputs = self.cell.perturb(params.cell, inputs, theirs)
+    return self._draw(RecurrentDropoutParams(inner), inputs, ours)
+
+  def _draw(self, params, inputs, key):
+    batch = jax.tree.leaves(inputs)[0].shape[0]
+    ones = jnp.ones((batch, self.features), jnp.float32)
+    keep = jax.random.bernoulli(key, 1 - self.rate, ones.shape)
+    return params._replace(keep=_drop(ones, keep, self.rate)), inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightDrop(Wrapper):
+  """DropConnect on the recurrent matrix: `weight_drop` at each window.
+
+  Args:
+    cell: a gated cell whose parameters have `recurrent`.
+    rate: probability of a zero.
+
+  Raises:
+    ValueError: on a rate outside [0, 1), or other parameters.
+
+  Reference:
+    Merity, Keskar & Socher, "Regularizing and optimizing LSTM language models"
+    (AWD-LSTM), 2018.
+  """
+
+  rate: float = 0.5
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_rate("rate", self.rate)
+    _check_recurrent(base.param_shapes(self.cell, 1))
+
+  def _draw(self, params, inputs, key):
+    return weight_drop(key, params, self.rate), inputs
+
+
+class WeightNormParams(NamedTuple):
+  """Parameters of the cell within, and the lengths of its weights' columns."""
+
+  cell: Any
+  gain: Any  # as `recurrent`, with one row
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightNorm(Wrapper):
+  """The recurrent weights as directions v times gains g: R = g v / |v|.
+
+  The norm is over the units that a column sees.
+
+  Args:
+    cell: a gated cell whose `recurrent` is one matrix [H, ...].
+
+  Raises:
+    ValueError: on other parameters.
+
+  Reference:
+    Salimans & Kingma, "Weight normalization", 2016.
+  """
+
+  def __post_init__(self):
+    super().__post_init__()
+    shapes = base.param_shapes(self.cell, 1)
+    _check_recurrent(shapes)
+    if getattr(shapes.recurrent, "ndim", 0) != 2 or self.channelwise:
+      raise ValueError(f"WeightNorm needs a dense matrix, got {self.cell!r}")
+
+  def init(self, key, in_features):
+    """Draws the other cell's parameters, the gains at their norms."""
+    params = self.cell.init(key, in_features)
+    return WeightNormParams(params, _norm(params.recurrent))
+
+  def initial_carry(self, params, batch_shape):
+    """The other cell's."""
+    return self.cell.initial_carry(_normed(params), batch_shape)
+
+  def narrow(self, params, dtype):
+    """The other cell's parameters, put together once for all ticks."""
+    return self.cell.narrow(_normed(params), dtype)
+
+  def project(self, params, inputs):
+    """As the other cell."""
+    return self.cell.project(_normed(params), inputs)
+
+  def recur(self, params, carry):
+    """As the other cell."""
+    return self.cell.recur(_normed(params), carry)
+
+  def gate(self, params, carry, projected, mixed):
+    """As the other cell."""
+    return self.cell.gate(_normed(params), carry, projected, mixed)
+
+  def perturb(self, params, inputs, key):
+    """As the other cell, on the directions."""
+    inner, inputs = self.cell.perturb(params.cell, inputs, key)
+    return params._replace(cell=inner), inputs
+
+  def _draw(self, params, inputs, key):
+    del key
+    return params, inputs
+
+
+def weight_drop(key: PRNGKey | None, params: Params, rate: float) -> Params:
+  """Zeroes recurrent weights with probability `rate`, scales the rest up.
+
+  Args:
+    key: PRNG key, or None in evaluation: the parameters as they are.
+    params: a cell's, with a field `recurrent`.
+    rate: in [0, 1).
+
+  Returns:
+    Parameters like those given.
+
+  Raises:
+    ValueError: on a rate out of range, or without that field.
+  """
+  _check_rate("rate", rate)
+  _check_recurrent(params)
+  if key is None:
+    return params
+  leaves, structure = jax.tree.flatten(params.recurrent)
+  dropped = [
+    _drop(x, jax.random.bernoulli(k, 1 - rate, x.shape), rate)
+    for k, x in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+  ]
+  return params._replace(recurrent=jax.tree.unflatten(structure, dropped))
+
+
+def _normed(params):
+  """The inner parameters; those that are already so come back as they are."""
+  if not isinstance(params, WeightNormParams):
+    return params
+  recurrent = params.cell.recurrent
+  scale = params.gain / _norm(recurrent)
+  return params.cell._replace(
+    recurrent=recurrent * jnp.broadcast_to(scale, recurrent.shape)
+  )
+
+
+def _norm(weights):
+  return jnp.linalg.norm(weights, axis=0, keepdims=True)
+
+
+def _drop(array, keep, rate):
+  return jnp.where(keep, array / (1 - rate), jnp.zeros_like(array))
+
+
+def _check_rate(name, rate):
+  if not 0 <= rate < 1:
+    raise ValueError(f"{name} must be in [0, 1), got {rate}")
+
+
+def _check_recurrent(params):
+  if not hasattr(params, "recurrent"):
+    raise ValueError(
+      f"parameters must have a field `recurrent`, got {type(params).__name__}"
+    )

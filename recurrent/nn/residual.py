@@ -1,0 +1,70 @@
+"""`Residual`: a layer's inputs added to its outputs."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from recurrent.executors.ticks import blank
+from recurrent.types import Activations, Array, Carry, Float, Mask, PRNGKey
+
+
+class Residual(nnx.Module):
+  """outputs = inputs + layer(inputs).
+
+  Args:
+    layer: `Recurrent`, or any layer with its methods, as wide as its inputs.
+
+  Reference:
+    He et al., "Deep residual learning for image recognition", 2016; between
+    LSTMs: Wu et al., "Google's neural machine translation system", 2016.
+  """
+
+  def __init__(self, layer: Any):
+    self.layer = layer
+
+  def initial_carry(self, batch_size: int) -> Carry:
+    """The layer's."""
+    return self.layer.initial_carry(batch_size)
+
+  def __call__(
+    self,
+    carry: Carry | None,
+    inputs: Activations,
+    *,
+    mask: Mask | None = None,
+    resets: Mask | None = None,
+    key: PRNGKey | None = None,
+  ) -> tuple[Carry, Activations]:
+    """Runs the layer; arguments and results are its own.
+
+    At a tick that is not real the outputs are zero, as the layer's are.
+
+    Raises:
+      ValueError: if the layer's outputs are not as wide as its inputs.
+    """
+    carry, outputs = self.layer(
+      carry, inputs, mask=mask, resets=resets, key=key
+    )
+    return carry, _add(blank(mask, inputs), outputs)
+
+  def project(self, inputs: Float[Array, "*B D"]) -> Any:
+    """What `step` consumes."""
+    return inputs, self.layer.project(inputs)
+
+  def step(
+    self, carry: Carry, projected: Any, dtype: jax.typing.DTypeLike
+  ) -> tuple[Carry, Float[Array, "*B D"]]:
+    """One tick after `project`."""
+    inputs, projected = projected
+    carry, outputs = self.layer.step(carry, projected, dtype)
+    return carry, _add(inputs, outputs)
+
+
+def _add(inputs, outputs):
+  if inputs.shape != outputs.shape:
+    raise ValueError(
+      f"Residual needs outputs as wide as inputs, got {outputs.shape[-1]} for"
+      f" {inputs.shape[-1]}"
+    )
+  return inputs + outputs
