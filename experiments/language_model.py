@@ -9,6 +9,7 @@ text, whatever the tokens are.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import textwrap
@@ -59,7 +60,15 @@ class Config(runner.TrainConfig):
     residual: add a layer's inputs to its outputs.
     dropout: rate between layers, a fresh mask at each tick.
     embedding_dropout: rate on the embedding, one mask for a whole window.
+    embedding_row_dropout: rate at which a token's whole row is dropped.
     output_dropout: rate on the last layer, one mask for a whole window.
+    recurrent_dropout: rate on h in its product, one mask for a whole window.
+    weight_drop: rate on the recurrent weights, one mask for a whole window.
+    update_dropout: rate on the candidate of an LSTM or GRU.
+    zoneout: probability that a hidden unit keeps its value at a tick.
+    memory_zoneout: the same of an LSTM's cell.
+    activation_penalty: weight of the mean square of the outputs (AR).
+    temporal_penalty: weight of the mean square of their changes (TAR).
     seq_len: tokens of a window, through which gradients flow back.
     eval_rows: stretches of a split that are read side by side.
     eval_warm_up: tokens read before a stretch, unscored.
@@ -79,7 +88,15 @@ class Config(runner.TrainConfig):
   residual: bool = False
   dropout: float = 0.0
   embedding_dropout: float = 0.0
+  embedding_row_dropout: float = 0.0
   output_dropout: float = 0.4
+  recurrent_dropout: float = 0.0
+  weight_drop: float = 0.0
+  update_dropout: float = 0.0
+  zoneout: float = 0.0
+  memory_zoneout: float = 0.0
+  activation_penalty: float = 0.0
+  temporal_penalty: float = 0.0
   seq_len: int = 64
   eval_rows: int = 8
   eval_warm_up: int = 256
@@ -102,7 +119,11 @@ class Config(runner.TrainConfig):
   )
   BELOW_ONE: typing.ClassVar[frozenset[str]] = (
     config_lib.RunConfig.BELOW_ONE
-    | frozenset("dropout embedding_dropout output_dropout".split())
+    | frozenset(
+      "dropout embedding_dropout embedding_row_dropout output_dropout"
+      " recurrent_dropout weight_drop update_dropout zoneout"
+      " memory_zoneout".split()
+    )
   )
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
     **config_lib.RunConfig.CHOICES,
@@ -129,8 +150,17 @@ class Config(runner.TrainConfig):
   def check(self):
     """Raises ConfigError at the first value that cannot be meant."""
     super().check()
+    for name in ("activation_penalty", "temporal_penalty"):
+      if getattr(self, name) < 0:
+        raise ConfigError(f"--{name} is negative", "give 0 or more")
     try:
-      resolve_method(cells.get(self.cell)(self.features), self.method)
+      cell = make_cell(self, self.features)
+    except ValueError as error:
+      raise ConfigError(
+        f"--cell={self.cell}: {error}", "choose another cell, or leave that out"
+      ) from error
+    try:
+      resolve_method(cell, self.method)
     except ValueError as error:
       raise ConfigError(
         f"--method={self.method}: {error}", "or leave --method out"
@@ -142,8 +172,11 @@ def loss(
   carry: Carry,
   batch: dict[str, jax.Array],
   key: PRNGKey | None,
+  *,
+  activation_penalty: float = 0.0,
+  temporal_penalty: float = 0.0,
 ) -> tuple[jax.Array, tuple[Carry, dict[str, Mean]]]:
-  """Mean cross-entropy of a window, in nats a token.
+  """Mean cross-entropy of a window, in nats a token, and penalties.
 
   Args:
     model: the model.
@@ -152,6 +185,8 @@ def loss(
       [batch], True where a row begins anew; `mask` [batch, time], True where a
       token is real; `weights` [batch, time], of the targets.
     key: draws the dropout masks; None for evaluation.
+    activation_penalty: weight of `losses.activation_penalty`.
+    temporal_penalty: weight of `losses.temporal_activation_penalty`.
 
   Returns:
     The loss, and the next carry and the mean as a metric.
@@ -159,18 +194,43 @@ def loss(
   resets = batch.get("resets")
   if resets is not None:
     carry = restart(resets, model.initial_carry(len(resets)), carry)
-  carry, logits = model(carry, batch["inputs"], mask=batch.get("mask"), key=key)
-  nats = Mean.of(
-    losses.cross_entropy(logits, batch["targets"]), batch.get("weights")
+  mask = batch.get("mask")
+  carry, raw, dropped = model.activations(
+    carry, batch["inputs"], mask=mask, key=key
   )
-  return nats.total / nats.weight, (carry, {"nats": nats})
+  nats = Mean.of(
+    losses.cross_entropy(model.logits(dropped), batch["targets"]),
+    batch.get("weights"),
+  )
+  total = nats.total / nats.weight
+  if activation_penalty:
+    total += activation_penalty * losses.activation_penalty(dropped, mask)
+  if temporal_penalty:
+    total += temporal_penalty * losses.temporal_activation_penalty(raw, mask)
+  return total, (carry, {"nats": nats})
+
+
+def make_cell(config: Config, features: int) -> cells.Cell:
+  """The cell that the flags describe, with its noise.
+
+  Raises:
+    ValueError: if the cell cannot have that noise.
+  """
+  return cells.noisy(
+    cells.get(config.cell)(features),
+    update_dropout=config.update_dropout,
+    weight_drop=config.weight_drop,
+    recurrent_dropout=config.recurrent_dropout,
+    zoneout=config.zoneout,
+    memory_zoneout=config.memory_zoneout,
+  )
 
 
 def make_model(config: Config, vocab_size: int, rngs: nnx.Rngs):
   """The model that the flags describe."""
   return LanguageModel(
     vocab_size,
-    cell=config.cell,
+    cell=functools.partial(make_cell, config),
     layers=config.layers,
     features=config.features,
     embedding_features=config.embedding_features,
@@ -178,6 +238,7 @@ def make_model(config: Config, vocab_size: int, rngs: nnx.Rngs):
     residual=config.residual,
     dropout=config.dropout,
     embedding_dropout=config.embedding_dropout,
+    embedding_row_dropout=config.embedding_row_dropout,
     output_dropout=config.output_dropout,
     method=config.method,
     remat=config.remat or None,
@@ -264,7 +325,11 @@ def make_task(config: Config) -> runner.Task:
     name=NAME,
     make_model=lambda rngs: make_model(config, tokenizer.vocab_size, rngs),
     make_carry=lambda model: model.initial_carry(config.batch_size),
-    loss=loss,
+    loss=functools.partial(
+      loss,
+      activation_penalty=config.activation_penalty,
+      temporal_penalty=config.temporal_penalty,
+    ),
     metrics=("nats",),
     batches=batches,
     units=("tokens", config.batch_size * config.seq_len),

@@ -29,6 +29,7 @@ from recurrent.cells.noise import (
   WeightDrop,
   WeightNorm,
   Zoneout,
+  noisy,
   weight_drop,
 )
 from recurrent.cells.qrnn import QRNN, SRU
@@ -138,6 +139,7 @@ __all__ = [
   "WeightNorm",
   "Zoneout",
   "get",
+  "noisy",
   "parameter_budget",
   "weight_drop",
 ]

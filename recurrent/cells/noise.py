@@ -400,6 +400,43 @@ class WeightNorm(Wrapper):
     return params, inputs
 
 
+def noisy(
+  cell: base.Cell,
+  *,
+  update_dropout: float = 0.0,
+  weight_drop: float = 0.0,
+  recurrent_dropout: float = 0.0,
+  zoneout: float = 0.0,
+  memory_zoneout: float = 0.0,
+) -> base.Cell:
+  """The cell in all the noise whose rate is not zero, from the inside out.
+
+  Args:
+    cell: any cell, if all rates are zero; else as the noise wants it.
+    update_dropout: see `UpdateDropout`.
+    weight_drop: see `WeightDrop`.
+    recurrent_dropout: see `RecurrentDropout`.
+    zoneout: `rate` of `Zoneout`.
+    memory_zoneout: `memory_rate` of `Zoneout`.
+
+  Returns:
+    A cell.
+
+  Raises:
+    ValueError: if the cell cannot have that noise.
+  """
+  found: Any = cell  # that it is gated, the wrappers check
+  if update_dropout:
+    found = UpdateDropout(found, update_dropout)
+  if weight_drop:
+    found = WeightDrop(found, weight_drop)
+  if recurrent_dropout:
+    found = RecurrentDropout(found, recurrent_dropout)
+  if zoneout or memory_zoneout:
+    found = Zoneout(found, zoneout, memory_zoneout)
+  return found
+
+
 def weight_drop(key: PRNGKey | None, params: Params, rate: float) -> Params:
   """Zeroes recurrent weights with probability `rate`, scales the rest up.
 

@@ -7,7 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent import cells, nn
-from recurrent.types import Array, Carry, Float, Int, Mask, PRNGKey, Tokens
+from recurrent.types import (
+  Activations,
+  Array,
+  Carry,
+  Float,
+  Int,
+  Logits,
+  Mask,
+  PRNGKey,
+  Tokens,
+)
 
 
 class LanguageModel(nnx.Module):
@@ -15,7 +25,7 @@ class LanguageModel(nnx.Module):
 
   Args:
     vocab_size: number of tokens V.
-    cell: name in `recurrent.cells.CELLS`.
+    cell: name in `recurrent.cells.CELLS`, or what makes a cell of a width.
     layers: number of recurrent layers.
     features: width H of every layer.
     embedding_features: width of the embedding; with `tied` it is H.
@@ -23,6 +33,7 @@ class LanguageModel(nnx.Module):
     residual: adds a layer's inputs to its outputs.
     dropout: rate between layers, fresh at each tick.
     embedding_dropout: rate on the embedding, one mask for all ticks.
+    embedding_row_dropout: rate at which a token's whole row is dropped.
     output_dropout: rate on the last layer's outputs, one mask for all ticks.
     method: executor, see `recurrent.unroll`.
     remat: ticks a chunk of recomputation, see `recurrent.unroll`.
@@ -39,7 +50,7 @@ class LanguageModel(nnx.Module):
     self,
     vocab_size: int,
     *,
-    cell: str = "lstm",
+    cell: str | Callable[[int], cells.Cell] = "lstm",
     layers: int = 1,
     features: int = 256,
     embedding_features: int = 128,
@@ -47,6 +58,7 @@ class LanguageModel(nnx.Module):
     residual: bool = False,
     dropout: float = 0.0,
     embedding_dropout: float = 0.0,
+    embedding_row_dropout: float = 0.0,
     output_dropout: float = 0.0,
     method: str = "auto",
     remat: int | None = None,
@@ -54,9 +66,11 @@ class LanguageModel(nnx.Module):
     rngs: nnx.Rngs,
   ):
     width = features if tied else embedding_features
+    make_cell = cells.get(cell) if isinstance(cell, str) else cell
     self.dtype = dtype
     self.tied = tied
     self.embedding_dropout = embedding_dropout
+    self.embedding_row_dropout = embedding_row_dropout
     self.output_dropout = output_dropout
     # Unit variance in, as the layers' initialisers expect; a tied embedding is
     # an output matrix too and starts as one.
@@ -67,7 +81,7 @@ class LanguageModel(nnx.Module):
     self.stack = nn.Stack(
       [
         nn.Recurrent(
-          cells.get(cell)(features),
+          make_cell(features),
           features if index else width,
           method=method,
           remat=remat,
@@ -110,18 +124,38 @@ class LanguageModel(nnx.Module):
     Returns:
       The carry after the last token, and float32 logits [batch, time, V].
     """
+    carry, _, activations = self.activations(
+      carry, tokens, mask=mask, resets=resets, key=key
+    )
+    return carry, self.logits(activations)
+
+  def activations(
+    self,
+    carry: Carry | None,
+    tokens: Tokens,
+    *,
+    mask: Mask | None = None,
+    resets: Mask | None = None,
+    key: PRNGKey | None = None,
+  ) -> tuple[Carry, Activations, Activations]:
+    """The last layer's outputs; arguments as those of a call.
+
+    Returns:
+      The carry after the last token, and the outputs [batch, time, H] before
+      and after dropout, of which the latter make the logits.
+    """
     keys = [None] * 3 if key is None else jax.random.split(key, 3)
-    activations = self.embedding[...].astype(self.dtype)[tokens]
-    activations = nn.dropout(
-      keys[0], activations, self.embedding_dropout, locked=True
+    row_key = None if key is None else jax.random.fold_in(key, 3)
+    table = nn.embedding_dropout(
+      row_key, self.embedding[...], self.embedding_row_dropout
     )
-    carry, activations = self.stack(
-      carry, activations, mask=mask, resets=resets, key=keys[1]
+    inputs = table.astype(self.dtype)[tokens]
+    inputs = nn.dropout(keys[0], inputs, self.embedding_dropout, locked=True)
+    carry, raw = self.stack(
+      carry, inputs, mask=mask, resets=resets, key=keys[1]
     )
-    activations = nn.dropout(
-      keys[2], activations, self.output_dropout, locked=True
-    )
-    return carry, self._logits(activations)
+    dropped = nn.dropout(keys[2], raw, self.output_dropout, locked=True)
+    return carry, raw, dropped
 
   def decoder(
     self,
@@ -134,11 +168,12 @@ class LanguageModel(nnx.Module):
 
     def decode(carry, token):
       carry, activations = step(carry, token)
-      return carry, self._logits(activations)
+      return carry, self.logits(activations)
 
     return decode
 
-  def _logits(self, activations):
+  def logits(self, activations: Float[Array, "*B H"]) -> Logits:
+    """Float32 logits [*batch, V] of outputs [*batch, H]."""
     kernel = self.embedding[...].T if self.tied else self.output[...]
     logits = (activations @ kernel.astype(self.dtype)).astype(jnp.float32)
     return logits + jnp.broadcast_to(self.output_bias[...], logits.shape)

@@ -3,11 +3,16 @@
 import json
 import math
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import evaluate, generate, language_model
 from experiments.runner import read_config
 from recurrent import cells
+from recurrent.models import LanguageModel
 from tests.experiments.scripts import TINY, call, refused, result, rows
 
 
@@ -57,6 +62,13 @@ def test_every_cell_trains(tmp_path, capsys, cell):
     ("--tokenizer=word", "--ema=0", "--accumulate=2"),
     ("--tokenizer=byte", "--optimizer=sgd"),
     ("--embedding_dropout=0.2", "--schedule=plateau", "--weight_decay=0.1"),
+    ("--weight_drop=0.3", "--recurrent_dropout=0.2", "--cell=gru"),
+    ("--zoneout=0.1", "--memory_zoneout=0.1", "--update_dropout=0.1"),
+    (
+      "--activation_penalty=2",
+      "--temporal_penalty=1",
+      "--embedding_row_dropout=0.1",
+    ),
   ],
   ids=lambda flags: flags[0][2:],
 )
@@ -174,3 +186,21 @@ def test_generate_falls_back_or_says_that_no_checkpoint_is_good(
   assert result(capsys.readouterr().out)["step"] == steps[0]
   (folder / str(steps[0]) / "about" / "metadata").unlink()
   refused(capsys, 4, generate, here, "--num_tokens=5")
+
+
+def test_penalties_are_added_with_their_weights():
+  model = LanguageModel(7, features=4, rngs=nnx.Rngs(0))
+  tokens, key = jnp.arange(6).reshape(2, 3), jax.random.key(0)
+  batch = {"inputs": tokens, "targets": tokens}
+  plain, (_, metrics) = language_model.loss(model, None, batch, key)
+  raw, dropped = model.activations(None, batch["inputs"], key=key)[1:]
+  want = (
+    plain
+    + 2 * jnp.mean(dropped**2)
+    + 3 * jnp.mean(jnp.square(jnp.diff(raw, axis=1)))
+  )
+  penalised, (_, same) = language_model.loss(
+    model, None, batch, key, activation_penalty=2.0, temporal_penalty=3.0
+  )
+  np.testing.assert_allclose(penalised, want, rtol=1e-6)
+  assert same["nats"] == metrics["nats"]

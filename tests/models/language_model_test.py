@@ -352,3 +352,21 @@ def test_tokens_may_be_smaller_integers():
   np.testing.assert_array_equal(
     run(model, TOKENS.astype(np.int16))[1], run(model)[1]
   )
+
+
+def test_a_row_that_is_dropped_is_dropped_wherever_its_token_stands():
+  model = make(embedding_row_dropout=0.5)
+  seen = []
+
+  def stack(carry, inputs, **_):
+    seen.append(np.asarray(inputs))
+    return carry, inputs
+
+  model.stack = stack
+  model.activations(None, jnp.asarray([[1, 2, 3, 1, 2, 3]]), key=KEY)
+  first, second = np.split(seen[0][0], 2)
+  np.testing.assert_array_equal(first, second)
+  for row, whole in zip(
+    first, np.asarray(model.embedding[...])[1:4], strict=True
+  ):
+    assert (row == 0).all() or (row == 2 * whole).all()
