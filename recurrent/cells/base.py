@@ -164,8 +164,12 @@ class LinearCell(Cell):
   """
 
   @abc.abstractmethod
-  def project(self, params: Params, inputs: Array) -> Linear:
-    """Decay, drive and skip; one bulk computation for all times."""
+  def project(self, params: Params, inputs: Array) -> Any:
+    """Decay, drive and skip (`Linear`); one bulk computation for all times."""
+
+  def terms(self, projected: Any) -> Linear:
+    """What `project` returned as a `Linear`, if it is something smaller."""
+    return projected
 
   @abc.abstractmethod
   def readout(self, params: Params, state: Array, skip: Any) -> Array:
@@ -186,12 +190,66 @@ class LinearCell(Cell):
   def step(self, params, carry, projected):
     """One tick of the recurrence."""
     state = self.pack(carry)
+    decay, drive, skip = self.terms(projected)
     decay, drive = (
       jnp.broadcast_to(x.astype(state.dtype), state.shape)
-      for x in (projected.decay, projected.drive)
+      for x in (decay, drive)
     )
     state = decay * state + drive
-    return self.unpack(state), self.readout(params, state, projected.skip)
+    return self.unpack(state), self.readout(params, state, skip)
+
+
+class Outer(NamedTuple):
+  """What a `MatrixCell` projects its inputs to, for N heads.
+
+  Attributes:
+    log_decay: [*batch, N]; float32 at least, like all but skip.
+    key: [*batch, N, K].
+    value: [*batch, N, V].
+    query: [*batch, N, K].
+    skip: whatever else `readout` wants to know of the inputs.
+  """
+
+  log_decay: Array
+  key: Array
+  value: Array
+  query: Array
+  skip: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixCell(LinearCell):
+  """A linear cell whose state is a matrix a head, [N, K, V], read by queries.
+
+  state' = decay * state + key value^T; what is found is query state'. Within a
+  stretch of ticks that is an attention, so the matrices between need not be
+  written down (`method="chunkwise"`).
+
+  Reference:
+    Katharopoulos et al., "Transformers are RNNs: fast autoregressive
+    transformers with linear attention", 2020.
+  """
+
+  @abc.abstractmethod
+  def project(self, params: Params, inputs: Array) -> Outer:
+    """Decays, keys, values, queries; one bulk computation for all times."""
+
+  @abc.abstractmethod
+  def read(self, params: Params, found: Array, skip: Any) -> Array:
+    """Outputs [*batch, H] from what was found, [*batch, N, V]."""
+
+  def terms(self, projected):
+    """The outer products, written down."""
+    log_decay, key, value, query, skip = projected
+    drive = key[..., :, None] * value[..., None, :]
+    decay = jnp.broadcast_to(jnp.exp(log_decay)[..., None, None], drive.shape)
+    return Linear(decay, drive, (query, skip))
+
+  def readout(self, params, state, skip):
+    """What the queries find in a state."""
+    query, skip = skip
+    found = jnp.einsum("...k,...kv->...v", query, state.astype(query.dtype))
+    return self.read(params, found, skip)
 
 
 class ComplexCarry(NamedTuple):

@@ -24,11 +24,11 @@ class MLSTMParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MLSTM(base.LinearCell):
+class MLSTM(base.MatrixCell):
   """C' = f C + i k v^T, n' = f n + i k; outputs o (q C') / max(|q n'|, 1).
 
   f = sigmoid, i = exp, one each a head; o = sigmoid; k is over sqrt(H / heads).
-  C and n are one array, n being C's last column: a linear cell like others.
+  C and n are one array, n being C's last column.
 
   Args:
     features: width H.
@@ -74,32 +74,27 @@ class MLSTM(base.LinearCell):
     )
 
   def project(self, params, inputs):
-    """Keys times values, gated; the query and the output gate."""
+    """Gated keys, values with a one for n, queries, the output gate."""
     all_four = base.affine(inputs, params.kernel, params.bias)
     q, k, v, o = base.split_gates(all_four, 4)
-    q, k, v = map(self._in_heads, (q, base.widen(k), base.widen(v)))
+    q, k, v = (self._in_heads(base.widen(x)) for x in (q, k, v))
     gates = base.widen(base.affine(inputs, params.gates, params.gate_bias))
     i, f = base.split_gates(gates, 2)
-    i = jnp.exp(INPUT_GATE_CAP * jnp.tanh(i / INPUT_GATE_CAP))[..., None, None]
-    v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-    k = k / math.sqrt(k.shape[-1])
-    drive = i * (k[..., :, None] * v[..., None, :])
-    decay = jnp.broadcast_to(jax.nn.sigmoid(f)[..., None, None], drive.shape)
-    return base.Linear(decay, drive, (q, jax.nn.sigmoid(o)))
-
-  def readout(self, params, state, skip):
-    """What the query finds, normalised and gated."""
-    del params
-    q, o = skip
-    found = jnp.einsum(
-      "...k,...kv->...v",
-      q,
-      state.astype(q.dtype),
-      preferred_element_type=state.dtype,
+    i = jnp.exp(INPUT_GATE_CAP * jnp.tanh(i / INPUT_GATE_CAP))
+    return base.Outer(
+      log_decay=jax.nn.log_sigmoid(f),
+      key=i[..., None] * k / math.sqrt(k.shape[-1]),
+      value=jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1),
+      query=q,
+      skip=jax.nn.sigmoid(o),
     )
+
+  def read(self, params, found, skip):
+    """What was found, normalised and gated."""
+    del params
     size = jnp.maximum(jnp.abs(found[..., -1:]), 1)
     found = found[..., :-1] / size
-    return o * found.reshape(o.shape).astype(o.dtype)
+    return skip * found.reshape(skip.shape).astype(skip.dtype)
 
   def _in_heads(self, array):
     """[*batch, H] as [*batch, heads, H / heads]."""

@@ -14,8 +14,10 @@ from recurrent.cells.base import (
   Cell,
   GatedCell,
   LinearCell,
+  MatrixCell,
   param_shapes,
 )
+from recurrent.executors.chunkwise import chunkwise
 from recurrent.executors.fused import bulk_gradients, fused
 from recurrent.executors.linear import associative, kernel
 from recurrent.executors.newton import Newton, NewtonReport, newton, solve
@@ -43,6 +45,7 @@ def _only(kind: type, reason: str) -> Callable[[Cell], str]:
 
 
 _NOT_GATED = "has no `recur` and `gate`: it is no GatedCell"
+_NOT_MATRIX = "has no keys and values: it is no MatrixCell"
 _NOT_LINEAR = "has no decay and drive: it is no LinearCell"
 
 
@@ -78,6 +81,11 @@ EXECUTORS: dict[str, Executor] = {
     _only(LinearCell, _NOT_LINEAR),
     "chunks side by side, and a reverse pass that is the same scan",
   ),
+  "chunkwise": Executor(
+    chunkwise,
+    _only(MatrixCell, _NOT_MATRIX),
+    "attention within chunks: no matrix is written down for every tick",
+  ),
   "newton": Executor(
     newton,
     _no_newton,
@@ -88,6 +96,8 @@ EXECUTORS: dict[str, Executor] = {
 
 def choose(cell: Cell) -> str:
   """What "auto" stands for."""
+  if isinstance(cell, MatrixCell):
+    return "chunkwise"
   if isinstance(cell, LinearCell):
     return "kernel"
   return "fused" if isinstance(cell, GatedCell) else "scan"

@@ -14,7 +14,7 @@ from recurrent.executors.ticks import blank, hold, select
 
 def _linear(scan, cell, reverse, params, initial, carry, ticks):
   """Folds flags into decay and drive, scans, reads out."""
-  decay, drive, skip = ticks.projected
+  decay, drive, skip = cell.terms(ticks.projected)
   start, fresh = cell.pack(carry), cell.pack(initial)
   shape = (len(drive), *start.shape)
   decay, drive = (

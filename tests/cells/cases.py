@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from recurrent import unroll
 from recurrent.cells import SLSTM, GatedCell, LinearCell
+from recurrent.cells.base import MatrixCell
 
 # Batch, time, in_features. The first is ragged in every way, the second is
 # the least that still has a time.
@@ -67,7 +68,8 @@ class Results(NamedTuple):
 def methods(cell):
   """The methods, other than "auto", that must run this cell."""
   if isinstance(cell, LinearCell):
-    return ("scan", "associative", "kernel")
+    matrix = ("chunkwise",) if isinstance(cell, MatrixCell) else ()
+    return ("scan", "associative", "kernel", *matrix)
   if not isinstance(cell, GatedCell):
     return ("scan",)
   # The blocks that "newton" solves are square, over leaves of one width.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import os
 
 import jax
@@ -21,6 +22,7 @@ from tests.cells.cases import (
   assert_same_bits,
   cases,
   ensemble,
+  error,
   everything,
   forward,
   jacobian,
@@ -85,17 +87,25 @@ def test_every_executor_gives_what_the_plain_scan_gives(name, reverse, data):
 
 
 @every_cell
+@pytest.mark.usefixtures("x64")
 @law
 @given(data=st.data(), scale=st.sampled_from([1, 1, 1e4]))
-def test_the_executors_agree_in_float32_saturated_or_not(name, data, scale):
+def test_executors_are_near_float64_in_float32_saturated_or_not(
+  name, data, scale
+):
   cell = CELLS[name](FEATURES)
   case = data.draw(cases(cell, MIDDLE, dtype=np.float32))
   case = case._replace(inputs=case.inputs * np.float32(scale))
-  want = everything(cell, method="scan")(case)
+  wide = lambda x: x.astype(np.float64) if x.dtype == np.float32 else x
+  want = everything(cell, method="scan")(jax.tree.map(wide, case))
+  errors = lambda method: jax.tree.map(
+    error, everything(cell, method=method)(case), want
+  )
+  # float32 rounds at 6e-8; a product of 7 Jacobians makes 100 of it. Where a
+  # gate is shut and sums of 1e4 cancel, the plain scan is no nearer.
+  allowed = jax.tree.map(lambda x: max(3e-5, 4 * x), errors("scan"))
   for method in methods(cell)[1:]:
-    # float32 rounds at 6e-8; a product of 7 Jacobians makes 100 of it, and
-    # where sums of 1e4 cancel some more.
-    assert_close(everything(cell, method=method)(case), want, 3e-5)
+    assert jax.tree.all(jax.tree.map(operator.le, errors(method), allowed))
 
 
 @pytest.mark.parametrize(

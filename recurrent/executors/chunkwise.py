@@ -1,0 +1,33 @@
+"""`"chunkwise"`: a `MatrixCell` as attention within chunks, a loop over them.
+
+A state is a matrix; one for every tick is more than everything else together.
+Here only those between chunks are written down. Within a chunk, what a query
+finds is the sum over the keys since, weighted by the decays between: a product
+of queries and keys, masked to the past.
+
+Reference:
+  Hua et al., "Transformer quality in linear time", 2022; Beck et al., "Tiled
+  flash linear attention", 2025, for the mLSTM.
+"""
+
+from recurrent.executors.ticks import blank
+from recurrent.kernels import matrix_scan
+
+
+def chunkwise(cell, reverse, params, initial, carry, ticks):
+  """Folds masks into decays and keys, runs the chunks, reads out."""
+  log_decay, key, value, query, skip = ticks.projected
+  # A tick that does not take place changes nothing: decay 1, no key.
+  log_decay, key = blank(ticks.mask, (log_decay, key))
+  found, last = matrix_scan(
+    log_decay,
+    key,
+    value,
+    query,
+    cell.pack(carry),
+    fresh=None if ticks.resets is None else cell.pack(initial),
+    resets=ticks.resets,
+    reverse=reverse,
+  )
+  outputs = cell.read(params(), found, skip)
+  return cell.unpack(last), blank(ticks.mask, outputs)
