@@ -1,6 +1,6 @@
 """Trains every cell on the same text, with as many parameters and steps each.
 
-  python -m experiments.compare --params=200000 --steps=600
+  python -m experiments.compare --params=250000 --steps=600
 
 Prints a table, best first; the last line is JSON.
 """
@@ -13,7 +13,8 @@ from typing import Any
 
 from experiments import config as config_lib
 from experiments import language_model, runner
-from recurrent import cells
+from recurrent import cells, data
+from recurrent.data import tokenizers
 from recurrent.errors import ConfigError
 
 
@@ -23,7 +24,7 @@ class Config(config_lib.Checked):
 
   Args:
     cells: names separated by commas; empty: all.
-    params: what each cell's parameters come to at most.
+    params: what a model's parameters come to at most, all together.
     steps: training steps of each.
     learning_rate: of each.
     dataset: what they read.
@@ -31,7 +32,7 @@ class Config(config_lib.Checked):
   """
 
   cells: str = ""
-  params: int = 200_000
+  params: int = 250_000
   steps: int = 600
   learning_rate: float = 5e-3
   dataset: str = "pydoc"
@@ -71,7 +72,14 @@ def run(config: Config) -> dict[str, Any]:
 
 def _train(config, name):
   embedding = language_model.Config.embedding_features
-  features = cells.parameter_budget(cells.get(name), embedding, config.params)
+  text = data.load_text(config.dataset).train
+  vocab_size = tokenizers.build("char", text).vocab_size
+  features = cells.parameter_budget(
+    cells.get(name),
+    embedding,
+    config.params - vocab_size * embedding,
+    outputs=vocab_size,
+  )
   # Multiples of 8 suit heads and vector units.
   features = max(8, features // 8 * 8)
   with tempfile.TemporaryDirectory() as workdir:

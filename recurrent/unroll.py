@@ -63,8 +63,11 @@ def unroll(
     ValueError: if an argument has the wrong shape, or the cell cannot run by
       the method that was asked for.
   """
-  method = resolve_method(cell, method)
   start = _begin(cell, params, carry, inputs, mask, resets, initial)
+  setting = executors.Setting.here(
+    start.dtype, jax.tree.leaves(start.carry)[0].dtype
+  )
+  method = resolve_method(cell, method, setting)
   if remat is not None and (not isinstance(remat, int) or remat < 1):
     raise ValueError(f"remat must be at least 1 tick or None, got {remat}")
   run = functools.partial(
@@ -163,12 +166,15 @@ def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   return _Start(initial, carry, dtype, ticks)
 
 
-def resolve_method(cell: Cell, method: str) -> str:
+def resolve_method(
+  cell: Cell, method: str, setting: executors.Setting | None = None
+) -> str:
   """The method that `unroll` will run a cell by.
 
   Args:
     cell: any cell.
     method: one of `METHODS`.
+    setting: where it is to run; None: here, in float32.
 
   Returns:
     The method itself, or what "auto" stands for.
@@ -176,11 +182,13 @@ def resolve_method(cell: Cell, method: str) -> str:
   Raises:
     ValueError: if there is no such method, or the cell cannot run by it.
   """
+  setting = executors.Setting.here() if setting is None else setting
   if method == "auto":
-    return executors.choose(cell)
+    return executors.choose(cell, setting)
   if method not in METHODS:
     raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-  why_not = executors.EXECUTORS[method].why_not(cell)
+  executor = executors.EXECUTORS[method]
+  why_not = executor.why_not(cell) or executor.why_not_here(setting)
   if why_not:
     raise ValueError(
       f"method={method!r}: {type(cell).__name__} {why_not};"
@@ -202,11 +210,12 @@ def explain(cell: Cell, method: str = "auto") -> str:
   Raises:
     ValueError: as `unroll` does.
   """
-  chosen = resolve_method(cell, method)
+  setting = executors.Setting.here()
+  chosen = resolve_method(cell, method, setting)
   asked = "asked for" if method != "auto" else executors.EXECUTORS[chosen].merit
   lines = [f"{cell} runs by {chosen!r}: {asked}"]
   for name, executor in executors.EXECUTORS.items():
-    why_not = executor.why_not(cell)
+    why_not = executor.why_not(cell) or executor.why_not_here(setting)
     lines.append(f"  {name}: {'no, it ' + why_not if why_not else 'possible'}")
   return "\n".join(lines)
 

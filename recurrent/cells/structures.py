@@ -207,7 +207,11 @@ class Structured(base.Cell):
 
 
 def parameter_budget(
-  cell: base.Cell | Callable[[int], base.Cell], in_features: int, params: int
+  cell: base.Cell | Callable[[int], base.Cell],
+  in_features: int,
+  params: int,
+  *,
+  outputs: int = 0,
 ) -> int:
   """The width at which a cell has as many parameters as it may have.
 
@@ -216,6 +220,8 @@ def parameter_budget(
       a width, such as an entry of `CELLS`.
     in_features: width of its inputs.
     params: how many parameters it may have.
+    outputs: width of a layer on top of the cell that is to count as well: a
+      kernel [H, outputs] and a bias.
 
   Returns:
     The greatest width with at most that many. Widths that the cell refuses,
@@ -236,7 +242,8 @@ def parameter_budget(
     except ValueError:
       return None
     shapes = base.param_shapes(wide, in_features)
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    inside = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return inside + outputs * (features + 1)
 
   def allowed(features):
     found = size(features)

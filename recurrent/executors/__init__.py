@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from recurrent.cells.base import (
   Cell,
@@ -20,8 +21,32 @@ from recurrent.cells.base import (
 from recurrent.executors.chunkwise import chunkwise
 from recurrent.executors.fused import bulk_gradients, fused
 from recurrent.executors.linear import associative, kernel
+from recurrent.executors.native import kind, native
 from recurrent.executors.newton import Newton, NewtonReport, newton, solve
 from recurrent.executors.scan import scan
+from recurrent.kernels.native import DTYPES, unavailable
+
+
+class Setting(NamedTuple):
+  """Where and on what a cell is to run.
+
+  Attributes:
+    dtype: to compute in.
+    carry_dtype: of the carry.
+    platform: JAX's default backend.
+    devices: how many there are.
+  """
+
+  dtype: Any
+  carry_dtype: Any
+  platform: str
+  devices: int
+
+  @classmethod
+  def here(cls, dtype=jnp.float32, carry_dtype=jnp.float32) -> "Setting":
+    """That of this machine."""
+    dtype, carry_dtype = map(jnp.dtype, (dtype, carry_dtype))
+    return cls(dtype, carry_dtype, jax.default_backend(), jax.device_count())
 
 
 class Executor(NamedTuple):
@@ -31,12 +56,14 @@ class Executor(NamedTuple):
     run: the loop.
     why_not: why a cell cannot run by it, as "it ..."; empty if it can.
     merit: why "auto" would take it.
+    why_not_here: why no cell can run by it in a setting, as "it ...".
     for_bulk: what to do with the parameters before the bulk projection.
   """
 
   run: Callable[..., Any]
   why_not: Callable[[Cell], str]
   merit: str
+  why_not_here: Callable[[Setting], str] = lambda setting: ""
   for_bulk: Callable[[Any], Any] = bulk_gradients
 
 
@@ -57,6 +84,17 @@ def _no_newton(cell: Cell) -> str:
   if any(leaf.shape != (cell.features,) for leaf in jax.tree.leaves(carry)):
     return "has a carry whose leaves differ in width"
   return ""
+
+
+def _no_native_here(setting: Setting) -> str:
+  if setting.platform != "cpu":
+    return f"is for CPUs, not for {setting.platform}"
+  if setting.dtype not in DTYPES or setting.dtype != setting.carry_dtype:
+    return (
+      "computes in float32 or float64, carry and all, not in"
+      f" {setting.dtype} with a carry of {setting.carry_dtype}"
+    )
+  return unavailable()
 
 
 EXECUTORS: dict[str, Executor] = {
@@ -86,6 +124,12 @@ EXECUTORS: dict[str, Executor] = {
     _only(MatrixCell, _NOT_MATRIX),
     "attention within chunks: no matrix is written down for every tick",
   ),
+  "native": Executor(
+    native,
+    lambda cell: "" if kind(cell) else "has no loop in C++",
+    "a tick stays in registers",
+    _no_native_here,
+  ),
   "newton": Executor(
     newton,
     _no_newton,
@@ -94,13 +138,18 @@ EXECUTORS: dict[str, Executor] = {
 }
 
 
-def choose(cell: Cell) -> str:
+def choose(cell: Cell, setting: Setting) -> str:
   """What "auto" stands for."""
   if isinstance(cell, MatrixCell):
     return "chunkwise"
   if isinstance(cell, LinearCell):
     return "kernel"
-  return "fused" if isinstance(cell, GatedCell) else "scan"
+  if not isinstance(cell, GatedCell):
+    return "scan"
+  # A call in C++ is one device's: what is sharded would be gathered for it.
+  if kind(cell) and setting.devices == 1 and not _no_native_here(setting):
+    return "native"
+  return "fused"
 
 
 __all__ = [
@@ -108,6 +157,7 @@ __all__ = [
   "Executor",
   "Newton",
   "NewtonReport",
+  "Setting",
   "choose",
   "solve",
 ]

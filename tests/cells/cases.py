@@ -18,6 +18,8 @@ from jax.flatten_util import ravel_pytree
 from recurrent import unroll
 from recurrent.cells import SLSTM, GatedCell, LinearCell
 from recurrent.cells.base import MatrixCell
+from recurrent.executors.native import kind
+from recurrent.kernels.native import unavailable
 
 # Batch, time, in_features. The first is ragged in every way, the second is
 # the least that still has a time.
@@ -72,9 +74,10 @@ def methods(cell):
     return ("scan", "associative", "kernel", *matrix)
   if not isinstance(cell, GatedCell):
     return ("scan",)
+  native = ("native",) if kind(cell) and not unavailable() else ()
   # The blocks that "newton" solves are square, over leaves of one width.
   one_width = getattr(cell, "memory", 0) in (0, cell.features)
-  return ("scan", "fused", "newton") if one_width else ("scan", "fused")
+  return ("scan", "fused", *native, *(("newton",) if one_width else ()))
 
 
 @functools.lru_cache

@@ -109,7 +109,8 @@ def test_executors_are_near_float64_in_float32_saturated_or_not(
 
 
 @pytest.mark.parametrize(
-  ("name", "method"), [way for way in ways(TABLE) if way[1] != "newton"]
+  ("name", "method"),
+  [way for way in ways(TABLE) if way[1] not in ("newton", "native")],
 )
 @settings(law, max_examples=2)
 @given(data=st.data())
@@ -424,6 +425,8 @@ def test_the_carry_is_a_fixed_point_of_the_step(name, wide, compute):
 @every_way
 @pytest.mark.parametrize("compute", [jnp.bfloat16, jnp.float16, np.float32])
 def test_a_sequence_keeps_the_dtypes(name, method, compute):
+  if method == "native" and compute != np.float32:
+    return  # which it refuses: tests/kernels/native_test.py
   cell = CELLS[name](FEATURES)
   params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 5))
   carry = jax.eval_shape(lambda p: cell.initial_carry(p, (2,)), params)

@@ -105,3 +105,9 @@ def test_the_budget_keeps_what_the_cell_has():
 def test_a_budget_too_small_is_refused():
   with pytest.raises(ValueError, match="at most 10 parameters"):
     parameter_budget(LSTM(1), 16, 10)
+
+
+def test_the_budget_counts_a_layer_on_top_if_it_is_told_of_one():
+  width = parameter_budget(LSTM, 16, 5000, outputs=50)
+  sizes = [count(LSTM(w), 16) + 50 * (w + 1) for w in (width, width + 1)]
+  assert sizes[0] <= 5000 < sizes[1]

@@ -1,0 +1,261 @@
+"""Loops over time in C++, for CPUs: compiled at first use, then kept.
+
+`loops.cc` says what they do. They are compiled for the machine at hand by the
+C++ compiler on its path, which takes some ten seconds, once, into the user's
+cache folder. `unavailable` says why they cannot be had, if so.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from recurrent.types import Array
+
+SOURCE = pathlib.Path(__file__).with_name("loops.cc")
+FLAGS = (
+  *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"),
+  *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
+KINDS = ("rnn", "lstm", "gru", "lstm_coupled")
+SAVED = {"rnn": 1, "lstm": 4, "gru": 4, "lstm_coupled": 3}
+DTYPES = {jnp.dtype("float32"): "f32", jnp.dtype("float64"): "f64"}
+
+
+@functools.cache
+def unavailable() -> str:
+  """Why the loops cannot be had on this machine; empty if they can.
+
+  The first call compiles them, or finds them compiled.
+  """
+  compiler = next(
+    filter(None, map(shutil.which, ("c++", "g++", "clang++"))), ""
+  )
+  if not compiler:
+    return "needs a C++ compiler on the path, and there is none"
+  try:
+    library = ctypes.CDLL(str(_compiled(compiler)))
+  except (OSError, subprocess.CalledProcessError) as error:
+    said = getattr(error, "stderr", None) or str(error)
+    return f"did not compile: {said.strip().splitlines()[0]}"
+  for kind in KINDS:
+    for way in ("forward", "backward"):
+      for dtype in DTYPES.values():
+        name = f"{kind}_{way}_{dtype}"
+        jax.ffi.register_ffi_target(
+          f"recurrent_{name}",
+          jax.ffi.pycapsule(getattr(library, name)),
+          platform="cpu",
+        )
+  return ""
+
+
+def _compiled(compiler: str) -> pathlib.Path:
+  """The library for this source, compiler, jaxlib and processor."""
+  version = subprocess.run(
+    [compiler, "--version"], capture_output=True, text=True, check=True
+  ).stdout
+  about = (version, jaxlib.__version__, _processor(), *FLAGS)
+  digest = hashlib.sha256(SOURCE.read_bytes())
+  digest.update("\n".join(about).encode())
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  folder = pathlib.Path(home) / "recurrent"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    # One that another user made could hold anything.
+    mine = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+  except OSError:
+    mine = False
+  if not mine or not os.access(folder, os.W_OK):
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="recurrent"))
+  path = folder / f"loops-{digest.hexdigest()[:16]}.so"
+  if not path.exists():
+    logging.info("compiling the loops for this CPU, once: %s", path)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+      made = pathlib.Path(work) / path.name
+      subprocess.run(
+        [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", SOURCE, "-o", made],
+        capture_output=True,
+        text=True,
+        check=True,
+      )
+      # Whoever compiles at the same time puts the same file there.
+      made.replace(path)
+  return path
+
+
+def _processor() -> str:
+  """What `-march=native` depends on."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return platform.processor() or platform.machine()
+  first = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+  return first or platform.machine()
+
+
+def forward(
+  kind: str,
+  projected: Array,
+  recurrent: Array,
+  carry: tuple[Array, ...],
+  initial: tuple[Array, ...],
+  *,
+  bias: Array | None = None,
+  mask: Array | None = None,
+  resets: Array | None = None,
+  reverse: bool = False,
+  activation: int = 0,
+  save: bool = False,
+) -> tuple[Array, tuple[Array, ...], tuple[Array, tuple[Array, ...]]]:
+  """All ticks of a cell.
+
+  Args:
+    kind: one of `KINDS`.
+    projected: [time, batch, G*H].
+    recurrent: [H, G*H].
+    carry: hidden [batch, H], and cell [batch, H] of an LSTM.
+    initial: the same, of ticks that reset.
+    bias: [H], the GRU's within its reset product.
+    mask: [time, batch], True where a tick is real.
+    resets: [time, batch].
+    reverse: from the last tick to the first.
+    activation: of the RNN: 0 tanh, 1 ReLU, 2 sigmoid.
+    save: whether the reverse pass is to come.
+
+  Returns:
+    Outputs [time, batch, H]; the last carry; what `backward` needs: the saved
+    gates, and the carries before each tick. Without `save` those are empty.
+  """
+  time, batch, _ = projected.shape
+  h, dtype = len(recurrent), projected.dtype
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)
+  at = shape(batch, h)
+  all_ticks = shape(time, batch, h) if save else shape(0)
+  none = shape(0)
+  has_cell = len(carry) > 1
+  outputs, hidden, cell, saved, *olds = _call(
+    f"{kind}_forward",
+    dtype,
+    (
+      shape(time, batch, h),
+      at,
+      at if has_cell else none,
+      shape(time, batch, SAVED[kind] * h) if save else none,
+      all_ticks,
+      all_ticks if has_cell else none,
+    ),
+    (projected, *_fixed(recurrent, bias, mask, resets), *_two(initial))
+    + _two(carry),
+    reverse,
+    activation,
+  )
+  count = len(carry)
+  return outputs, (hidden, cell)[:count], (saved, tuple(olds[:count]))
+
+
+def backward(
+  kind: str,
+  d_outputs: Array,
+  recurrent: Array,
+  residuals: tuple[Array, tuple[Array, ...]],
+  d_carry: tuple[Array, ...],
+  *,
+  bias: Array | None = None,
+  mask: Array | None = None,
+  resets: Array | None = None,
+  reverse: bool = False,
+  activation: int = 0,
+) -> tuple[Array, Array, tuple[Array, ...], tuple[Array, ...]]:
+  """The reverse pass of `forward`, whose arguments it takes.
+
+  Args:
+    kind: as there, and so on.
+    d_outputs: [time, batch, H], zero where the mask is False.
+    recurrent: [H, G*H].
+    residuals: what `forward` saved.
+    d_carry: cotangents of the last carry.
+    bias: as there.
+    mask: as there.
+    resets: as there.
+    reverse: as there.
+    activation: as there.
+
+  Returns:
+    Cotangents of the projected inputs and of the products with the recurrent
+    weights, [time, batch, G*H] each; of the first carry; of the initial one.
+  """
+  time, batch, h = d_outputs.shape
+  dtype = d_outputs.dtype
+  saved, olds = residuals
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)
+  gates, at, none = (
+    shape(time, batch, recurrent.shape[1]),
+    shape(batch, h),
+    shape(0),
+  )
+  has_cell = len(d_carry) > 1
+  apart = kind == "gru"
+  d_projected, d_mixed, *rest = _call(
+    f"{kind}_backward",
+    dtype,
+    (
+      gates if apart else none,
+      gates,
+      at,
+      at if has_cell else none,
+      at,
+      at if has_cell else none,
+    ),
+    (d_outputs, *_fixed(recurrent, bias, mask, resets), saved, *_two(olds))
+    + _two(d_carry),
+    reverse,
+    activation,
+  )
+  count = len(d_carry)
+  return (
+    d_projected if apart else d_mixed,
+    d_mixed,
+    tuple(rest[:count]),
+    tuple(rest[2 : 2 + count]),
+  )
+
+
+def _call(name, dtype, results, arguments, reverse, activation):
+  return jax.ffi.ffi_call(
+    f"recurrent_{name}_{DTYPES[dtype]}", results, vmap_method="sequential"
+  )(
+    *arguments,
+    reverse=reverse,
+    kind=np.int64(activation),
+    threads=np.int64(_threads()),
+  )
+
+
+def _threads() -> int:
+  """As many as this process may run on."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def _fixed(recurrent, bias, mask, resets):
+  flags = lambda x: jnp.zeros((0,), bool) if x is None else x
+  bias = jnp.zeros((0,), recurrent.dtype) if bias is None else bias
+  return recurrent, bias, flags(mask), flags(resets)
+
+
+def _two(carry):
+  """Hidden and cell; empty if there is no cell."""
+  return carry if len(carry) > 1 else (*carry, jnp.zeros((0,), carry[0].dtype))

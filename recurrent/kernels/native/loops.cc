@@ -1,0 +1,716 @@
+// The loops over time of the RNN, the LSTM and the GRU on a CPU, both passes.
+//
+// Products with all inputs and all weight gradients are XLA's, in bulk, before
+// and after. What is here is what is in between: at each tick one product with
+// the recurrent weights, and the gates on what is still in registers.
+//
+// The weights are packed once a call in panels: all gates of one vector of
+// units, unit block by unit block, so that a tile holds whole units. Threads
+// share the rows of the batch out among them and never wait for each other; if
+// the rows are few or the weights too large for one core, they share the units
+// instead and meet once a tick.
+//
+// Everything is [time, batch, features], row-major, as `recurrent.unroll` has
+// it inside.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+constexpr int kRegisters = 28;  // of 32, for the sums of a tile
+#elif defined(__AVX__)
+constexpr int kBytes = 32;
+constexpr int kRegisters = 12;
+#else
+constexpr int kBytes = 16;
+constexpr int kRegisters = 12;
+#endif
+
+template <class F>
+struct Simd {
+  typedef F Vec __attribute__((vector_size(kBytes)));
+  static constexpr int kWidth = kBytes / sizeof(F);
+};
+template <class F>
+using Vec = typename Simd<F>::Vec;
+typedef int32_t Ints __attribute__((vector_size(kBytes)));
+
+template <class F>
+inline Vec<F> Load(const F* from) {
+  Vec<F> v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+// The first n of a vector; the rest is zero.
+template <class F>
+inline Vec<F> Load(const F* from, int n) {
+  if (n == Simd<F>::kWidth) return Load(from);
+  Vec<F> v = {};
+  std::memcpy(&v, from, n * sizeof(F));
+  return v;
+}
+
+template <class F>
+inline void Store(F* to, Vec<F> v, int n) {
+  if (n == Simd<F>::kWidth) {
+    std::memcpy(to, &v, sizeof(v));
+  } else {
+    std::memcpy(to, &v, n * sizeof(F));
+  }
+}
+
+// 1 / x and the two sigmoids. In double each lane by the standard library: that
+// is for tests. In float by polynomials (least squares at Chebyshev nodes).
+
+inline Vec<float> Reciprocal(Vec<float> x) {
+#if defined(__AVX512F__)
+  Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)x);
+  return r * (2.0f - x * r);
+#else
+  return 1.0f / x;
+#endif
+}
+
+inline Vec<float> All(float x) { return x - Vec<float>{}; }
+
+inline Vec<float> Exp(Vec<float> x) {
+  x = x < -87.0f ? All(-87.0f) : x;
+  x = x > 87.0f ? All(87.0f) : x;
+  constexpr float kMagic = 12582912.0f;  // adding it rounds to an integer
+  Vec<float> shifted = x * 1.44269504f + kMagic;
+  Vec<float> n = shifted - kMagic;
+  Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec<float> p = 0.00139497829f * r + 0.00837597082f;
+  p = p * r + 0.0416662f;
+  p = p * r + 0.166664053f;
+  p = p * r + 0.500000011f;
+  p = p * r + 1.00000004f;
+  p = p * r + 1.0f;
+  // The integer stands in the low bits: into the exponent with it.
+  return (Vec<float>)((Ints)p + ((Ints)shifted << 23));
+}
+
+// The detour over integers would make a number of a NaN.
+inline Vec<float> Sigmoid(Vec<float> x) {
+  return x == x ? Reciprocal(1.0f + Exp(-x)) : x;
+}
+
+inline Vec<float> Tanh(Vec<float> x) {
+  Vec<float> size = x < 0.0f ? -x : x;
+  Vec<float> far = 1.0f - 2.0f * Reciprocal(1.0f + Exp(2.0f * size));
+  far = x < 0.0f ? -far : far;
+  Vec<float> z = x * x;
+  Vec<float> p = -0.00566477536f * z + 0.02059568f;
+  p = p * z - 0.0537226793f;
+  p = p * z + 0.133311502f;
+  p = p * z - 0.333332616f;
+  p = p * z * x + x;
+  return size >= 0.625f ? far : p;  // and NaN by the polynomial
+}
+
+template <class Function>
+inline Vec<double> Each(Vec<double> x, Function f) {
+  for (int i = 0; i < Simd<double>::kWidth; ++i) x[i] = f(x[i]);
+  return x;
+}
+inline Vec<double> Sigmoid(Vec<double> x) {
+  return Each(x, [](double v) { return 1 / (1 + std::exp(-v)); });
+}
+inline Vec<double> Tanh(Vec<double> x) {
+  return Each(x, [](double v) { return std::tanh(v); });
+}
+
+// The cells. `Forward` gets the sums of the projected inputs and of the product
+// apart, and the carry; it leaves the new carry, and in `saved` what `Backward`
+// wants to see again.
+
+template <class F>
+struct Tick {
+  Vec<F> hidden, cell;
+};
+
+template <class F>
+struct Rnn {
+  static constexpr int kGates = 1, kSaved = 1;
+  static constexpr bool kCell = false;
+  static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, Tick<F>,
+                         Vec<F>* saved, int kind) {
+    Vec<F> sum = x[0] + h[0];
+    if (kind == 0) saved[0] = Tanh(sum);
+    if (kind == 1) saved[0] = sum > 0 ? sum : sum * 0;
+    if (kind == 2) saved[0] = Sigmoid(sum);
+    return {saved[0], Vec<F>{}};
+  }
+  // Cotangents of the new carry in, of the old one (what does not pass the
+  // product) out; `d_x` of the projected inputs, `d_h` of the product.
+  static Tick<F> Backward(const Vec<F>* saved, Tick<F>, Tick<F> d, Vec<F>* d_x,
+                          Vec<F>* d_h, int kind) {
+    Vec<F> y = saved[0], slope = {};
+    if (kind == 0) slope = 1 - y * y;
+    if (kind == 1) slope = y > 0 ? slope + 1 : slope;
+    if (kind == 2) slope = y * (1 - y);
+    d_x[0] = d_h[0] = d.hidden * slope;
+    return {Vec<F>{}, Vec<F>{}};
+  }
+};
+
+template <class F>
+struct Lstm {
+  static constexpr int kGates = 4, kSaved = 4;
+  static constexpr bool kCell = true;
+  static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, Tick<F> old,
+                         Vec<F>* saved, int) {
+    Vec<F> i = Sigmoid(x[0] + h[0]), f = Sigmoid(x[1] + h[1]);
+    Vec<F> g = Tanh(x[2] + h[2]), o = Sigmoid(x[3] + h[3]);
+    Vec<F> cell = f * old.cell + i * g;
+    saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
+    return {o * Tanh(cell), cell};
+  }
+  static Tick<F> Backward(const Vec<F>* saved, Tick<F> old, Tick<F> d,
+                          Vec<F>* d_x, Vec<F>* d_h, int) {
+    Vec<F> i = saved[0], f = saved[1], g = saved[2], o = saved[3];
+    Vec<F> seen = Tanh(f * old.cell + i * g);
+    Vec<F> d_cell = d.cell + d.hidden * o * (1 - seen * seen);
+    d_x[0] = d_cell * g * i * (1 - i);
+    d_x[1] = d_cell * old.cell * f * (1 - f);
+    d_x[2] = d_cell * i * (1 - g * g);
+    d_x[3] = d.hidden * seen * o * (1 - o);
+    for (int k = 0; k < 4; ++k) d_h[k] = d_x[k];
+    return {Vec<F>{}, d_cell * f};
+  }
+};
+
+template <class F>
+struct Coupled {  // the LSTM with f = 1 - i
+  static constexpr int kGates = 3, kSaved = 3;
+  static constexpr bool kCell = true;
+  static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, Tick<F> old,
+                         Vec<F>* saved, int) {
+    Vec<F> i = Sigmoid(x[0] + h[0]), g = Tanh(x[1] + h[1]);
+    Vec<F> o = Sigmoid(x[2] + h[2]);
+    Vec<F> cell = old.cell + i * (g - old.cell);
+    saved[0] = i, saved[1] = g, saved[2] = o;
+    return {o * Tanh(cell), cell};
+  }
+  static Tick<F> Backward(const Vec<F>* saved, Tick<F> old, Tick<F> d,
+                          Vec<F>* d_x, Vec<F>* d_h, int) {
+    Vec<F> i = saved[0], g = saved[1], o = saved[2];
+    Vec<F> seen = Tanh(old.cell + i * (g - old.cell));
+    Vec<F> d_cell = d.cell + d.hidden * o * (1 - seen * seen);
+    d_x[0] = d_cell * (g - old.cell) * i * (1 - i);
+    d_x[1] = d_cell * i * (1 - g * g);
+    d_x[2] = d.hidden * seen * o * (1 - o);
+    for (int k = 0; k < 3; ++k) d_h[k] = d_x[k];
+    return {Vec<F>{}, d_cell * (1 - i)};
+  }
+};
+
+template <class F>
+struct Gru {
+  static constexpr int kGates = 3, kSaved = 4;
+  static constexpr bool kCell = false;
+  static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F> bias,
+                         Tick<F> old, Vec<F>* saved, int) {
+    Vec<F> r = Sigmoid(x[0] + h[0]), z = Sigmoid(x[1] + h[1]);
+    Vec<F> inner = h[2] + bias;
+    Vec<F> n = Tanh(x[2] + r * inner);
+    saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = inner;
+    return {n + z * (old.hidden - n), Vec<F>{}};
+  }
+  static Tick<F> Backward(const Vec<F>* saved, Tick<F> old, Tick<F> d,
+                          Vec<F>* d_x, Vec<F>* d_h, int) {
+    Vec<F> r = saved[0], z = saved[1], n = saved[2], inner = saved[3];
+    Vec<F> d_n = d.hidden * (1 - z) * (1 - n * n);
+    d_x[0] = d_h[0] = d_n * inner * r * (1 - r);
+    d_x[1] = d_h[1] = d.hidden * (old.hidden - n) * z * (1 - z);
+    d_x[2] = d_n;
+    d_h[2] = d_n * r;
+    return {d.hidden * z, Vec<F>{}};
+  }
+};
+
+// Panels: for each block of `width` columns of each of `groups` matrices that
+// stand side by side, all rows. `at(row, group, column)` reads an entry.
+template <class F, class At>
+std::unique_ptr<F[], void (*)(void*)> Pack(int64_t rows, int64_t groups,
+                                           int64_t columns, At at) {
+  constexpr int kWidth = Simd<F>::kWidth;
+  int64_t blocks = (columns + kWidth - 1) / kWidth;
+  size_t bytes = blocks * rows * groups * kWidth * sizeof(F);
+  F* panels = static_cast<F*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+  F* to = panels;
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t group = 0; group < groups; ++group) {
+        for (int lane = 0; lane < kWidth; ++lane) {
+          int64_t column = block * kWidth + lane;
+          *to++ = column < columns ? at(row, group, column) : F(0);
+        }
+      }
+    }
+  }
+  return {panels, std::free};
+}
+
+// sums[m][n] = the product of `kRows` rows of `a` with `kBlocks` panels of
+// `kGroups` vectors a row.
+template <class F, int kRows, int kGroups, int kBlocks>
+inline void Tile(const F* a, int64_t stride, const F* panels, int64_t depth,
+                 Vec<F> sums[kRows][kGroups * kBlocks]) {
+  constexpr int kWidth = Simd<F>::kWidth;
+  Vec<F> total[kRows][kGroups * kBlocks] = {};
+  const int64_t panel = depth * kGroups * kWidth;
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<F> right[kGroups * kBlocks];
+    for (int block = 0; block < kBlocks; ++block) {
+      for (int group = 0; group < kGroups; ++group) {
+        right[block * kGroups + group] =
+            Load(panels + block * panel + (k * kGroups + group) * kWidth);
+      }
+    }
+    for (int m = 0; m < kRows; ++m) {
+      Vec<F> left = a[m * stride + k] - Vec<F>{};
+      for (int n = 0; n < kGroups * kBlocks; ++n) {
+        total[m][n] += left * right[n];
+      }
+    }
+  }
+  for (int m = 0; m < kRows; ++m) {
+    for (int n = 0; n < kGroups * kBlocks; ++n) sums[m][n] = total[m][n];
+  }
+}
+
+// Calls `use(row, block, sums of kGroups)` for all rows and blocks in range.
+template <class F, int kGroups, int kRows, int kBlocks, class Use>
+inline void Tiles(const F* a, int64_t stride, const F* panels, int64_t depth,
+                  int64_t row, int64_t block, Use use) {
+  Vec<F> sums[kRows][kGroups * kBlocks];
+  Tile<F, kRows, kGroups, kBlocks>(
+      a + row * stride, stride,
+      panels + block * depth * kGroups * Simd<F>::kWidth, depth, sums);
+  for (int b = 0; b < kBlocks; ++b) {
+    for (int m = 0; m < kRows; ++m) {
+      use(row + m, block + b, &sums[m][b * kGroups]);
+    }
+  }
+}
+
+// As many rows as fit in the registers, and what is left of them at the end.
+template <class F, int kGroups, int kBlocks, int kRows, class Use>
+inline void Rows(const F* a, int64_t stride, const F* panels, int64_t depth,
+                 int64_t row, int64_t end, int64_t block, Use use) {
+  for (; row + kRows <= end; row += kRows) {
+    Tiles<F, kGroups, kRows, kBlocks>(a, stride, panels, depth, row, block,
+                                      use);
+  }
+  if constexpr (kRows > 1) {
+    Rows<F, kGroups, kBlocks, kRows / 2>(a, stride, panels, depth, row, end,
+                                         block, use);
+  }
+}
+
+// [rows of a] times [panels], over a range of rows and of blocks.
+template <class F, int kGroups, class Use>
+inline void Product(const F* a, int64_t stride, const F* panels, int64_t depth,
+                    int64_t row, int64_t end, int64_t block, int64_t last,
+                    Use use) {
+  // Several blocks at once where a block has few vectors: loads of `a` serve
+  // them all. A row by itself needs many sums under way.
+  constexpr int kBlocks = kGroups >= 3 ? 1 : 4 / kGroups;
+  constexpr int kRows = kRegisters / (kGroups * kBlocks);
+  if (end - row < 3) {
+    constexpr int kMany = kGroups >= 3 ? 2 : 8 / kGroups;
+    for (; block + kMany <= last; block += kMany) {
+      Rows<F, kGroups, kMany, 1>(a, stride, panels, depth, row, end, block,
+                                 use);
+    }
+  }
+  for (; block + kBlocks <= last; block += kBlocks) {
+    Rows<F, kGroups, kBlocks, kRows>(a, stride, panels, depth, row, end, block,
+                                     use);
+  }
+  if constexpr (kBlocks > 1) {
+    for (; block < last; ++block) {
+      Rows<F, kGroups, 1, kRows>(a, stride, panels, depth, row, end, block,
+                                 use);
+    }
+  }
+}
+
+// Threads that meet once a tick. They spin, since a tick takes microseconds.
+class Meeting {
+ public:
+  explicit Meeting(int threads) : threads_(threads) {}
+  void Wait() {
+    if (threads_ == 1) return;
+    int turn = turn_.load(std::memory_order_relaxed);
+    if (here_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      here_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn;) {
+      if (++spins > 2000) std::this_thread::yield();
+    }
+  }
+
+ private:
+  const int threads_;
+  std::atomic<int> here_{0}, turn_{0};
+};
+
+struct Share {
+  int64_t row, end, block, last;
+};
+
+// How threads share the work of a tick: all rows or all blocks each.
+struct Plan {
+  int threads;
+  bool by_rows;
+  int64_t rows, blocks;
+
+  Plan(int64_t batch, int64_t blocks, int64_t weight_bytes, double work,
+       int64_t most)
+      : rows(batch), blocks(blocks) {
+    // A thread costs some 20 microseconds to start.
+    threads = work < 2e6 ? 1 : static_cast<int>(most);
+    by_rows = batch >= 8 * threads && weight_bytes <= (1 << 20);
+    int64_t parts = by_rows ? batch : blocks;
+    threads = static_cast<int>(std::max<int64_t>(
+        1, std::min<int64_t>(threads, parts)));
+  }
+
+  Share Of(int thread) const {
+    auto cut = [&](int64_t n, int at) { return n * at / threads; };
+    if (by_rows) return {cut(rows, thread), cut(rows, thread + 1), 0, blocks};
+    return {0, rows, cut(blocks, thread), cut(blocks, thread + 1)};
+  }
+
+  template <class Work>
+  void Run(Work work) const {
+    Meeting meeting(by_rows ? 1 : threads);
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) {
+      others.emplace_back([&, i] { work(Of(i), meeting); });
+    }
+    work(Of(0), meeting);
+    for (auto& other : others) other.join();
+  }
+};
+
+// All arrays of a call. Those of `cell` are null unless the cell has one,
+// `mask`, `resets`, `bias` and what is saved unless they are wanted.
+template <class F>
+struct Call {
+  int64_t time, batch, features;
+  bool reverse;
+  int kind;
+  int64_t threads;
+  const F *recurrent, *bias;
+  const bool *mask, *resets;
+  const F *initial_hidden, *initial_cell;
+
+  int64_t At(int64_t tick) const { return reverse ? time - 1 - tick : tick; }
+  bool Real(int64_t at, int64_t row) const {
+    return !mask || mask[at * batch + row];
+  }
+  bool Reset(int64_t at, int64_t row) const {
+    return resets && resets[at * batch + row];
+  }
+};
+
+template <class F, class Cell>
+void Forward(const Call<F>& c, const F* projected, const F* hidden,
+             const F* cell, F* outputs, F* last_hidden, F* last_cell, F* saved,
+             F* old_hidden, F* old_cell) {
+  constexpr int kWidth = Simd<F>::kWidth, kGates = Cell::kGates;
+  const int64_t h = c.features, gh = kGates * h;
+  const int64_t blocks = (h + kWidth - 1) / kWidth;
+  auto panels = Pack<F>(h, kGates, h, [&](int64_t row, int64_t g, int64_t j) {
+    return c.recurrent[row * gh + g * h + j];
+  });
+  std::vector<F> buffers(2 * c.batch * h), cells(Cell::kCell ? c.batch * h : 0);
+  auto fresh = [&](int64_t tick, int64_t row) {
+    return tick < c.time && c.Reset(c.At(tick), row);
+  };
+  for (int64_t row = 0; row < c.batch; ++row) {
+    bool reset = fresh(0, row);
+    std::copy_n((reset ? c.initial_hidden : hidden) + row * h, h,
+                &buffers[row * h]);
+    if (Cell::kCell) {
+      std::copy_n((reset ? c.initial_cell : cell) + row * h, h,
+                  &cells[row * h]);
+    }
+  }
+  Plan plan(c.batch, blocks, gh * h * sizeof(F),
+            2.0 * c.time * c.batch * gh * h, c.threads);
+  plan.Run([&](Share share, Meeting& meeting) {
+    for (int64_t tick = 0; tick < c.time; ++tick) {
+      const int64_t at = c.At(tick);
+      const F* now = &buffers[(tick % 2) * c.batch * h];
+      F* next = &buffers[((tick + 1) % 2) * c.batch * h];
+      Product<F, kGates>(
+          now, h, panels.get(), h, share.row, share.end, share.block,
+          share.last, [&](int64_t row, int64_t block, const Vec<F>* mixed) {
+            const int64_t j = block * kWidth, here = row * h + j;
+            const int64_t there = at * c.batch * h + here;
+            const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
+            const F* x = projected + (at * c.batch + row) * gh + j;
+            Vec<F> sums[kGates], keep[Cell::kSaved];
+            for (int g = 0; g < kGates; ++g) sums[g] = Load(x + g * h, n);
+            Tick<F> old = {Load(now + here, n), Vec<F>{}};
+            if (Cell::kCell) old.cell = Load(&cells[here], n);
+            Vec<F> bias = {};
+            if (c.bias) bias = Load(c.bias + j, n);
+            Tick<F> made =
+                Cell::Forward(sums, mixed, bias, old, keep, c.kind);
+            if (saved) {
+              F* to = saved + (at * c.batch + row) * Cell::kSaved * h + j;
+              for (int s = 0; s < Cell::kSaved; ++s) {
+                Store<F>(to + s * h, keep[s], n);
+              }
+              Store<F>(old_hidden + there, old.hidden, n);
+              if (Cell::kCell) Store<F>(old_cell + there, old.cell, n);
+            }
+            bool real = c.Real(at, row);
+            Store<F>(outputs + there, real ? made.hidden : Vec<F>{}, n);
+            if (!real) made = old;
+            if (fresh(tick + 1, row)) {
+              made.hidden = Load(c.initial_hidden + here, n);
+              if (Cell::kCell) made.cell = Load(c.initial_cell + here, n);
+            }
+            Store<F>(next + here, made.hidden, n);
+            if (Cell::kCell) Store<F>(&cells[here], made.cell, n);
+          });
+      meeting.Wait();
+    }
+  });
+  std::copy_n(&buffers[(c.time % 2) * c.batch * h], c.batch * h, last_hidden);
+  if (Cell::kCell) std::copy_n(&cells[0], c.batch * h, last_cell);
+}
+
+template <class F, class Cell>
+void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
+              const F* old_cell, const F* d_outputs, const F* d_last_hidden,
+              const F* d_last_cell, F* d_projected, F* d_mixed, F* d_hidden,
+              F* d_cell, F* d_initial_hidden, F* d_initial_cell) {
+  constexpr int kWidth = Simd<F>::kWidth, kGates = Cell::kGates;
+  const int64_t h = c.features, gh = kGates * h, all = c.batch * h;
+  const int64_t blocks = (h + kWidth - 1) / kWidth;
+  auto panels = Pack<F>(gh, 1, h, [&](int64_t row, int64_t, int64_t j) {
+    return c.recurrent[j * gh + row];
+  });
+  std::copy_n(d_last_hidden, all, d_hidden);
+  std::fill_n(d_initial_hidden, all, F(0));
+  if (Cell::kCell) {
+    std::copy_n(d_last_cell, all, d_cell);
+    std::fill_n(d_initial_cell, all, F(0));
+  }
+  Plan plan(c.batch, blocks, gh * h * sizeof(F),
+            2.0 * c.time * c.batch * gh * h, c.threads);
+  plan.Run([&](Share share, Meeting& meeting) {
+    for (int64_t tick = c.time - 1; tick >= 0; --tick) {
+      const int64_t at = c.At(tick);
+      for (int64_t row = share.row; row < share.end; ++row) {
+        for (int64_t block = share.block; block < share.last; ++block) {
+          const int64_t j = block * kWidth, here = row * h + j;
+          const int64_t there = at * all + here;
+          const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
+          const int64_t gates = (at * c.batch + row) * gh + j;
+          Vec<F> d_x[kGates] = {}, d_h[kGates] = {};
+          if (c.Real(at, row)) {
+            const F* from =
+                saved + (at * c.batch + row) * Cell::kSaved * h + j;
+            Vec<F> kept[Cell::kSaved];
+            for (int s = 0; s < Cell::kSaved; ++s) {
+              kept[s] = Load(from + s * h, n);
+            }
+            Tick<F> old = {Load(old_hidden + there, n), Vec<F>{}};
+            Tick<F> d = {Load(d_hidden + here, n) + Load(d_outputs + there, n),
+                         Vec<F>{}};
+            if (Cell::kCell) {
+              old.cell = Load(old_cell + there, n);
+              d.cell = Load(d_cell + here, n);
+            }
+            d = Cell::Backward(kept, old, d, d_x, d_h, c.kind);
+            Store<F>(d_hidden + here, d.hidden, n);
+            if (Cell::kCell) Store<F>(d_cell + here, d.cell, n);
+          }
+          for (int g = 0; g < kGates; ++g) {
+            Store<F>(d_mixed + gates + g * h, d_h[g], n);
+            if (d_projected != d_mixed) {
+              Store<F>(d_projected + gates + g * h, d_x[g], n);
+            }
+          }
+        }
+      }
+      meeting.Wait();
+      Product<F, 1>(
+          d_mixed + at * c.batch * gh, gh, panels.get(), gh, share.row,
+          share.end, share.block, share.last,
+          [&](int64_t row, int64_t block, const Vec<F>* sum) {
+            const int64_t j = block * kWidth, here = row * h + j;
+            const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
+            Vec<F> d = Load(d_hidden + here, n) + sum[0];
+            if (c.Reset(at, row)) {
+              F* to = d_initial_hidden + here;
+              Store<F>(to, Load(to, n) + d, n);
+              d = Vec<F>{};
+              if (Cell::kCell) {
+                to = d_initial_cell + here;
+                Store<F>(to, Load(to, n) + Load(d_cell + here, n), n);
+                Store<F>(d_cell + here, Vec<F>{}, n);
+              }
+            }
+            Store<F>(d_hidden + here, d, n);
+          });
+    }
+  });
+}
+
+// What XLA calls. Arrays that a cell or a call does without are empty.
+
+template <ffi::DataType type>
+using In = ffi::Buffer<type>;
+template <ffi::DataType type>
+using Out = ffi::Result<ffi::Buffer<type>>;
+using Flags = ffi::Buffer<ffi::PRED>;
+
+template <class F, ffi::DataType type>
+const F* Data(In<type>& array) {
+  return array.element_count() ? array.typed_data() : nullptr;
+}
+template <class F, ffi::DataType type>
+F* Data(Out<type>& array) {
+  return array->element_count() ? array->typed_data() : nullptr;
+}
+
+template <class F, ffi::DataType type>
+Call<F> Describe(In<type>& sequence, In<type>& recurrent, In<type>& bias,
+                 Flags& mask, Flags& resets, In<type>& hidden, In<type>& cell,
+                 bool reverse, int64_t kind, int64_t threads) {
+  auto shape = sequence.dimensions();
+  return {shape[0],
+          shape[1],
+          recurrent.dimensions()[0],
+          reverse,
+          static_cast<int>(kind),
+          threads,
+          Data<F>(recurrent),
+          Data<F>(bias),
+          mask.element_count() ? mask.typed_data() : nullptr,
+          resets.element_count() ? resets.typed_data() : nullptr,
+          Data<F>(hidden),
+          Data<F>(cell)};
+}
+
+template <class F, ffi::DataType type, template <class> class Cell>
+ffi::Error RunForward(In<type> projected, In<type> recurrent, In<type> bias,
+                      Flags mask, Flags resets, In<type> initial_hidden,
+                      In<type> initial_cell, In<type> hidden, In<type> cell,
+                      Out<type> outputs, Out<type> last_hidden,
+                      Out<type> last_cell, Out<type> saved,
+                      Out<type> old_hidden, Out<type> old_cell, bool reverse,
+                      int64_t kind, int64_t threads) {
+  Call<F> call = Describe<F, type>(projected, recurrent, bias, mask, resets,
+                                   initial_hidden, initial_cell, reverse, kind,
+                                   threads);
+  Forward<F, Cell<F>>(call, Data<F>(projected), Data<F>(hidden),
+                      Data<F>(cell), Data<F>(outputs), Data<F>(last_hidden),
+                      Data<F>(last_cell), Data<F>(saved), Data<F>(old_hidden),
+                      Data<F>(old_cell));
+  return ffi::Error::Success();
+}
+
+template <class F, ffi::DataType type, template <class> class Cell>
+ffi::Error RunBackward(In<type> d_outputs, In<type> recurrent, In<type> bias,
+                       Flags mask, Flags resets, In<type> saved,
+                       In<type> old_hidden, In<type> old_cell,
+                       In<type> d_last_hidden, In<type> d_last_cell,
+                       Out<type> d_projected, Out<type> d_mixed,
+                       Out<type> d_hidden, Out<type> d_cell,
+                       Out<type> d_initial_hidden, Out<type> d_initial_cell,
+                       bool reverse, int64_t kind, int64_t threads) {
+  Call<F> call = Describe<F, type>(d_outputs, recurrent, bias, mask, resets,
+                                   old_hidden, old_cell, reverse, kind,
+                                   threads);
+  F* mixed = Data<F>(d_mixed);
+  F* x = Data<F>(d_projected);
+  Backward<F, Cell<F>>(call, Data<F>(saved), Data<F>(old_hidden),
+                       Data<F>(old_cell), Data<F>(d_outputs),
+                       Data<F>(d_last_hidden), Data<F>(d_last_cell),
+                       x ? x : mixed, mixed, Data<F>(d_hidden),
+                       Data<F>(d_cell), Data<F>(d_initial_hidden),
+                       Data<F>(d_initial_cell));
+  return ffi::Error::Success();
+}
+
+template <ffi::DataType type>
+auto ForwardBinding() {
+  using A = In<type>;
+  using R = ffi::Buffer<type>;
+  return ffi::Ffi::Bind()
+      .template Arg<A>().template Arg<A>().template Arg<A>()
+      .template Arg<Flags>().template Arg<Flags>()
+      .template Arg<A>().template Arg<A>().template Arg<A>().template Arg<A>()
+      .template Ret<R>().template Ret<R>().template Ret<R>()
+      .template Ret<R>().template Ret<R>().template Ret<R>()
+      .template Attr<bool>("reverse")
+      .template Attr<int64_t>("kind")
+      .template Attr<int64_t>("threads");
+}
+
+template <ffi::DataType type>
+auto BackwardBinding() {
+  using A = In<type>;
+  using R = ffi::Buffer<type>;
+  return ffi::Ffi::Bind()
+      .template Arg<A>().template Arg<A>().template Arg<A>()
+      .template Arg<Flags>().template Arg<Flags>()
+      .template Arg<A>().template Arg<A>().template Arg<A>()
+      .template Arg<A>().template Arg<A>()
+      .template Ret<R>().template Ret<R>().template Ret<R>()
+      .template Ret<R>().template Ret<R>().template Ret<R>()
+      .template Attr<bool>("reverse")
+      .template Attr<int64_t>("kind")
+      .template Attr<int64_t>("threads");
+}
+
+}  // namespace
+
+#define RECURRENT_LOOPS(name, Cell)                                         \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_forward_f32,                         \
+                                (RunForward<float, ffi::F32, Cell>),        \
+                                ForwardBinding<ffi::F32>());                \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_forward_f64,                         \
+                                (RunForward<double, ffi::F64, Cell>),       \
+                                ForwardBinding<ffi::F64>());                \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_backward_f32,                        \
+                                (RunBackward<float, ffi::F32, Cell>),       \
+                                BackwardBinding<ffi::F32>());               \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_backward_f64,                        \
+                                (RunBackward<double, ffi::F64, Cell>),      \
+                                BackwardBinding<ffi::F64>())
+
+RECURRENT_LOOPS(rnn, Rnn);
+RECURRENT_LOOPS(lstm, Lstm);
+RECURRENT_LOOPS(lstm_coupled, Coupled);
+RECURRENT_LOOPS(gru, Gru);

@@ -1,0 +1,149 @@
+"""The loops in C++ against the plain scan, in every way they share work out."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recurrent import executors, unroll
+from recurrent.cells import GRU, LRU, LSTM, RNN, Heads, LSTMVariant
+from recurrent.executors import Setting
+from recurrent.kernels import native
+from tests.cells.cases import Case, assert_close, drawn_by_init, everything
+
+pytestmark = pytest.mark.skipif(
+  native.unavailable() != "", reason=f"it {native.unavailable()}"
+)
+HERE = Setting(jnp.dtype("float32"), jnp.dtype("float32"), "cpu", 1)
+
+
+def draw(cell, batch, time, dtype):
+  random = np.random.default_rng(0)
+  normal = lambda *shape: random.normal(size=shape).astype(dtype)
+  params, start = drawn_by_init(cell, 3)
+  return Case(
+    params=jax.tree.map(lambda x: (x + 0.2).astype(dtype) / 2, params),
+    carry=jax.tree.map(lambda x: normal(batch, *x.shape), start),
+    inputs=normal(batch, time, 3),
+    mask=random.random((batch, time)) < 0.8,
+    resets=random.random((batch, time)) < 0.2,
+    weights=(
+      normal(batch, time, cell.features),
+      jax.tree.map(lambda x: normal(batch, *x.shape), start),
+    ),
+  )
+
+
+# Rows and units that fill vectors and tiles, and that leave some over; enough
+# work for threads by rows, by units, with weights too large for rows, alone.
+@pytest.mark.parametrize(
+  ("make", "batch", "time", "features"),
+  [
+    (LSTM, 45, 6, 48),
+    (LSTM, 3, 6, 130),
+    (LSTM, 17, 2, 300),
+    (LSTM, 1, 40, 100),
+    (lambda h: LSTMVariant(h, coupled=True), 33, 6, 70),
+    (GRU, 37, 5, 65),
+    (GRU, 2, 30, 128),
+    (RNN, 40, 10, 129),
+    (lambda h: RNN(h, activation="relu"), 1, 50, 200),
+    (lambda h: RNN(h, activation="sigmoid"), 5, 7, 31),
+  ],
+)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.usefixtures("x64")
+def test_it_is_the_plain_scan(make, batch, time, features, reverse):
+  cell = make(features)
+  case = draw(cell, batch, time, np.float64)
+  want = everything(cell, method="scan", reverse=reverse)(case)
+  got = everything(cell, method="native", reverse=reverse)(case)
+  assert_close(got, want, 1e-12)
+  narrow = lambda x: x.astype(np.float32) if x.dtype == np.float64 else x
+  got = everything(cell, method="native", reverse=reverse)(
+    jax.tree.map(narrow, case)
+  )
+  # float32 rounds at 6e-8, times the ticks and the root of the units.
+  assert_close(got, want, 5e-6)
+
+
+@pytest.mark.parametrize("cell", [RNN(5), LSTM(5), GRU(5)], ids=str)
+def test_its_own_sigmoids_are_right_wherever_they_are_asked(cell):
+  # One unit alone: projected inputs from 0 to overflow, of both signs.
+  sums = np.concatenate(
+    [[0.0], 10.0 ** np.linspace(-30, 30, 241), np.linspace(0, 20, 400)]
+  )
+  sums = np.concatenate([sums, -sums]).astype(np.float32)
+  params = cell.init(jax.random.key(0), 1)
+  params = jax.tree.map(jnp.zeros_like, params)
+  params = params._replace(kernel=jnp.ones_like(params.kernel))
+  inputs = jnp.asarray(sums)[:, None, None]
+  got, want = (
+    unroll(cell, params, None, inputs, method=method)[1]
+    for method in ("native", "scan")
+  )
+  np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("cell", [RNN(3), LSTM(20), GRU(3)], ids=str)
+def test_a_nan_comes_out_as_one(cell):
+  params = cell.init(jax.random.key(0), 2)
+  inputs = jnp.ones((2, 4, 2)).at[1, 2, 0].set(jnp.nan)
+  carry, outputs = unroll(cell, params, None, inputs, method="native")
+  assert np.isfinite(outputs[0]).all() and np.isfinite(outputs[1, :2]).all()
+  assert np.isnan(outputs[1, 2:]).all()
+  assert np.isnan(carry.hidden[1]).all()
+
+
+def test_auto_takes_it_on_one_cpu_in_float32_and_says_so():
+  for cell in (RNN(4), LSTM(4), GRU(4), LSTMVariant(4, coupled=True)):
+    assert executors.choose(cell, HERE) == "native"
+  for setting in (
+    HERE._replace(devices=8),
+    HERE._replace(platform="tpu"),
+    HERE._replace(dtype=jnp.dtype("bfloat16")),
+    HERE._replace(carry_dtype=jnp.dtype("float64")),
+  ):
+    assert executors.choose(LSTM(4), setting) == "fused"
+  assert executors.choose(LSTM(4, structure=Heads(2)), HERE) == "fused"
+  assert executors.choose(LSTMVariant(4, peepholes=True), HERE) == "fused"
+
+
+def test_what_it_cannot_run_is_refused():
+  inputs = jnp.ones((1, 2, 2), jnp.bfloat16)
+  params = LSTM(4).init(jax.random.key(0), 2)
+  with pytest.raises(ValueError, match="not in bfloat16"):
+    unroll(LSTM(4), params, None, inputs, method="native")
+  cell = LRU(4)
+  params = cell.init(jax.random.key(0), 2)
+  with pytest.raises(ValueError, match="has no loop in C"):
+    unroll(cell, params, None, jnp.ones((1, 2, 2)), method="native")
+
+
+@pytest.fixture
+def afresh(monkeypatch, tmp_path):
+  """A machine that has not compiled the loops yet."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  native.unavailable.cache_clear()
+  yield tmp_path
+  monkeypatch.undo()
+  native.unavailable.cache_clear()
+
+
+def test_without_a_compiler_the_fused_loop_runs(afresh, monkeypatch):
+  monkeypatch.setenv("PATH", str(afresh))
+  assert "needs a C++ compiler" in native.unavailable()
+  assert executors.choose(LSTM(4), HERE) == "fused"
+
+
+def test_a_compiler_that_fails_is_quoted(afresh, monkeypatch):
+  compiler = afresh / "c++"
+  compiler.write_text(
+    '#!/bin/sh\ntest "$1" = --version && exit 0\necho broken >&2; exit 1\n'
+  )
+  compiler.chmod(0o755)
+  monkeypatch.setenv("PATH", f"{afresh}{os.pathsep}{os.environ['PATH']}")
+  assert native.unavailable() == "did not compile: broken"
+  assert not list(afresh.glob("recurrent/*.so"))
