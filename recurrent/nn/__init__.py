@@ -1,5 +1,12 @@
-"""Flax NNX modules: cells with parameters, layers, dropout."""
+"""Flax NNX modules: cells with parameters, layers, attention, dropout."""
 
+from recurrent.nn.attention import (
+  AdditiveAttention,
+  Keys,
+  MultiHeadAttention,
+  MultiplicativeAttention,
+  SelfAttention,
+)
 from recurrent.nn.bidirectional import Bidirectional, sequence_ends
 from recurrent.nn.dropout import dropout, embedding_dropout, word_dropout
 from recurrent.nn.recurrent import Recurrent
@@ -7,9 +14,14 @@ from recurrent.nn.residual import Residual
 from recurrent.nn.stack import Stack
 
 __all__ = [
+  "AdditiveAttention",
   "Bidirectional",
+  "Keys",
+  "MultiHeadAttention",
+  "MultiplicativeAttention",
   "Recurrent",
   "Residual",
+  "SelfAttention",
   "Stack",
   "dropout",
   "embedding_dropout",

@@ -1,0 +1,623 @@
+"""Attention: additive, multiplicative, with many heads, over oneself.
+
+The first three share one interface, made for decoders: what does not depend on
+the query is computed once, and a step pays for the query alone.
+
+  keys = attention.precompute(encoded, mask)
+  context, weights = attention(keys, query)
+
+Scores and their softmax are float32 at least. What a mask hides is zeroed
+before any arithmetic; with everything hidden, weights and context are zero.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from recurrent import initializers
+from recurrent.cells import base
+from recurrent.executors.ticks import blank
+from recurrent.types import (
+  Activations,
+  Array,
+  Bool,
+  Float,
+  Int,
+  Mask,
+  Num,
+  PyTree,
+)
+
+SCORES = ("dot", "general")
+
+
+class Keys(NamedTuple):
+  """What queries are compared with, and what they then read.
+
+  Attributes:
+    keys: [*batch, S, ...], S the length of what is attended to.
+    values: [*batch, S, ...].
+    mask: [*batch, S], True where there is something to attend to.
+  """
+
+  keys: Array
+  values: Array
+  mask: Bool[Array, "*B S"]
+
+
+class Attention(nnx.Module):
+  """What attention over an encoded sequence has in common.
+
+  Args:
+    query_features: width of the queries.
+    encoded_features: width of what is attended to.
+
+  Raises:
+    ValueError: if a width is not a positive integer.
+  """
+
+  def __init__(self, query_features: int, encoded_features: int):
+    self.query_features = check_positive("query_features", query_features)
+    self.encoded_features = check_positive("encoded_features", encoded_features)
+
+  def precompute(
+    self,
+    encoded: Float[Array, "*B S E"],
+    mask: Bool[Array, "*B S"] | None = None,
+  ) -> Keys:
+    """All that does not depend on the query.
+
+    Args:
+      encoded: [*batch, S, encoded_features].
+      mask: [*batch, S], True where `encoded` is real; None: everywhere.
+
+    Returns:
+      `Keys`, for any number of calls.
+
+    Raises:
+      ValueError: if an argument has the wrong shape or dtype.
+    """
+    if encoded.ndim < 2 or encoded.shape[-1] != self.encoded_features:
+      raise ValueError(
+        f"encoded must be [*batch, S, {self.encoded_features}], got"
+        f" {encoded.shape}"
+      )
+    _check_floating("encoded", encoded)
+    check_flags("mask", mask, encoded.shape[:-1])
+    encoded = blank(mask, encoded)
+    if mask is None:
+      mask = jnp.ones(encoded.shape[:-1], bool)
+    keys, values = self._keys_and_values(encoded)
+    return Keys(keys, values, mask)
+
+  def __call__(
+    self, keys: Keys, query: Float[Array, "... Q"]
+  ) -> tuple[Float[Array, "... C"], Float[Array, "... S"]]:
+    """Reads what a query points at.
+
+    Args:
+      keys: from `precompute`.
+      query: [*batch, query_features], or [*batch, T, query_features] for T
+        queries at once; of the dtype of what was encoded.
+
+    Returns:
+      The context [*batch, C] or [*batch, T, C], and the weights over S,
+      [*batch, S] or [*batch, T, S] (with many heads [..., heads, S]), float32
+      at least. They sum to one, or to zero where all is masked.
+
+    Raises:
+      ValueError: if the query has the wrong shape or dtype.
+    """
+    batch = keys.mask.shape[:-1]
+    axis = len(batch)
+    if (
+      query.ndim not in (axis + 1, axis + 2)
+      or query.shape[:axis] != batch
+      or query.shape[-1] != self.query_features
+    ):
+      raise ValueError(
+        f"query must be [*batch, {self.query_features}] or [*batch, T,"
+        f" {self.query_features}] with batch {batch}, got {query.shape}"
+      )
+    if query.dtype != keys.values.dtype:
+      raise ValueError(
+        f"query must be {keys.values.dtype} as the keys are, got {query.dtype}"
+      )
+    if query.ndim == axis + 2:
+      return self._read(keys, query)
+    found = self._read(keys, jnp.expand_dims(query, axis))
+    context, weights = (jnp.squeeze(x, axis) for x in found)
+    return context, weights
+
+  def _keys_and_values(self, encoded):
+    raise NotImplementedError
+
+  def _read(self, keys, query):
+    raise NotImplementedError
+
+
+class AdditiveAttention(Attention):
+  """score = v . tanh(query W + encoded U).
+
+  Args:
+    query_features: width of the queries.
+    encoded_features: width of what is attended to, and of the context.
+    features: width of v.
+    rngs: source of the keys that draw the parameters.
+
+  Raises:
+    ValueError: if a width is not a positive integer.
+
+  Reference:
+    Bahdanau, Cho & Bengio, "Neural machine translation by jointly learning to
+    align and translate", 2015.
+  """
+
+  def __init__(
+    self,
+    query_features: int,
+    encoded_features: int,
+    features: int,
+    *,
+    rngs: nnx.Rngs,
+  ):
+    super().__init__(query_features, encoded_features)
+    check_positive("features", features)
+    self.query = drawn(rngs, query_features, features)
+    self.key = drawn(rngs, encoded_features, features)
+    self.score = drawn(rngs, features)
+
+  def _keys_and_values(self, encoded):
+    return _product(encoded, self.key), encoded
+
+  def _read(self, keys, query):
+    query = _product(query, self.query)
+    sums = query[..., :, None, :] + keys.keys[..., None, :, :]
+    score = self.score[...].astype(query.dtype)
+    scores = _einsum("...f,f->...", jnp.tanh(sums), score)
+    return _weighted_mean(scores, keys)
+
+
+class MultiplicativeAttention(Attention):
+  """score = query . encoded, or query . (W encoded).
+
+  Args:
+    query_features: width of the queries.
+    encoded_features: width of what is attended to, and of the context.
+    score: "general", or "dot", which has no parameters and needs both widths
+      to be the same.
+    rngs: source of the key that draws W.
+
+  Raises:
+    ValueError: on an unknown score, or widths that do not fit.
+
+  Reference:
+    Luong, Pham & Manning, "Effective approaches to attention-based neural
+    machine translation", 2015.
+  """
+
+  def __init__(
+    self,
+    query_features: int,
+    encoded_features: int,
+    *,
+    score: str = "general",
+    rngs: nnx.Rngs,
+  ):
+    super().__init__(query_features, encoded_features)
+    if score not in SCORES:
+      raise ValueError(f"score must be one of {SCORES}, got {score!r}")
+    if score == "dot" and query_features != encoded_features:
+      raise ValueError(
+        f'score="dot" needs query_features = encoded_features, got'
+        f" {query_features} and {encoded_features}"
+      )
+    shape = encoded_features, query_features
+    self.key = drawn(rngs, *shape) if score == "general" else None
+
+  def _keys_and_values(self, encoded):
+    keys = encoded if self.key is None else _product(encoded, self.key)
+    return keys, encoded
+
+  def _read(self, keys, query):
+    scores = _einsum("...tf,...sf->...ts", query, keys.keys)
+    return _weighted_mean(scores, keys)
+
+
+class MultiHeadAttention(Attention):
+  """softmax(Q K^T / sqrt(d)) V in each head; all heads times one matrix.
+
+  This is attention to another sequence; `SelfAttention` is to the same.
+
+  Args:
+    query_features: width of the queries.
+    encoded_features: width of what is attended to.
+    features: width of all heads together, and of the context.
+    heads: their number.
+    rngs: source of the keys that draw the parameters.
+
+  Raises:
+    ValueError: if a width is not a positive integer, or `heads` does not
+      divide `features`.
+
+  Reference:
+    Vaswani et al., "Attention is all you need", 2017.
+  """
+
+  def __init__(
+    self,
+    query_features: int,
+    encoded_features: int,
+    features: int,
+    *,
+    heads: int,
+    rngs: nnx.Rngs,
+  ):
+    super().__init__(query_features, encoded_features)
+    self.heads = _check_heads(features, heads)
+    self.query = drawn(rngs, query_features, features)
+    self.key_value = drawn(rngs, encoded_features, 2 * features)
+    self.output = drawn(rngs, features, features)
+
+  def _keys_and_values(self, encoded):
+    return _heads(_product(encoded, self.key_value), 2, self.heads)
+
+  def _read(self, keys, query):
+    [query] = _heads(_product(query, self.query), 1, self.heads)
+    visible = keys.mask[..., None, :]
+    context, weights = attend(query, keys.keys, keys.values, visible)
+    context = context.reshape(*context.shape[:-2], -1)
+    return _product(context, self.output), jnp.swapaxes(weights, -3, -2)
+
+
+class SelfAttention(nnx.Module):
+  """Multi-head attention of a sequence to itself, ticks that count only.
+
+  Args:
+    features: width of inputs and outputs.
+    heads: number of heads.
+    causal: no tick sees a later one.
+    window: with `causal`, each tick sees itself and the window - 1 real ticks
+      before it; None: all. Long sequences run in blocks of a window, each of
+      which sees itself and the one before: memory is O(time * window).
+    rngs: source of the keys that draw the parameters.
+
+  Raises:
+    ValueError: if `heads` does not divide `features`, or `window` is not a
+      positive integer or stands without `causal`.
+
+  Reference:
+    Vaswani et al., "Attention is all you need", 2017; window: De et al.,
+    "Griffin: mixing gated linear recurrences with local attention for
+    efficient language models", 2024.
+  """
+
+  def __init__(
+    self,
+    features: int,
+    *,
+    heads: int,
+    causal: bool = False,
+    window: int | None = None,
+    rngs: nnx.Rngs,
+  ):
+    self.heads = _check_heads(features, heads)
+    if window is not None:
+      check_positive("window", window)
+      if not causal:
+        raise ValueError(f"window={window} needs causal=True")
+    self.features = features
+    self.causal = causal
+    self.window = window
+    self.query_key_value = drawn(rngs, features, 3 * features)
+    self.output = drawn(rngs, features, features)
+
+  def __call__(
+    self,
+    inputs: Activations,
+    *,
+    mask: Mask | None = None,
+    resets: Mask | None = None,
+  ) -> Activations:
+    """Attends within each sequence of each row.
+
+    Args:
+      inputs: [batch, time, features].
+      mask: [batch, time], True where a tick is real. No tick sees another,
+        whatever it holds, and its outputs are zero.
+      resets: [batch, time], True where a sequence begins: no tick sees one of
+        another sequence. At a masked tick a reset does nothing.
+
+    Returns:
+      Outputs [batch, time, features].
+
+    Raises:
+      ValueError: if an argument has the wrong shape or dtype.
+    """
+    check_sequence(inputs, self.features, mask, resets)
+    batch, time, _ = inputs.shape
+    inputs, resets = blank(mask, (inputs, resets))
+    segments = count_resets(resets, (batch, time))
+    if self.window is not None and self.window < time:
+      return self._locally(inputs, mask, segments)
+    visible = segments[:, :, None] == segments[:, None, :]
+    if mask is not None:
+      visible &= mask[:, None, :]
+    if self.causal:
+      visible &= jnp.tri(time, dtype=bool)[None]
+    context, _ = attend(*self.project(inputs), visible)
+    return blank(mask, self.merge(context))
+
+  def project(self, inputs: Float[Array, "*B D"]) -> tuple[Array, Array, Array]:
+    """Queries, keys and values, each [*batch, heads, features / heads]."""
+    all_three = _product(inputs, self.query_key_value)
+    query, key, value = _heads(all_three, 3, self.heads)
+    return query, key, value
+
+  def merge(self, context: Float[Array, "*B N K"]) -> Float[Array, "*B D"]:
+    """What all heads found, times the output matrix."""
+    flat = context.reshape(*context.shape[:-2], self.features)
+    return _product(flat, self.output)
+
+  def _locally(self, inputs, mask, segments):
+    if mask is not None:
+      inputs, segments = compact(mask, (inputs, segments))
+    query, key, value = self.project(inputs)
+    before = lambda x, fill: jnp.pad(
+      x,
+      [(0, 0), (self.window, 0), *[(0, 0)] * (x.ndim - 2)],
+      constant_values=fill,
+    )
+    context = attend_locally(
+      query, before(key, 0), before(value, 0), segments, before(segments, -1)
+    )
+    outputs = self.merge(context)
+    return outputs if mask is None else expand(mask, outputs)
+
+
+def masked_softmax(
+  scores: Float[Array, "*B S"], mask: Bool[Array, "*B S"]
+) -> Float[Array, "*B S"]:
+  """exp(score) over its sum, over the last axis where the mask is True.
+
+  Args:
+    scores: [*batch, S].
+    mask: [*batch, S], or with axes of size one.
+
+  Returns:
+    Weights, float32 at least; zero where the mask is False, and all zero, as
+    is their gradient, where it is False everywhere.
+  """
+  scores = base.widen(scores)
+  mask = jnp.broadcast_to(mask, scores.shape)
+  largest = jnp.max(
+    scores, axis=-1, keepdims=True, where=mask, initial=-jnp.inf
+  )
+  shifted = scores - jax.lax.stop_gradient(largest)
+  exps = jnp.exp(jnp.where(mask, shifted, -jnp.inf))
+  total = exps.sum(axis=-1, keepdims=True)
+  return exps / jnp.where(total == 0, 1, total)
+
+
+def attend(
+  query: Float[Array, "*B T N K"],
+  keys: Float[Array, "*B S N K"],
+  values: Float[Array, "*B S N K"],
+  visible: Bool[Array, "*B T S"],
+) -> tuple[Float[Array, "*B T N K"], Float[Array, "*B N T S"]]:
+  """softmax(Q K^T / sqrt(K)) V, each query over what is visible to it.
+
+  Args:
+    query: [*batch, T, heads, K].
+    keys: [*batch, S, heads, K].
+    values: [*batch, S, heads, K].
+    visible: [*batch, T, S], or with axes of size one.
+
+  Returns:
+    The context [*batch, T, heads, K] in the dtype of the values, and weights
+    [*batch, heads, T, S], float32 at least.
+  """
+  scores = _einsum("...tnk,...snk->...nts", query, keys)
+  weights = masked_softmax(
+    scores / math.sqrt(query.shape[-1]), visible[..., None, :, :]
+  )
+  context = _einsum(
+    "...nts,...snk->...tnk", weights.astype(values.dtype), values
+  )
+  return context.astype(values.dtype), weights
+
+
+def attend_locally(
+  query: Float[Array, "B T N K"],
+  keys: Float[Array, "B S N K"],
+  values: Float[Array, "B S N K"],
+  segments: Int[Array, "B T"],
+  key_segments: Int[Array, "B S"],
+) -> Float[Array, "B T N K"]:
+  """Each tick attends to itself and the window - 1 ticks before it.
+
+  The window is S - T: the keys of one window before the first query come
+  first. A query sees keys of its own segment only. In blocks of a window, each
+  of which sees itself and the one before; no array is [T, T].
+
+  Args:
+    query: [batch, T, heads, K].
+    keys: [batch, S, heads, K].
+    values: [batch, S, heads, K].
+    segments: [batch, T].
+    key_segments: [batch, S]; what no query is to see has one of its own.
+
+  Returns:
+    The context [batch, T, heads, K].
+  """
+  batch, time = segments.shape
+  window = key_segments.shape[1] - time
+  size = min(window, time)
+  blocks = -(-time // size)
+
+  def cut(x):
+    spare = -x.shape[1] % size
+    x = jnp.pad(x, [(0, 0), (0, spare), *[(0, 0)] * (x.ndim - 2)])
+    return x.reshape(batch, -1, size, *x.shape[2:])
+
+  def with_the_one_before(x):
+    if blocks == 1:
+      return x[:, None]
+    x = cut(x)
+    return jnp.concatenate([x[:, :-1], x[:, 1:]], axis=2)
+
+  keys, values, key_segments = map(
+    with_the_one_before, (keys, values, key_segments)
+  )
+  # A query's own key stands `window` places after its own in the block.
+  ahead = np.arange(window + size)[None, :] - np.arange(size)[:, None]
+  band = jnp.asarray((ahead > 0) & (ahead <= window))[None, None]
+  same = cut(segments)[..., :, None] == key_segments[..., None, :]
+  context, _ = attend(cut(query), keys, values, band & same)
+  return context.reshape(batch, -1, *context.shape[3:])[:, :time]
+
+
+def rotate(
+  array: Float[Array, "*B S N K"], positions: Int[Array, "*B S"]
+) -> Float[Array, "*B S N K"]:
+  """Turns feature pair i of K / 2 by the angle position / 10000^(2 i / K).
+
+  The product of a query and a key that were turned so depends on where they
+  stand to each other only. Pair i is features i and i + K / 2.
+
+  Args:
+    array: [*batch, S, heads, K], K even.
+    positions: [*batch, S], or [S] for all rows.
+
+  Returns:
+    An array like the one given.
+
+  Reference:
+    Su et al., "RoFormer: enhanced transformer with rotary position embedding",
+    2021.
+  """
+  wide = base.widen(array)
+  width = array.shape[-1]
+  rates = jnp.asarray(10000.0 ** -(np.arange(0, width, 2) / width), wide.dtype)
+  angles = positions[..., None, None].astype(wide.dtype) * jnp.expand_dims(
+    rates, range(positions.ndim + 1)
+  )
+  angles = jnp.expand_dims(angles, range(array.ndim - angles.ndim))
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  a, b = jnp.split(wide, 2, axis=-1)
+  turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+  return turned.astype(array.dtype)
+
+
+def count_resets(
+  resets: Mask | None, shape: tuple[int, int]
+) -> Int[Array, "B T"]:
+  """The number of each tick's sequence in its row, [batch, time]."""
+  if resets is None:
+    return jnp.zeros(shape, jnp.int32)
+  return jnp.cumsum(resets, axis=1, dtype=jnp.int32)
+
+
+def compact(mask: Mask, tree: PyTree) -> PyTree:
+  """Moves the real ticks of arrays [batch, time, ...] to the front."""
+  order = jnp.argsort(~mask, axis=1, stable=True)
+  return jax.tree.map(lambda x: take(x, order), tree)
+
+
+def expand(mask: Mask, array: Array) -> Array:
+  """Moves ticks back from the front; zero where the mask is False."""
+  place = jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
+  return blank(mask, take(array, jnp.maximum(place, 0)))
+
+
+def take(array: Num[Array, "B S ..."], index: Int[Array, "B T"]) -> Array:
+  """The ticks `index` of each row, [batch, T, ...]."""
+  index = jnp.expand_dims(index, range(2, array.ndim))
+  return jnp.take_along_axis(array, index, axis=1)
+
+
+def check_sequence(
+  inputs: Array, features: int, mask: Mask | None, resets: Mask | None
+) -> None:
+  """Refuses inputs that are not a sequence, and flags that do not fit.
+
+  Raises:
+    ValueError: that names the argument.
+  """
+  if inputs.ndim != 3 or inputs.shape[1] < 1 or inputs.shape[2] != features:
+    raise ValueError(
+      f"inputs must be [batch, time, {features}] with at least one tick, got"
+      f" {inputs.shape}"
+    )
+  _check_floating("inputs", inputs)
+  check_flags("mask", mask, inputs.shape[:2])
+  check_flags("resets", resets, inputs.shape[:2])
+
+
+def check_flags(name: str, flags: Any, shape: tuple[int, ...]) -> None:
+  """Refuses flags of another shape or dtype.
+
+  Raises:
+    ValueError: that names them.
+  """
+  if flags is not None and (flags.shape != shape or flags.dtype != jnp.bool_):
+    raise ValueError(
+      f"{name} must be Boolean {shape}, got {flags.dtype} {flags.shape}"
+    )
+
+
+def check_positive(name: str, number: Any) -> int:
+  """The number, if it is a positive integer.
+
+  Raises:
+    ValueError: if it is not.
+  """
+  if type(number) is not int or number < 1:
+    raise ValueError(f"{name} must be a positive integer, got {number!r}")
+  return number
+
+
+def drawn(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+  """A parameter of unit variance out for unit variance in, [fan_in, ...]."""
+  return nnx.Param(initializers.uniform_fan_in(rngs.params(), shape))
+
+
+def _weighted_mean(scores, keys):
+  """Context and weights from scores [*batch, T, S]."""
+  weights = masked_softmax(scores, keys.mask[..., None, :])
+  values = keys.values
+  context = _einsum("...ts,...sf->...tf", weights.astype(values.dtype), values)
+  return context.astype(values.dtype), weights
+
+
+def _heads(array, parts, heads):
+  """[*batch, parts * H] as `parts` arrays [*batch, heads, H / heads]."""
+  parted = jnp.split(array, parts, axis=-1)
+  return [x.reshape(*x.shape[:-1], heads, -1) for x in parted]
+
+
+def _einsum(formula, a, b):
+  """`jnp.einsum`, summed in float32 at least and left so."""
+  wide = jnp.float32 if a.dtype.itemsize < 4 else a.dtype
+  return jnp.einsum(formula, a, b, preferred_element_type=wide)
+
+
+def _product(inputs, param):
+  return base.product(inputs, param[...].astype(inputs.dtype))
+
+
+def _check_floating(name, array):
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    raise ValueError(f"{name} must be floating-point, got {array.dtype}")
+
+
+def _check_heads(features, heads):
+  check_positive("features", features)
+  check_positive("heads", heads)
+  if features % heads:
+    raise ValueError(f"heads must divide features={features}, got {heads}")
+  return heads
