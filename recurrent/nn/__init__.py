@@ -12,6 +12,7 @@ from recurrent.nn.dropout import dropout, embedding_dropout, word_dropout
 from recurrent.nn.recurrent import Recurrent
 from recurrent.nn.residual import Residual
 from recurrent.nn.stack import Stack
+from recurrent.nn.transformer import TransformerBlock, TransformerCarry
 
 __all__ = [
   "AdditiveAttention",
@@ -23,6 +24,8 @@ __all__ = [
   "Residual",
   "SelfAttention",
   "Stack",
+  "TransformerBlock",
+  "TransformerCarry",
   "dropout",
   "embedding_dropout",
   "sequence_ends",

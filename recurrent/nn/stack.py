@@ -1,6 +1,7 @@
-"""`Stack`: recurrent layers one upon another."""
+"""`Stack`: layers one upon another, each with a carry."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,6 @@ from flax import nnx
 
 from recurrent.executors.ticks import blank
 from recurrent.nn.dropout import dropout
-from recurrent.nn.recurrent import Recurrent
 from recurrent.types import Activations, Array, Carry, Float, Int, Mask, PRNGKey
 
 
@@ -16,7 +16,8 @@ class Stack(nnx.Module):
   """Layers in order, with dropout between them and optional residuals.
 
   Args:
-    layers: `Recurrent` modules, from the inputs up.
+    layers: `Recurrent`, `TransformerBlock` or others with their methods, from
+      the inputs up.
     dropout: rate between two layers, a fresh mask at each tick.
     residual: adds each layer's inputs to its outputs, where widths agree; for
       single layers, and with an error elsewhere, there is `Residual`.
@@ -32,7 +33,7 @@ class Stack(nnx.Module):
 
   def __init__(
     self,
-    layers: Sequence[Recurrent],
+    layers: Sequence[Any],
     *,
     dropout: float = 0.0,
     residual: bool = False,
