@@ -1,15 +1,35 @@
 """Measures this machine: contestants in turn, medians and ratios.
 
+  python -m experiments.benchmark
+  python -m experiments.benchmark --peers=ours,torch --suite=cells
+  python -m experiments.benchmark --suite=cells --shapes='gru:4,100,64,64;...'
   python -m experiments.benchmark --suite=loop,generation
+
+Against peers, each in its own process, its values compared before it is timed
+(`pip install -e '.[peers]'` has them; what is missing is named and left out):
+
+cells: layers of LSTM, GRU, RNN: forward, forward and backward, train step.
+linear: the linear recurrence by our kernel, `associative_scan`, `scan`.
+newton: all ticks at once, against loops.
+decode: sampling from a language model, tokens handed to the host.
+
+Within this process:
 
 loop: training throughput against the bare compiled step on one batch.
 generation: decoding on the device against one compiled call a token, with the
   choice of the token in it, and against a compiled step and a choice outside.
+
+Prints tables; writes benchmark.json and benchmark.png to the workdir.
 """
 
 import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 import typing
@@ -23,8 +43,10 @@ from flax import nnx
 
 from experiments import config as config_lib
 from experiments import generate, language_model, runner
+from experiments.benchmarks import contestants, picture, problems, report
+from experiments.benchmarks.referee import TOLERANCES, Referee
 from recurrent import decoding, optim, sharding
-from recurrent.errors import ConfigError
+from recurrent.errors import ConfigError, UserError, WorkdirError
 from recurrent.models import LanguageModel
 from recurrent.training import loop, step
 from recurrent.training.checkpoint import Checkpoints
@@ -32,53 +54,207 @@ from recurrent.training.preemption import Preemption
 from recurrent.training.progress import Progress
 from recurrent.training.writers import MetricsWriter
 
+LOG = logging.getLogger("recurrent")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(config_lib.Checked):
   """Flags of benchmark.
 
   Args:
-    suite: what to measure, separated by commas: loop, generation.
-    rounds: turns of each contestant.
+    workdir: directory of benchmark.json and benchmark.png.
+    suite: what to measure, separated by commas: cells, linear, newton, decode,
+      loop, generation.
+    peers: contestants of the first four suites, separated by commas; empty:
+      all.
+    shapes: of the first four suites: "default", "all" (hours on a small CPU),
+      or names and B,T,D,H, separated by semicolons.
+    dtype: what they compute in: float32 or bfloat16.
+    seconds: what the turns of all contestants on one shape and work may take,
+      in the first four suites; there are 3 rounds even so.
+    threads: of each contestant in the first four suites; 0: all processors.
+    rounds: turns of each contestant, at most.
     steps: training steps a turn, in the suite loop.
     tokens: tokens a turn, in the suite generation.
     features: width of the model in the suite generation.
   """
 
-  suite: str = "loop,generation"
-  rounds: int = 5
+  workdir: str = "runs/benchmark"
+  suite: str = "cells,linear,newton,decode"
+  peers: str = ""
+  shapes: str = "default"
+  dtype: str = "float32"
+  seconds: float = 5.0
+  threads: int = 0
+  rounds: int = 7
   steps: int = 40
   tokens: int = 1024
   features: int = 256
 
-  NEEDS_WORKDIR: typing.ClassVar[bool] = False
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
     "rounds steps tokens features".split()
   )
+  CHOICES: typing.ClassVar[dict[str, typing.Sequence[str]]] = {
+    "dtype": tuple(TOLERANCES)
+  }
+
+  def suites(self) -> list[str]:
+    """The suites to run.
+
+    Raises:
+      ConfigError: if one is unknown.
+    """
+    suites = self.suite.split(",")
+    known = [*problems.WORKS, *SUITES]
+    for name in suites:
+      if name not in known:
+        raise ConfigError(
+          f"--suite={name} is unknown", f"use some of {', '.join(known)}"
+        )
+    return suites
 
 
 def run(config: Config) -> dict[str, Any]:
-  """Runs the suites; returns their medians and ratios."""
-  suites = config.suite.split(",")
+  """Runs the suites; returns their ratios."""
+  suites = config.suites()
+  against_peers = [name for name in suites if name in problems.WORKS]
+  chosen = problems.choose(config.shapes, against_peers)
+  names = contestants.choose(config.peers, against_peers)
+  workdir = Path(config.workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise WorkdirError(
+      f"--workdir={workdir} cannot be made: {error.strerror}",
+      "name a directory that can be written to",
+    ) from error
+  results: dict[str, Any] = {"command": sys.argv, "machine": machine()}
+  if against_peers:
+    results |= compete(config, chosen, names, results["machine"])
   for name in suites:
-    if name not in SUITES:
-      raise ConfigError(
-        f"--suite={name} is unknown", f"use some of {', '.join(SUITES)}"
-      )
-  results: dict[str, Any] = {
-    "device": jax.devices()[0].device_kind,
-    "jax": jax.__version__,
-    "python": platform.python_version(),
+    if name in SUITES:
+      results[name] = SUITES[name](config)
+  path = workdir / "benchmark.json"
+  path.write_text(json.dumps(results, indent=1) + "\n")
+  LOG.info("Written to %s.", path)
+  if results.get("rows"):
+    found = results["machine"]
+    picture.draw(
+      results["rows"],
+      f"{found['processor']}, {found['threads']} threads, {found['platform']},"
+      f" {config.dtype}; "
+      + ", ".join(f"{k} {v}" for k, v in found["versions"].items()),
+      workdir / "benchmark.png",
+    )
+  if results.get("refused"):
+    shape, refused = next(iter(results["refused"].items()))
+    name, reason = next(iter(refused.items()))
+    raise UserError(
+      f"{name} was refused on {shape}: {reason}",
+      f"{path} has the rest, without what was refused; mend the contestant",
+    )
+  return {k: v for k, v in results.items() if k not in ("rows", "command")}
+
+
+def machine() -> dict[str, Any]:
+  """What numbers depend on besides the code."""
+  versions = {"python": platform.python_version()}
+  for name in ("jax", "flax", "torch", "keras", "dm-haiku", "equinox"):
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  processor = platform.processor() or platform.machine()
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    lines = []
+  for line in lines:
+    if line.startswith("model name"):
+      processor = line.partition(":")[2].strip()
+      break
+  return {
+    "processor": processor,
+    "processors": os.cpu_count(),
+    "load": os.getloadavg()[0],
+    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    "versions": versions,
   }
-  for name in suites:
-    results[name] = SUITES[name](config)
-  return results
+
+
+def compete(
+  config: Config,
+  chosen: list[problems.Problem],
+  names: dict[str, list[str]],
+  about: dict[str, Any],
+) -> dict[str, Any]:
+  """Runs the suites against peers, and prints what comes out.
+
+  Args:
+    config: the flags.
+    chosen: the problems.
+    names: contestants of each suite.
+    about: the machine; its device, threads and FLOP/s are added to it.
+
+  Returns:
+    The skipped contestants, the refused ones, the targets, and all rows.
+  """
+  skipped = {
+    name: reason
+    for suite in names
+    for name in names[suite]
+    if (reason := contestants.missing(contestants.CONTESTANTS[suite][name]))
+  }
+  for name, reason in skipped.items():
+    print(f"{name} is skipped: {reason}")
+  rows: list[report.Row] = []
+  refused: dict[str, dict[str, str]] = {}
+  if about["load"] > 0.5 * about["processors"]:
+    LOG.warning(
+      "This machine is busy (load %.1f): the numbers will not be its own.",
+      about["load"],
+    )
+  for suite, members in names.items():
+    present = [name for name in members if name not in skipped]
+    with Referee(
+      dtype=config.dtype,
+      rounds=config.rounds,
+      seconds=config.seconds,
+      threads=config.threads,
+    ) as referee:
+      if "flops" not in about:
+        about |= {"threads": referee.threads, **referee.peak()}
+        print(
+          f"{about['processor']}, {about['threads']} threads,"
+          f" {about['platform']}: a {config.dtype} product at"
+          f" {about['flops'] / 1e9:.4g} GFLOP/s"
+        )
+      for problem in chosen:
+        if problem.suite != suite:
+          continue
+        contest = referee.contest(problem, present)
+        found = report.rows(contest, about["flops"])
+        print(f"\n{problem.name}, ms\n{report.show_rows(found)}", flush=True)
+        for name, reason in contest.left_out.items():
+          print(f"{name} is left out: it {reason}")
+        for name, reason in contest.refused.items():
+          print(f"{name} is REFUSED: {reason}")
+          refused.setdefault(problem.name, {})[name] = reason
+        rows += found
+  targets = report.targets(rows)
+  print(f"\n{report.show_ratios(rows)}\n\n{report.show_targets(targets)}")
+  return {
+    "skipped": skipped,
+    "refused": refused,
+    "targets": [{**t._asdict(), "met": t.met} for t in targets],
+    "rows": rows,
+  }
 
 
 def measure(
   contestants: dict[str, Callable[[], None]], units: int, rounds: int
 ) -> dict[str, Any]:
-  """Times contestants in turn, so that all meet the same noise.
+  """Times functions of this process in turn, so that all meet the same noise.
 
   Args:
     contestants: by name, each does its work and waits for it.

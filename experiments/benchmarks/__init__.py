@@ -1,0 +1,11 @@
+"""`experiments.benchmark` against peers: one process each, in turn.
+
+problems.py      what is computed: shapes, parameters, inputs
+contestants.py   who computes it; a row each
+peers/           how each library computes it
+entries.py       one contestant with one problem: the calls that are timed
+worker.py        the process of a contestant
+referee.py       starts the workers, compares what they give, times in turn
+report.py        medians, ratios, targets, tables
+picture.py       the same as dots
+"""

@@ -1,0 +1,236 @@
+"""What is computed: shapes, parameters, inputs. NumPy only.
+
+Every contestant gets the same float32 arrays, batch first, and starts from
+zeros. The GRU's inner bias is zero, since Flax has none.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recurrent import cells
+from recurrent.converters.arrays import KINDS
+from recurrent.errors import ConfigError
+
+FORWARD, BACKWARD, STEP = "forward", "forward+backward", "train step"
+WORKS = {
+  "cells": (FORWARD, BACKWARD, STEP),
+  "linear": (FORWARD, BACKWARD),
+  "newton": (FORWARD, BACKWARD),
+  "decode": ("tokens",),
+}
+VOCABULARY = 103  # of the decode suite, as of `pydoc`'s characters
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One shape of one suite.
+
+  Args:
+    suite: a key of `WORKS`.
+    kind: "lstm", "gru" or "rnn"; "linear" for a bare linear recurrence.
+    batch: rows B.
+    time: ticks T; in the decode suite tokens a call.
+    in_features: width D of the inputs.
+    features: width H of a layer, one direction.
+    layers: how many.
+    bidirectional: whether there are two directions.
+    structure: of the recurrent product, "dense" or "diagonal".
+    large: whether it runs only when asked for.
+  """
+
+  suite: str
+  kind: str
+  batch: int
+  time: int
+  in_features: int
+  features: int
+  layers: int = 1
+  bidirectional: bool = False
+  structure: str = "dense"
+  large: bool = False
+
+  @property
+  def name(self) -> str:
+    """As `--shapes` takes it: lstm-64x100x128x128 is B x T x D x H."""
+    sizes = [self.batch, self.time, self.in_features, self.features]
+    parts = [self.kind, "x".join(map(str, sizes))]
+    if self.suite not in ("cells", self.kind):
+      parts.insert(0, self.suite)
+    parts += [f"{self.layers}layers"] * (self.layers > 1)
+    parts += ["bidirectional"] * self.bidirectional
+    parts += [self.structure] * (self.structure != "dense")
+    return "-".join(parts)
+
+  def flops(self, work: str) -> int:
+    """Of the products that cannot be left out: a backward pass has twice."""
+    passes = 1 if work in (FORWARD, "tokens") else 3
+    if self.suite == "linear":
+      return passes * 2 * self.batch * self.time * self.features
+    total, width = 0, self.in_features
+    directions = 1 + self.bidirectional
+    for _ in range(self.layers):
+      seen = width + (self.features if self.structure == "dense" else 1)
+      total += directions * KINDS[self.kind] * self.features * seen
+      width = directions * self.features
+    if self.suite == "decode":
+      total += self.features * VOCABULARY
+    return passes * 2 * self.batch * self.time * total
+
+
+def _cells(kind, *sizes, **more):
+  return Problem("cells", kind, *sizes, **more)
+
+
+def _newton(kind, time, structure, **more):
+  return Problem("newton", kind, 1, time, 16, 16, structure=structure, **more)
+
+
+PROBLEMS = (
+  _cells("lstm", 64, 100, 128, 128),
+  _cells("lstm", 32, 10, 1, 64),
+  _cells("lstm", 20, 35, 650, 650),
+  _cells("lstm", 1, 256, 512, 512),
+  _cells("lstm", 1, 1000, 1024, 1024),
+  _cells("lstm", 20, 35, 650, 650, layers=2),
+  _cells("lstm", 32, 100, 256, 256, bidirectional=True),
+  _cells("gru", 64, 100, 128, 128),
+  _cells("gru", 20, 35, 650, 650),
+  _cells("gru", 1, 256, 512, 512),
+  _cells("rnn", 64, 100, 128, 128),
+  _cells("rnn", 20, 35, 650, 650),
+  *(
+    _cells(kind, *sizes, large=True)
+    for kind in ("lstm", "gru")
+    for sizes in (
+      (80, 70, 400, 1150),
+      (128, 512, 512, 512),
+      (16, 1024, 768, 768),
+    )
+  ),
+  Problem("linear", "linear", 8, 4096, 256, 256),
+  Problem("linear", "linear", 1, 65536, 64, 64),
+  Problem("linear", "linear", 8, 4096, 1536, 1536, large=True),
+  _newton("gru", 1_000, "diagonal"),
+  _newton("gru", 10_000, "diagonal"),
+  _newton("gru", 100_000, "diagonal"),
+  _newton("lstm", 1_000, "dense"),
+  _newton("lstm", 10_000, "dense"),
+  _newton("lstm", 100_000, "dense", large=True),
+  Problem("decode", "lstm", 1, 256, 128, 256),
+  Problem("decode", "lstm", 32, 256, 128, 256),
+  Problem("decode", "lstm", 1, 256, 128, 1024),
+  Problem("decode", "lstm", 32, 256, 128, 1024),
+)
+
+
+def choose(shapes: str, suites: Sequence[str]) -> list[Problem]:
+  """The problems of some suites that `--shapes` asks for.
+
+  Args:
+    shapes: "default", "all", or names and quadruples B,T,D,H separated by
+      semicolons; a quadruple is an LSTM of the suite cells, or what stands
+      before it, as in gru:64,100,128,128.
+    suites: keys of `WORKS`.
+
+  Raises:
+    ConfigError: if a shape is unknown, or a suite is left without any.
+  """
+  if shapes in ("default", "all"):
+    found = [p for p in PROBLEMS if shapes == "all" or not p.large]
+  else:
+    found = [_named(text.strip()) for text in shapes.split(";")]
+  for suite in suites:
+    if not any(problem.suite == suite for problem in found):
+      raise ConfigError(
+        f"--shapes={shapes} has none of the suite {suite}",
+        "name some of its shapes, or leave it out of --suite",
+      )
+  return [problem for problem in found if problem.suite in suites]
+
+
+def _named(text):
+  numbers = re.fullmatch(r"(?:(\w+):)?(\d+),(\d+),(\d+),(\d+)", text)
+  if numbers:
+    kind, *sizes = numbers.groups()
+    sizes = [int(size) for size in sizes]
+    if (kind or "lstm") in KINDS and min(sizes) > 0:
+      return _cells(kind or "lstm", *sizes)
+  for problem in PROBLEMS:
+    if problem.name == text:
+      return problem
+  names = ", ".join(problem.name for problem in PROBLEMS)
+  raise ConfigError(
+    f"--shapes: {text!r} is unknown",
+    f'use "default", "all", B,T,D,H, gru:B,T,D,H or some of {names}',
+  )
+
+
+class Drawn(NamedTuple):
+  """Arrays of a problem, float32.
+
+  Attributes:
+    layers: parameters of the cells, [layer][direction].
+    inputs: [batch, time, in_features]; [time, batch, H] drive if linear;
+      token ids [batch, 8] of a prompt if decode.
+    weights: like the outputs; the loss is the mean of outputs * weights.
+    more: "decay" if linear; "embedding", "kernel", "bias" if decode.
+  """
+
+  layers: list[list[Any]]
+  inputs: np.ndarray
+  weights: np.ndarray
+  more: dict[str, np.ndarray]
+
+
+def draw(problem: Problem) -> Drawn:
+  """The arrays of a problem, the same in every process."""
+  rng = np.random.default_rng(0)
+
+  def normal(*shape):
+    return rng.standard_normal(shape, np.float32)
+
+  def uniform(*shape, bound):
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+  b, t, h = problem.batch, problem.time, problem.features
+  if problem.suite == "linear":
+    decay = rng.uniform(0.9, 1, (t, b, h)).astype(np.float32)
+    return Drawn([], normal(t, b, h), normal(t, b, h), {"decay": decay})
+  directions = 1 + problem.bidirectional
+  layers, width = [], problem.in_features
+  for _ in range(problem.layers):
+    layers.append(
+      [
+        _params(problem, width, lambda *s: uniform(*s, bound=h**-0.5))
+        for _ in range(directions)
+      ]
+    )
+    width = directions * h
+  if problem.suite == "decode":
+    more = {
+      "embedding": normal(VOCABULARY, problem.in_features),
+      # Large enough that no two logits are nearly the same.
+      "kernel": 8 * h**-0.5 * normal(h, VOCABULARY),
+      "bias": normal(VOCABULARY),
+    }
+    prompt = rng.integers(0, VOCABULARY, (b, 8)).astype(np.int32)
+    return Drawn(layers, prompt, np.zeros(0, np.float32), more)
+  return Drawn(
+    layers, normal(b, t, problem.in_features), normal(b, t, width), {}
+  )
+
+
+def _params(problem, width, uniform):
+  gates, h = KINDS[problem.kind], problem.features
+  dense = problem.structure == "dense"
+  kernel = uniform(width, gates * h)
+  recurrent = uniform(*((h, gates * h) if dense else (gates, h)))
+  bias = uniform(gates * h)
+  if problem.kind == "gru":
+    return cells.GRUParams(kernel, recurrent, bias, np.zeros(h, np.float32))
+  make = cells.LSTMParams if problem.kind == "lstm" else cells.RNNParams
+  return make(kernel, recurrent, bias)
