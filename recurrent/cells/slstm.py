@@ -1,4 +1,4 @@
-"""sLSTM: exponential gates with a normaliser and a stabiliser (Beck et al.)."""
+"""sLSTM: exponential gates over their running sum (Beck et al.)."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -21,19 +21,21 @@ class SLSTMParams(NamedTuple):
 
 
 class SLSTMCarry(NamedTuple):
-  """Carry of `SLSTM`: cell and normaliser are over exp(stabiliser)."""
+  """Carry of `SLSTM`: the cell over the normaliser, c / n, and log n."""
 
   hidden: Float[Array, "*B H"]
   cell: Float[Array, "*B H"]
-  normaliser: Float[Array, "*B H"]
-  stabiliser: Float[Array, "*B H"]
+  log_normaliser: Float[Array, "*B H"]
 
 
 @dataclasses.dataclass(frozen=True)
 class SLSTM(Structured, base.GatedCell):
   """c' = f c + i g, n' = f n + i, h' = o c' / n'; i = exp, f = sigmoid.
 
-  Carried over exp(m), m' = max(log f + m, log i), so that nothing overflows.
+  Carried as c / n, which is a mean of the g so far, and log n, so that nothing
+  overflows. The paper carries c and n over the exponential of a running
+  maximum; that is the same function, but Newton's method divides by guesses
+  of n there, which may be zero, and explodes.
 
   Args:
     features: width H.
@@ -59,13 +61,10 @@ class SLSTM(Structured, base.GatedCell):
     )
 
   def initial_carry(self, params, batch_shape):
-    """Zeros, over a maximum below all others.
-
-    With a maximum of 0, as in the paper, an input gate below exp(-100) would
-    make the first normaliser zero. Over nothing, any maximum means the same.
-    """
+    """Zeros, over the logarithm of nothing."""
     start = base.zeros(params, batch_shape, self.features)
-    return SLSTMCarry(start, start, start, jnp.full_like(start, -1e30))
+    # Finite, since minus infinity has no gradient.
+    return SLSTMCarry(start, start, jnp.full_like(start, -1e30))
 
   def project(self, params, inputs):
     """X W + b."""
@@ -76,16 +75,14 @@ class SLSTM(Structured, base.GatedCell):
     return self.structure.product(carry.hidden, params.recurrent)
 
   def gate(self, params, carry, projected, mixed):
-    """The gates over their running maximum."""
+    """The gates over their running sum."""
     del params
     log_i, f, g, o = base.split_gates(
       base.as_carry(projected + mixed, carry), 4
     )
-    kept = jax.nn.log_sigmoid(f) + carry.stabiliser
-    stabiliser = jnp.maximum(kept, log_i)
-    f, i = jnp.exp(kept - stabiliser), jnp.exp(log_i - stabiliser)
-    cell = f * carry.cell + i * jnp.tanh(g)
-    normaliser = f * carry.normaliser + i
-    hidden = jax.nn.sigmoid(o) * cell / normaliser
-    carry = SLSTMCarry(hidden, cell, normaliser, stabiliser)
+    kept = jax.nn.log_sigmoid(f) + carry.log_normaliser
+    old, new = jax.nn.sigmoid(kept - log_i), jax.nn.sigmoid(log_i - kept)
+    cell = old * carry.cell + new * jnp.tanh(g)
+    hidden = jax.nn.sigmoid(o) * cell
+    carry = SLSTMCarry(hidden, cell, jnp.logaddexp(kept, log_i))
     return carry, hidden.astype(projected.dtype)

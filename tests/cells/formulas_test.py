@@ -81,14 +81,13 @@ def lstm_layer_norm(p, carry, x):
 
 def slstm(p, carry, x):
   # As printed before it is stabilised: exponentials, and their sum.
-  h, c, n, m = carry
+  h, mean, log_n = carry
   i, f, g, o = np.split(x @ p.kernel + h @ p.recurrent + p.bias, 4)
-  c, n = c * np.exp(m), n * np.exp(m)
-  c = sigmoid(f) * c + np.exp(i) * np.tanh(g)
+  n = np.exp(log_n)
+  c = sigmoid(f) * mean * n + np.exp(i) * np.tanh(g)
   n = sigmoid(f) * n + np.exp(i)
   h = sigmoid(o) * c / n
-  m = np.maximum(np.log(sigmoid(f)) + m, i)
-  return (h, c / np.exp(m), n / np.exp(m), m), h
+  return (h, c / n, np.log(n)), h
 
 
 def gru_layer_norm(p, carry, x):
@@ -249,3 +248,17 @@ def test_the_cell_is_the_formula(name, data):
   )
   outputs, carry = forward(cell)(case)
   assert_close((outputs, tuple(carry)), want, 1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@law
+@given(data=st.data())
+def test_an_slstm_begins_with_a_sum_of_nothing(data):
+  # However small, the first input gate is then all of the sum: c / n = tanh(g).
+  cell = CELLS["slstm"](4)
+  case = data.draw(cases(cell, ((3, 1, 2),)))
+  p = case.params._replace(bias=case.params.bias - np.repeat([200, 0], [4, 12]))
+  case = case._replace(params=p, carry=None, mask=None, resets=None)
+  _, _, g, o = np.split(case.inputs[:, 0] @ p.kernel + p.bias, 4, axis=-1)
+  outputs, _ = forward(cell)(case)
+  assert_close(outputs[:, 0], sigmoid(o) * np.tanh(g), 1e-12)
