@@ -6,7 +6,7 @@ guessed. Where a library has two biases that are only ever added, ours is their
 sum, and the second is zero on the way back.
 """
 
-from recurrent.converters.flax import from_flax, to_flax
+from recurrent.converters.flax import from_flax, from_nnx, to_flax, to_nnx
 from recurrent.converters.haiku import from_haiku, to_haiku
 from recurrent.converters.keras import from_keras, to_keras
 from recurrent.converters.torch import (
@@ -21,10 +21,12 @@ __all__ = [
   "from_flax",
   "from_haiku",
   "from_keras",
+  "from_nnx",
   "from_torch",
   "to_cudnn",
   "to_flax",
   "to_haiku",
   "to_keras",
+  "to_nnx",
   "to_torch",
 ]

@@ -1,4 +1,4 @@
-"""Flax linen's LSTMCell, OptimizedLSTMCell, GRUCell and SimpleCell."""
+"""Flax's LSTMCell, OptimizedLSTMCell, GRUCell and SimpleCell: linen and NNX."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -72,6 +72,65 @@ def to_flax(params: Params) -> dict[str, dict[str, np.ndarray]]:
   else:
     for g in gates:
       out[f"h{g}"]["bias"] = b[g]
+  return out
+
+
+def from_nnx(params: Mapping[str, Any], kind: str) -> Params:
+  """Parameters from an NNX cell.
+
+  Args:
+    params: `nnx.state(cell, nnx.Param)`, or a dict like it, nested or flat
+      ("dense_i/kernel").
+    kind: "rnn" (SimpleCell), "lstm" (LSTMCell or OptimizedLSTMCell) or "gru",
+      which has no bias inside the reset product: `recurrent_bias` is zero.
+
+  Raises:
+    ValueError: if an array is missing, left over or of another shape.
+  """
+  blocks = check_kind(kind)
+  flat = _flat(params)
+  if "ii/kernel" in flat:  # LSTMCell, whose `if` is a word of Python's
+    flat["if/kernel"] = flat.pop("if_/kernel", None)
+    return from_flax({k: v for k, v in flat.items() if v is not None}, kind)
+  named = Named(flat)
+  width = len(named.take("dense_h/kernel", None, None))
+  kernel = named.take("dense_i/kernel", None, blocks * width)
+  recurrent = named.take("dense_h/kernel", width, blocks * width)
+  side = "h" if kind == "lstm" else "i"
+  bias = named.take(f"dense_{side}/bias", blocks * width)
+  named.finish()
+  if kind == "gru":
+    return GRUParams(kernel, recurrent, bias, named.zeros(width))
+  return (RNNParams if kind == "rnn" else LSTMParams)(kernel, recurrent, bias)
+
+
+def to_nnx(
+  params: Params, *, optimized: bool = False
+) -> dict[str, dict[str, np.ndarray]]:
+  """What `nnx.update(cell, ..)` takes to give an NNX cell these parameters.
+
+  Args:
+    params: of a dense `RNN`, `LSTM` or `GRU`.
+    optimized: for an OptimizedLSTMCell instead of an LSTMCell.
+
+  Raises:
+    ValueError: if a GRU's `recurrent_bias` is not zero, since nnx.GRUCell has
+      none (google/flax#5594), or what is not an LSTM shall be optimized.
+  """
+  lstm = isinstance(params, LSTMParams)
+  if optimized and not lstm:
+    raise ValueError(f"optimized needs LSTMParams, got {type(params).__name__}")
+  if lstm and not optimized:
+    parts = to_flax(params)
+    return {f"{k}_" if k == "if" else k: v for k, v in parts.items()}
+  if isinstance(params, GRUParams) and np.any(params.recurrent_bias):
+    raise ValueError(
+      "recurrent_bias must be zero, since nnx.GRUCell has no such bias; got"
+      f" {np.asarray(params.recurrent_bias)}"
+    )
+  kernel, recurrent, bias = map(np.asarray, params[:3])
+  out = {"dense_i": {"kernel": kernel}, "dense_h": {"kernel": recurrent}}
+  out["dense_h" if lstm else "dense_i"]["bias"] = bias
   return out
 
 

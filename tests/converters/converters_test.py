@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.experimental import rnn
 
 from recurrent import converters, unroll
-from recurrent.cells import GRU, LSTM, RNN, GRUResetBefore
+from recurrent.cells import GRU, LSTM, RNN, GRUResetBefore, LSTMCarry
 from recurrent.cells.lstm_variants import LSTMVariant
 from tests.cells.cases import assert_close
 
@@ -53,7 +55,7 @@ def ours(cell, params, inputs, weights, **how):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-  "library", ["torch", "cudnn", "keras", "flax", "haiku"]
+  "library", ["torch", "cudnn", "keras", "flax", "nnx", "haiku"]
 )
 def test_there_and_back_is_where_one_was(library, kind):
   params = filled(CELLS[kind](H).init(jax.random.key(0), D))
@@ -69,7 +71,10 @@ def test_there_and_back_is_where_one_was(library, kind):
   else:
     if kind == "gru":  # has one bias only
       params = params._replace(recurrent_bias=0 * params.recurrent_bias)
-    back = converters.from_haiku(converters.to_haiku(params), kind)
+    if library == "nnx":
+      back = converters.from_nnx(converters.to_nnx(params), kind)
+    else:
+      back = converters.from_haiku(converters.to_haiku(params), kind)
   assert type(back) is type(params)
   assert_close(back, params, 1e-6)
 
@@ -106,6 +111,58 @@ def test_flax_linen_has_the_same_values_and_gradients(kind, name):
   assert_close(gradients[1], d_inputs, 1e-4)
   assert_close(gradients[0], convert(d_params), 1e-4)
   assert_close(converters.to_flax(convert(params)), params["cell"], 1e-6)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+  ("kind", "name"),
+  [
+    ("rnn", "SimpleCell"),
+    ("lstm", "LSTMCell"),
+    ("lstm", "OptimizedLSTMCell"),
+    ("gru", "GRUCell"),
+  ],
+)
+def test_flax_nnx_has_the_same_values_and_gradients(kind, name):
+  module = nnx.RNN(getattr(nnx, name)(D, H, rngs=nnx.Rngs(0)))
+  inputs, weights = drawn(B, T, D), drawn(B, T, H, seed=2)
+  params = filled(nnx.to_pure_dict(nnx.state(module.cell, nnx.Param)))
+  nnx.update(module.cell, params)
+  graph, state, rest = nnx.split(module, nnx.Param, ...)
+  start = module.cell.initialize_carry((B, D), nnx.Rngs(0))
+
+  def loss(state, inputs):
+    run = nnx.merge(graph, state, rest)
+    outputs = run(inputs, initial_carry=start)
+    return jnp.sum(outputs * weights), outputs
+
+  (d_state, d_inputs), want = jax.grad(loss, argnums=(0, 1), has_aux=True)(
+    state, jnp.asarray(inputs)
+  )
+  convert = lambda state: converters.from_nnx(state["cell"], kind)
+  outputs, gradients = ours(CELLS[kind](H), convert(state), inputs, weights)
+  assert_close(outputs, want, 1e-5)
+  assert_close(gradients[1], d_inputs, 1e-4)
+  got = gradients[0]
+  if kind == "gru":  # whose inner bias theirs is a constant zero
+    got = got._replace(recurrent_bias=0 * got.recurrent_bias)
+  assert_close(got, convert(d_state), 1e-4)
+  # And back, into a cell that was drawn anew.
+  back = converters.to_nnx(
+    convert(state), optimized=name == "OptimizedLSTMCell"
+  )
+  again = nnx.RNN(getattr(nnx, name)(D, H, rngs=nnx.Rngs(1)))
+  nnx.update(again.cell, back)
+  assert_close(again(inputs), want, 1e-6)
+
+
+def test_a_gru_with_an_inner_bias_does_not_fit_into_nnx():
+  # google/flax#5594: nnx.GRUCell has none, though its docstring does.
+  params = filled(GRU(H).init(jax.random.key(0), D))
+  with pytest.raises(ValueError, match="recurrent_bias must be zero"):
+    converters.to_nnx(params)
+  with pytest.raises(ValueError, match="optimized needs LSTMParams, got GRU"):
+    converters.to_nnx(params, optimized=True)
 
 
 # Keras.
@@ -156,6 +213,16 @@ def test_keras_has_the_same_values_and_gradients(kind, bias, backward):
   assert_close(gradients[0].kernel, convert(d_variables).kernel, 1e-4)
   assert_close(gradients[0].recurrent, convert(d_variables).recurrent, 1e-4)
   if bias:
+    if kind == "gru" and after:
+      # Two biases that are only added, of z and r, have one gradient.
+      got = np.array(converters.to_keras(gradients[0])[2])
+      got[1, : 2 * H] = got[0, : 2 * H]
+    elif kind == "gru":
+      once = gradients[0]._replace(recurrent_bias=np.zeros(H, np.float32))
+      got = converters.to_keras(once, reset_after=False)[2]
+    else:
+      got = gradients[0].bias
+    assert_close(got, d_variables[2], 1e-4)
     back = converters.to_keras(params, reset_after=after)
     layer.set_weights(back)
     assert_close(layer(inputs)[:, :: -1 if backward else 1], want, 1e-5)
@@ -203,14 +270,16 @@ def test_haiku_has_the_same_values_and_gradients(kind):
   outputs, gradients = ours(cell, ported, inputs, weights)
   assert_close(outputs, want, 1e-5)
   assert_close(gradients[1], d_inputs, 1e-4)
-  # The forget bias of Haiku is 1 less: its gradient is the same.
-  back = converters.to_haiku(gradients[0]._replace(bias=gradients[0].bias))
-  if kind == "gru":
-    names = ["w_i", "w_h"]
-  else:
-    names = [n for n in flat(d_params) if n.endswith("w")]
-  for name in names:
-    assert_close(back[name], flat(d_params)[name], 1e-4)
+  d = gradients[0]
+  if kind == "lstm":
+    # The forget bias of Haiku is 1 less: its gradient is the same.
+    d = d._replace(bias=d.bias.at[H : 2 * H].add(1))
+  elif kind == "gru":  # its candidate has one bias
+    d = d._replace(recurrent_bias=jnp.zeros(H))
+  back = converters.to_haiku(d)
+  if kind == "rnn":  # two biases that are only added
+    back["linear_1/b"] = back["linear/b"]
+  assert_close(back, flat(d_params), 1e-4)
 
 
 # torch.
@@ -291,10 +360,14 @@ def test_torch_has_the_same_values_and_gradients(
   assert_close(d_inputs, theirs.grad.numpy(), 1e-4)
   converted = converters.to_torch(d_params)
   for name, want in want_gradients.items():
-    if name.startswith("weight"):
-      assert_close(converted[name], want, 1e-4)
-    elif "bias_ih" in name and kind != "gru":
-      assert_close(converted[name], want, 1e-4)
+    got = converted[name]
+    if name.startswith("bias_hh"):
+      # Two biases that are only added have one gradient: all of them, but for
+      # a GRU's candidate, whose second is inside the reset product.
+      added = 2 * H if kind == "gru" else len(got)
+      outer = converted[name.replace("hh", "ih")]
+      got = np.concatenate([outer[:added], got[added:]])
+    assert_close(got, want, 1e-4)
   back = converters.to_torch(params, bias=bias)
   assert set(back) == set(state)
   module.load_state_dict(
@@ -303,6 +376,78 @@ def test_torch_has_the_same_values_and_gradients(
   again = module(theirs)[0] if not lengths else None
   if again is not None:
     assert_close(again.detach().numpy(), outputs.detach().numpy(), 1e-5)
+
+
+# cuDNN.
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_cudnn_weights_mean_what_they_mean_to_jax(
+  layers, bidirectional, lengths
+):
+  sizes = (D, H, layers, bidirectional)
+  flat = 0.5 * drawn(rnn.get_num_params_in_lstm(*sizes))
+  inputs = drawn(B, T, D, seed=1)
+  pseudo_layers = layers * (1 + bidirectional)
+  starts = 0.5 * drawn(2, pseudo_layers, B, H, seed=2)
+  # Not zero: there their carry is that of the last padded tick.
+  length = np.array([T, 3, 1] if lengths else [T] * B, np.int32)
+  weights = drawn(B, T, H * (1 + bidirectional), seed=3)
+
+  def theirs(flat, inputs):
+    parts = rnn.unpack_lstm_weights(flat, *sizes)
+    outputs, hidden, cell = rnn.lstm_ref(
+      inputs, *starts, *parts, length, D, H, layers, 0.0, bidirectional
+    )
+    return jnp.sum(outputs * weights), (outputs, hidden, cell)
+
+  def ours(params, inputs):
+    mask = jnp.arange(T) < length[:, None]
+    carries = []
+    for k, layer in enumerate(params):
+      halves = []
+      for reverse, one in enumerate(layer):
+        start = LSTMCarry(*starts[:, k * len(layer) + reverse])
+        carry, half = unroll(
+          LSTM(H), one, start, inputs, mask=mask, reverse=bool(reverse)
+        )
+        carries.append(carry)
+        halves.append(half)
+      inputs = jnp.concatenate(halves, axis=-1)
+    hidden, cell = map(jnp.stack, zip(*carries, strict=True))
+    return jnp.sum(inputs * weights), (inputs, hidden, cell)
+
+  params = converters.from_cudnn(
+    flat,
+    "lstm",
+    in_features=D,
+    features=H,
+    layers=layers,
+    bidirectional=bidirectional,
+  )
+  params = jax.tree.map(jnp.asarray, params)
+  both = lambda run, *args: jax.jit(
+    jax.grad(run, argnums=(0, 1), has_aux=True)
+  )(*args)
+  (d_params, d_inputs), got = both(ours, params, jnp.asarray(inputs))
+  (d_flat, d_want), want = both(theirs, jnp.asarray(flat), inputs)
+  assert_close(got, want, 1e-5)
+  assert_close(d_inputs, d_want, 1e-4)
+  # Both biases have the gradient of their sum; ours is in the first.
+  d_flat = converters.from_cudnn(
+    d_flat,
+    "lstm",
+    in_features=D,
+    features=H,
+    layers=layers,
+    bidirectional=bidirectional,
+  )
+  twice = lambda d: d._replace(bias=2 * d.bias)
+  d_params = [[twice(d) for d in layer] for layer in d_params]
+  assert_close(d_params, d_flat, 1e-4)
 
 
 # What does not fit.
