@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/pydoc
 LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 
-.PHONY: train test lint unit laws mutants faults benchmark-loop lock clean
+.PHONY: train test lint unit laws mutants faults tpu-compile benchmark-loop \
+  lock clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m experiments.language_model --workdir=$(WORKDIR)
@@ -29,7 +30,7 @@ unit: $(VENV)/installed
 # Every law for every cell; about forty minutes.
 laws: $(VENV)/installed
 	RECURRENT_ALL_LAWS=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 \
-	  --dist worksteal tests/cells/laws_test.py
+	  --dist worksteal tests/cells/laws_test.py tests/kernels/pallas_test.py
 
 # Known faults put into cells and executors: does a test notice?
 mutants: $(VENV)/installed
@@ -38,6 +39,19 @@ mutants: $(VENV)/installed
 # Twenty runs killed at random instants; about ten minutes.
 faults: $(VENV)/installed
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.experiments.interruption_test --trials=20
+
+# The TPU kernels through libtpu's compiler, without a TPU; about ten minutes,
+# and 700 MB for libtpu, which stays apart from the environment.
+tpu-compile: $(VENV)/libtpu
+	JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/libtpu $(BIN)/python -m pytest -s \
+	  tests/executors/tpu_compile_test.py
+
+# The version is the one that jax asks for.
+$(VENV)/libtpu: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ "$$( \
+	  $(BIN)/python -c 'from importlib.metadata import requires; \
+	  print(next(r.split(";")[0] for r in requires("jax") \
+	  if r.startswith("libtpu")))')"
 
 # What the training loop costs over the bare step, and generation speed.
 benchmark-loop: $(VENV)/installed

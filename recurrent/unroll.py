@@ -216,7 +216,9 @@ def explain(cell: Cell, method: str = "auto") -> str:
   lines = [f"{cell} runs by {chosen!r}: {asked}"]
   for name, executor in executors.EXECUTORS.items():
     why_not = executor.why_not(cell) or executor.why_not_here(setting)
-    lines.append(f"  {name}: {'no, it ' + why_not if why_not else 'possible'}")
+    remark = f", {executor.remark()}" if executor.remark() else ""
+    verdict = f"no, it {why_not}" if why_not else f"possible{remark}"
+    lines.append(f"  {name}: {verdict}")
   return "\n".join(lines)
 
 

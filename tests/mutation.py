@@ -72,6 +72,13 @@ MUTANTS = [
   ("kernels/linear_scan.py", "d_start = d_drive[first] * decay[first]", "d_start = d_drive[first]"),
   ("kernels/linear_scan.py", "before = _shift(hidden, start, reverse)", "before = hidden"),
   ("kernels/linear_scan.py", "return hidden[short:] if reverse", "return hidden[:time] if reverse"),
+  ("kernels/pallas.py", "ticks = jnp.minimum(size, time - place(t) * size)", "ticks = size"),
+  ("kernels/pallas.py", "k = ticks - 1 - k if reverse else k", "k = k"),
+  ("kernels/pallas.py", "place = (lambda t: last - t) if reverse", "place = (lambda t: t) if reverse"),
+  ("kernels/pallas.py", "@pl.when(t == 0)", "@pl.when(t >= 0)"),
+  ("kernels/pallas.py", "a[0] * b[0] - a[1] * b[1]", "a[0] * b[0] + a[1] * b[1]"),
+  ("executors/fused.py", "outputs.astype(d_outputs.dtype)", "0 * outputs.astype(d_outputs.dtype)"),
+  ("executors/fused.py", "add_wide(jax.tree.map(wide, gate_params), gate_params)", "gate_params"),
   # unroll: what stands around them.
   ("unroll.py", "resets = None if resets is None else resets & mask", "pass"),
   ("unroll.py", "inputs = jax.tree.map(lambda x: select(mask, x, jnp.zeros_like(x)), inputs)", "pass"),

@@ -23,6 +23,8 @@ from recurrent.executors.fused import bulk_gradients, fused
 from recurrent.executors.linear import associative, kernel
 from recurrent.executors.native import kind, native
 from recurrent.executors.newton import Newton, NewtonReport, newton, solve
+from recurrent.executors.pallas import pallas, remark
+from recurrent.executors.pallas import why_not as no_pallas
 from recurrent.executors.scan import scan
 from recurrent.kernels.native import DTYPES, unavailable
 
@@ -58,6 +60,7 @@ class Executor(NamedTuple):
     merit: why "auto" would take it.
     why_not_here: why no cell can run by it in a setting, as "it ...".
     for_bulk: what to do with the parameters before the bulk projection.
+    remark: what to know before running by it on this machine; may be empty.
   """
 
   run: Callable[..., Any]
@@ -65,6 +68,7 @@ class Executor(NamedTuple):
   merit: str
   why_not_here: Callable[[Setting], str] = lambda setting: ""
   for_bulk: Callable[[Any], Any] = bulk_gradients
+  remark: Callable[[], str] = lambda: ""
 
 
 def _only(kind: type, reason: str) -> Callable[[Cell], str]:
@@ -135,11 +139,17 @@ EXECUTORS: dict[str, Executor] = {
     _no_newton,
     "all ticks at once, in rounds",
   ),
+  "pallas": Executor(
+    pallas,
+    no_pallas,
+    "weights and carry stay on the chip",
+    remark=remark,
+  ),
 }
 
 
 def choose(cell: Cell, setting: Setting) -> str:
-  """What "auto" stands for."""
+  """What "auto" stands for: never "pallas", not yet timed on a TPU."""
   if isinstance(cell, MatrixCell):
     return "chunkwise"
   if isinstance(cell, LinearCell):

@@ -39,10 +39,16 @@ def _fused(cell, reverse, params, initial, carry, ticks):
   return scan(cell, reverse, lambda: params, initial, carry, ticks)
 
 
-def forward(cell, reverse, params, initial, carry, ticks):
+def plain_loop(tick, fixed, rows, carry, xs, reverse):
+  """`jax.lax.scan`; another loop may share weights and rows out differently."""
+  tick = functools.partial(tick, fixed, rows)
+  return jax.lax.scan(tick, carry, xs, reverse=reverse)
+
+
+def forward(cell, reverse, params, initial, carry, ticks, loop=plain_loop):
   """Outputs, and what `backward` needs: all carries, what `recur` made."""
 
-  def tick(carry, now):
+  def tick(params, initial, carry, now):
     carry = restart(now.resets, initial, carry)
     mixed = cell.recur(params, carry)
     stepped, outputs = cell.gate(params, carry, now.projected, mixed)
@@ -52,26 +58,35 @@ def forward(cell, reverse, params, initial, carry, ticks):
       (blank(now.mask, outputs), saved),
     )
 
-  carry, (outputs, saved) = jax.lax.scan(tick, carry, ticks, reverse=reverse)
+  carry, (outputs, saved) = loop(tick, params, initial, carry, ticks, reverse)
   return (carry, outputs), (params, initial, ticks, saved)
 
 
-def backward(cell, reverse, residuals, cotangents):
-  """The reverse pass, given all carries and what `recur` made of them."""
+def backward(
+  cell, reverse, residuals, cotangents, loop=plain_loop, gate_in_bulk=False
+):
+  """The reverse pass, given all carries and what `recur` made of them.
+
+  With `gate_in_bulk` the loop leaves the gradients of parameters that `gate`
+  reads to a second pullback of all ticks, for a loop that can sum no weights.
+  """
   params, initial, ticks, (carries, mixed) = residuals
   d_carry, d_outputs = cotangents
   in_gate = _used_by_gate(cell, params, carries, ticks.projected, mixed)
-  gate_params, rebuild = _partition(params, in_gate)
+  in_loop = [used and not gate_in_bulk for used in in_gate]
+  late = in_loop != in_gate
 
   # Only floating-point leaves have a gradient: a count or a mask has none.
   floats, real = _floats(initial), _floats(ticks.projected)
   moving = lambda carry: _partition(carry, floats)[0]
 
-  def tick(accumulated, now):
+  def tick(params, nothing, accumulated, now):
+    del nothing
     d_carry, d_initial, d_gate_params = accumulated
     now, carry, mixed, d_outputs = now
     carry, whole = _partition(carry, floats)
     projected, with_masks = _partition(now.projected, real)
+    gate_params, rebuild = _partition(params, in_loop)
 
     def gate(gate_params, carry, projected, mixed):
       stepped, outputs = cell.gate(
@@ -98,20 +113,42 @@ def backward(cell, reverse, residuals, cotangents):
     # Where a gate only adds the two, their cotangents are one array: save it
     # once.
     same = len(d_projected) == 1 and d_projected[0] is d_mixed
-    return accumulated, (d_projected, None if same else d_mixed)
+    saved = (
+      d_projected,
+      None if same else d_mixed,
+      d_stepped if late else None,
+    )
+    return accumulated, saved
 
   wide = lambda x: jnp.zeros(
     x.shape, jnp.float32 if x.dtype.itemsize < 4 else x.dtype
   )
+  gate_params, rebuild = _partition(params, in_gate)
   start = (
     moving(d_carry),
-    zeros(moving(initial)),
-    jax.tree.map(wide, gate_params),
+    zeros(moving(initial)) if ticks.resets is not None else None,
+    jax.tree.map(wide, [] if late else gate_params),
   )
-  (d_carry, d_initial, d_gate_params), (d_projected, d_mixed) = jax.lax.scan(
-    tick, start, (ticks, carries, mixed, d_outputs), reverse=not reverse
+  xs = (ticks, carries, mixed, d_outputs)
+  (d_carry, d_initial, d_gate_params), saved = loop(
+    tick, params, None, start, xs, not reverse
   )
+  d_projected, d_mixed, d_stepped = saved
   d_mixed = d_projected[0] if d_mixed is None else d_mixed
+  d_initial = zeros(moving(initial)) if d_initial is None else d_initial
+  if late:
+
+    def gate(gate_params):
+      stepped, outputs = cell.gate(
+        rebuild(gate_params), carries, ticks.projected, mixed
+      )
+      # Parameters are wide here, or their sum over all ticks would be narrow.
+      return moving(stepped), outputs.astype(d_outputs.dtype)
+
+    widened = add_wide(jax.tree.map(wide, gate_params), gate_params)
+    (d_gate_params,) = jax.vjp(gate, widened)[1](
+      (d_stepped, blank(ticks.mask, d_outputs))
+    )
   recur = lambda params: cell.recur(bulk_gradients(params), carries)
   (d_params,) = jax.vjp(recur, params)[1](d_mixed)
   d_gate_params = jax.tree.map(

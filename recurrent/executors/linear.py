@@ -12,7 +12,7 @@ from recurrent import kernels
 from recurrent.executors.ticks import blank, hold, select
 
 
-def _linear(scan, cell, reverse, params, initial, carry, ticks):
+def linear(scan, cell, reverse, params, initial, carry, ticks):
   """Folds flags into decay and drive, scans, reads out."""
   decay, drive, skip = cell.terms(ticks.projected)
   start, fresh = cell.pack(carry), cell.pack(initial)
@@ -34,5 +34,5 @@ def _linear(scan, cell, reverse, params, initial, carry, ticks):
   return cell.unpack(last), blank(ticks.mask, outputs)
 
 
-associative = functools.partial(_linear, kernels.associative_scan)
-kernel = functools.partial(_linear, kernels.linear_scan)
+associative = functools.partial(linear, kernels.associative_scan)
+kernel = functools.partial(linear, kernels.linear_scan)

@@ -94,20 +94,21 @@ def linear_scan(
     Martin & Cundy, "Parallelizing linear recurrent neural nets over sequence
     length", 2018.
   """
-  return _linear_scan(reverse, decay, drive, start, resets)
+  return own_gradient(_in_chunks, reverse, decay, drive, start, resets)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear_scan(reverse, decay, drive, start, resets):
-  return _in_chunks(reverse, decay, drive, start, resets)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def own_gradient(run, reverse, decay, drive, start, resets):
+  """`run(reverse, decay, drive, start, resets)`, backwards in its gradient."""
+  return run(reverse, decay, drive, start, resets)
 
 
-def _forward(reverse, decay, drive, start, resets):
-  hidden = _in_chunks(reverse, decay, drive, start, resets)
+def _forward(run, reverse, decay, drive, start, resets):
+  hidden = run(reverse, decay, drive, start, resets)
   return hidden, (decay, start, resets, hidden)
 
 
-def _backward(reverse, residuals, d_hidden):
+def _backward(run, reverse, residuals, d_hidden):
   decay, start, resets, hidden = residuals
   first, last = (-1, 0) if reverse else (0, -1)
   # What reaches a state comes from its output and from the tick after it; none
@@ -116,7 +117,7 @@ def _backward(reverse, residuals, d_hidden):
   cut = None
   if resets is not None:
     cut = _shift(resets, jnp.ones_like(resets[last]), not reverse)
-  d_drive = _in_chunks(not reverse, after, d_hidden, jnp.zeros_like(start), cut)
+  d_drive = run(not reverse, after, d_hidden, jnp.zeros_like(start), cut)
   before = _shift(hidden, start, reverse)
   d_decay = d_drive * before
   d_start = d_drive[first] * decay[first]
@@ -126,7 +127,7 @@ def _backward(reverse, residuals, d_hidden):
   return d_decay, d_drive, d_start, None
 
 
-_linear_scan.defvjp(_forward, _backward)
+own_gradient.defvjp(_forward, _backward)
 
 
 def _shift(array, edge, back):

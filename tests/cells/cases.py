@@ -68,7 +68,11 @@ class Results(NamedTuple):
 
 
 def methods(cell):
-  """The methods, other than "auto", that must run this cell."""
+  """The methods, other than "auto", that must run this cell under the laws.
+
+  Here "pallas" is interpreted, too slow for all laws: it has tests of its own
+  in `tests/kernels/pallas_test.py`.
+  """
   if isinstance(cell, LinearCell):
     matrix = ("chunkwise",) if isinstance(cell, MatrixCell) else ()
     return ("scan", "associative", "kernel", *matrix)

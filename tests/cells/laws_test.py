@@ -57,7 +57,8 @@ both_directions = pytest.mark.parametrize(
 
 def test_the_laws_try_every_method():
   tried = {method for name in CELLS for method in methods(CELLS[name](1))}
-  assert set(METHODS) == {"auto", *tried}
+  # That one has tests of its own: `methods` says why.
+  assert set(METHODS) == {"auto", "pallas", *tried}
 
 
 # One definition, many executors.

@@ -20,7 +20,10 @@ a carry in and out, recomputation, gradients of everything, in float32, float64
 and bfloat16, and equals `"scan"`: 1e-12 in float64, 3e-5 in float32, forward
 and every gradient. `tests/cells/laws_test.py` shows it for every row below
 (`make laws` runs all laws for all rows; `make test` all laws for one cell of
-each kind, and the main ones for all rows).
+each kind, and the main ones for all rows). For `"pallas"`, a kernel for TPUs
+that is interpreted elsewhere, `tests/kernels/pallas_test.py` shows it, within
+1e-5 in float32: see [On a TPU](tpu.md). `"native"` computes in float32 and
+float64 only, on a CPU, with a C++ compiler on the path.
 
 `recurrent.explain(cell)` says which method "auto" takes, and why.
 

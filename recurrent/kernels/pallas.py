@@ -1,0 +1,302 @@
+"""Loops over time as one TPU kernel (Pallas).
+
+`scan` is `jax.lax.scan` for ticks whose rows do not see each other. Weights
+are copied into VMEM once, the carry stays there from the first tick to the
+last, and the rest goes through in blocks of ticks, copied while the block
+before is computed. `linear_scan` is such a loop, with a gradient of its own.
+
+On other platforms the same kernels are interpreted, for tests: slowly. Which
+it is, is decided at lowering. Time on a TPU was not measured: docs/tpu.md.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+from recurrent.kernels.linear_scan import own_gradient
+from recurrent.types import Array, Carry
+
+# A block has at most so many ticks, and if it can at least so many. More hide
+# nothing more; fewer make a copy too short to hide.
+MOST_TICKS, LEAST_TICKS = 32, 8
+# Bytes for all blocks, two buffers each. A TPU v4 has 16 MiB of VMEM, for
+# these, the weights, and what a tick computes; later ones have 64 or 128.
+BLOCKS = 6 << 20
+SCOPED = 16 << 20  # what a kernel gets if it does not ask
+ROWS = 16  # a tile of bfloat16 has 16 rows, one of float32 has 8
+LANES = 128
+
+
+def scan(
+  tick: Callable[..., tuple[Carry, Any]],
+  fixed: Any,
+  rows: Any,
+  carry: Carry,
+  xs: Any,
+  reverse: bool = False,
+) -> tuple[Carry, Any]:
+  """`jax.lax.scan` of `tick(fixed, rows, carry, x) -> (carry, y)`.
+
+  Rows of the batch must not see each other: they may come in blocks. It has no
+  gradient of its own.
+
+  Args:
+    tick: one tick. What it does not read is not copied.
+    fixed: a tree of arrays that rows and ticks share, such as weights.
+    rows: a tree of arrays [batch, ...] that ticks share.
+    carry: a tree of arrays [batch, ...].
+    xs: a tree of arrays [time, batch, ...]. Of flags [time, batch] a tick sees
+      [batch, 1].
+    reverse: from the last tick to the first.
+
+  Returns:
+    The carry after the last tick, and the ys, a tree of arrays
+    [time, batch, ...].
+  """
+  is_flag = lambda x: x.dtype == jnp.bool_
+  column = lambda x: x[..., None] if is_flag(x) and x.ndim == 2 else x
+  xs = jax.tree.map(column, xs)
+  time, batch = jax.tree.leaves(xs)[0].shape[:2]
+  now = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+  end = jax.eval_shape(tick, fixed, rows, carry, now)
+  moving = jax.tree.leaves((now, end[1]))
+  block, size = blocks(batch, time, moving)
+  leaves, run = _flat(tick, block, fixed, rows, carry, now, xs)
+  kinds, operands = map(list, zip(*leaves, strict=True))
+  ends = jax.tree.leaves(end[0])
+  ys = [
+    jax.ShapeDtypeStruct((time, *y.shape), y.dtype)
+    for y in jax.tree.leaves(end[1])
+  ]
+  flags = [is_flag(x) for x in operands]
+  last = pl.cdiv(time, size) - 1
+  place = (lambda t: last - t) if reverse else (lambda t: t)
+
+  def kernel(*refs):
+    ins, refs = refs[: len(kinds)], refs[len(kinds) :]
+    end, ys = refs[: len(ends)], refs[len(ends) :]
+    t = pl.program_id(1)
+
+    # The last carry's block is one for all times, so it stays in VMEM; the
+    # carry is kept in it.
+    @pl.when(t == 0)
+    def _():
+      start = [ref for ref, kind in zip(ins, kinds, strict=True) if kind == "c"]
+      for to, ref in zip(end, start, strict=True):
+        to[...] = ref[...]
+
+    ticks = jnp.minimum(size, time - place(t) * size)
+
+    def body(k, _):
+      k = ticks - 1 - k if reverse else k
+      carry = iter(end)
+      # Weights are read where they are used: as values outside the loop they
+      # would not fit into registers.
+      read = {
+        "f": lambda ref: ref[...],
+        "r": lambda ref: ref[...],
+        "c": lambda ref: next(carry)[...],
+        "x": lambda ref: ref[k],
+      }
+      values = [read[kind](ref) for ref, kind in zip(ins, kinds, strict=True)]
+      values = [
+        x != 0 if flag else x for x, flag in zip(values, flags, strict=True)
+      ]
+      values = run(*values)
+      for to, value in zip(end, values[: len(ends)], strict=True):
+        to[...] = value
+      for to, value in zip(ys, values[len(ends) :], strict=True):
+        to[k] = value
+      return 0
+
+    jax.lax.fori_loop(0, ticks, body, 0)
+
+  # Where the first axes of a block are; it has all of the others.
+  at = {
+    "f": ((), lambda b, t: ()),
+    "r": ((block,), lambda b, t: (b,)),
+    "c": ((block,), lambda b, t: (b,)),
+    "x": ((size, block), lambda b, t: (place(t), b)),
+  }
+
+  def spec(kind, x):
+    lead, index = at[kind]
+    rest = (0,) * (x.ndim - len(lead))
+    return pl.BlockSpec(
+      (*lead, *x.shape[len(lead) :]),
+      lambda b, t: (*index(b, t), *rest),
+      pipeline_mode=pl.Buffered(1) if kind == "f" else None,
+    )
+
+  # Booleans have no good place in memory.
+  operands = [
+    x.astype(jnp.float32) if flag else x
+    for x, flag in zip(operands, flags, strict=True)
+  ]
+  call = lambda interpret: pl.pallas_call(
+    kernel,
+    grid=(pl.cdiv(batch, block), last + 1),
+    in_specs=list(map(spec, kinds, operands)),
+    out_specs=[spec("c", x) for x in ends] + [spec("x", y) for y in ys],
+    out_shape=[*ends, *ys],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "arbitrary"),
+      vmem_limit_bytes=limit(
+        [x for kind, x in zip(kinds, operands, strict=True) if kind == "f"],
+        [(block, *x.shape[1:]) for x in moving],
+      ),
+    ),
+    interpret=interpret,
+    name="recurrent_scan",
+  )
+  out = jax.lax.platform_dependent(
+    *operands, tpu=call(False), default=call(True)
+  )
+  return jax.tree.unflatten(jax.tree.structure(end), out)
+
+
+def _flat(tick, block, fixed, rows, carry, now, xs):
+  """The tick of a block of rows as a function of the leaves that it reads.
+
+  Returns:
+    Pairs of what a leaf is, "f", "r", "c" or "x", and the leaf; the function,
+    which gives a list.
+  """
+  cut = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((block, *x.shape[1:]), x.dtype), tree
+  )
+  traced = jax.make_jaxpr(tick)(fixed, cut(rows), cut(carry), cut(now))
+  leaves = [
+    (kind, x)
+    for kind, tree in zip("frcx", (fixed, rows, carry, xs), strict=True)
+    for x in jax.tree.leaves(tree)
+  ]
+  jaxpr, read = partial_eval.dce_jaxpr(
+    traced.jaxpr,
+    [True] * len(traced.jaxpr.outvars),
+    [kind == "c" for kind, _ in leaves],
+  )
+  # What the tick closes over comes first.
+  held = len(traced.consts)
+  leaves = [("f", jnp.asarray(x)) for x in traced.consts] + [
+    leaf for leaf, used in zip(leaves, read, strict=True) if used
+  ]
+  shapes = [x.shape if kind == "f" else None for kind, x in leaves]
+
+  def run(*values):
+    values = [
+      x if shape is None else x.reshape(shape)
+      for x, shape in zip(values, shapes, strict=True)
+    ]
+    closed = core.ClosedJaxpr(jaxpr, values[:held])
+    return core.jaxpr_as_fun(closed)(*values[held:])
+
+  # Tiles have two axes: a vector is a matrix of one row.
+  return [
+    (kind, x.reshape((1, -1)) if x.ndim < 2 else x) for kind, x in leaves
+  ], run
+
+
+def blocks(batch: int, time: int, moving: list[Any]) -> tuple[int, int]:
+  """Rows and ticks of a block.
+
+  All rows, if at least some ticks of them fit: a product with the weights
+  takes as long for one row as for 128.
+
+  Args:
+    batch: number of rows.
+    time: number of ticks.
+    moving: arrays [batch, ...], all that a tick reads and writes.
+
+  Returns:
+    The rows of a block, a multiple of 16 or all, and its ticks.
+  """
+  rows = batch
+  while True:
+    tick = 2 * sum(tiled((rows, *x.shape[1:]), x.dtype) for x in moving)
+    ticks = min(time, MOST_TICKS, BLOCKS // tick)
+    if ticks >= min(time, LEAST_TICKS) or rows <= ROWS:
+      return rows, max(1, ticks)
+    rows = pl.cdiv(rows // 2, ROWS) * ROWS
+
+
+def limit(fixed: list[Array], moving: list[tuple[int, ...]]) -> int:
+  """Bytes of VMEM to ask for: weights, blocks, and what a tick computes."""
+  weights = sum(tiled(x.shape, x.dtype) for x in fixed)
+  # A guess: four times what a tick reads and writes, in float32.
+  values = 4 * sum(tiled(shape, jnp.float32) for shape in moving)
+  return max(SCOPED, weights + BLOCKS + values)
+
+
+def tiled(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> int:
+  """Bytes of an array in VMEM, whose last two axes come in tiles."""
+  item = jnp.dtype(dtype).itemsize
+  *lead, rows, lanes = (1, 1, *shape)
+  rows = pl.cdiv(rows, 32 // item) * (32 // item)
+  return math.prod(lead) * rows * pl.cdiv(lanes, LANES) * LANES * item
+
+
+def linear_scan(
+  decay: Array,
+  drive: Array,
+  start: Array,
+  *,
+  resets: Array | None = None,
+  reverse: bool = False,
+) -> Array:
+  """`recurrent.kernels.linear_scan` as one kernel; complex as pairs of reals.
+
+  Channels stand in lanes, [time, ..., channels]; all other axes are rows. The
+  reverse pass is the same kernel backwards. Args and results are those of
+  `associative_scan`.
+  """
+  return own_gradient(_linear, reverse, decay, drive, start, resets)
+
+
+def _linear(reverse, decay, drive, start, resets):
+  shape, time = drive.shape, len(drive)
+  if not start.ndim:
+    decay, drive, start = decay[:, None], drive[:, None], start[None]
+    resets = None if resets is None else resets[:, None]
+  split = lambda x, *lead: [
+    part.reshape(*lead, -1, x.shape[-1]) for part in _parts(x)
+  ]
+  if resets is not None:
+    # A reset of whole rows stays one lane wide.
+    resets = jnp.broadcast_to(resets, (*drive.shape[:-1], resets.shape[-1]))
+    (resets,) = split(resets, time)
+
+  def tick(fixed, nothing, state, now):
+    del fixed, nothing
+    decay, drive, reset = now
+    kept = _multiply(decay, state)
+    if reset is not None:
+      reset = jnp.broadcast_to(reset, kept[0].shape)
+      kept = [jnp.where(reset, jnp.zeros_like(x), x) for x in kept]
+    state = [a + b for a, b in zip(kept, drive, strict=True)]
+    return state, state
+
+  xs = (split(decay, time), split(drive, time), resets)
+  states = scan(tick, (), (), split(start), xs, reverse)[1]
+  states = [x.reshape(shape) for x in states]
+  return jax.lax.complex(*states) if len(states) > 1 else states[0]
+
+
+def _parts(array):
+  """A complex array as its two parts, a real one as its only part."""
+  complex_ = jnp.issubdtype(array.dtype, jnp.complexfloating)
+  return [array.real, array.imag] if complex_ else [array]
+
+
+def _multiply(a, b):
+  """The product of numbers in parts."""
+  if len(a) == 1:
+    return [a[0] * b[0]]
+  return [a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]]

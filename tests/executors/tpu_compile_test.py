@@ -1,0 +1,217 @@
+"""Compiles for TPUs that are not here (`make tpu-compile`): does it fit?
+
+libtpu, which holds the compiler, needs no TPU for this. It shows that the
+kernels pass Mosaic and find room in VMEM; it says nothing of time.
+"""
+
+import os
+import re
+
+# For libtpu: no metadata server to ask, and other processes may load it too.
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import pytest  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import (  # noqa: E402
+  AxisType,
+  NamedSharding,
+  PartitionSpec,
+  SingleDeviceSharding,
+)
+
+from recurrent import kernels, unroll  # noqa: E402
+from recurrent.cells import CELLS  # noqa: E402
+from recurrent.executors import EXECUTORS  # noqa: E402
+
+pytest.importorskip(
+  "libtpu", reason="needs libtpu, some 700 MB: make tpu-compile"
+)
+
+TPUS = {
+  "v4": "v4:2x2x1",
+  "v5e": "v5e:2x2",
+  "v5p": "v5p:2x2x1",
+  "v6e": "v6e:2x2",
+}
+each_tpu = pytest.mark.parametrize("tpu", TPUS)
+ABLE = [n for n in CELLS if not EXECUTORS["pallas"].why_not(CELLS[n](8))]
+
+
+def devices(tpu):
+  found = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[tpu])
+  return found.devices
+
+
+def compiled(tpu, function, *args):
+  sharding = SingleDeviceSharding(devices(tpu)[0])
+  args = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args
+  )
+  return jax.jit(function).lower(*args).compile()
+
+
+def passes(cell, batch, time, in_features, dtype, method="pallas"):
+  """The forward pass, both passes, and their arguments."""
+  shape = jax.ShapeDtypeStruct
+  args = (
+    jax.eval_shape(lambda: cell.init(jax.random.key(0), in_features)),
+    shape((batch, time, in_features), dtype),
+    shape((batch, time), jnp.bool_),
+    shape((batch, time), jnp.bool_),
+  )
+
+  def forward(params, inputs, mask, resets):
+    return unroll(
+      cell, params, None, inputs, mask=mask, resets=resets, method=method
+    )
+
+  def total(*args):
+    return sum(jnp.sum(x * x) for x in jax.tree.leaves(forward(*args)[0]))
+
+  return forward, jax.grad(total, argnums=(0, 1)), args
+
+
+def vmem(program):
+  """Bytes that each kernel of a program takes of VMEM, without operands."""
+  scoped = (
+    r'"{}scoped_memory_configs":\[{{"memory_space":"1","offset":"(\d+)"{}'
+  )
+  first, last = (
+    scoped.format(*edges) for edges in (("", ""), ("used_", ',"size":"(\\d+)"'))
+  )
+  lines = [x for x in program.splitlines() if '"tpu_custom_call"' in x]
+  return [
+    int(re.search(last, line)[2]) - int(re.search(first, line)[1])
+    for line in lines
+  ]
+
+
+def check(label, executable, kernels_wanted):
+  program = executable.as_text()
+  found = vmem(program)
+  memory = executable.memory_analysis()
+  mebi = lambda x: f"{x / 2**20:.1f}"
+  print(
+    f"\n| {label} | {', '.join(map(mebi, found))} |"
+    f" {mebi(memory.argument_size_in_bytes)} |"
+    f" {mebi(memory.output_size_in_bytes)} |"
+    f" {mebi(memory.temp_size_in_bytes)} |",
+    end="",
+  )
+  assert len(found) == kernels_wanted
+  # Time goes by inside the kernel, not around it.
+  assert not re.search(r"\bwhile\(", program)
+
+
+@each_tpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+def test_both_passes_of_a_cell_compile(name, dtype, tpu):
+  forward, both, args = passes(CELLS[name](512), 32, 64, 256, jnp.dtype(dtype))
+  label = f"{tpu} | {name} (32, 64, 256, 512) {dtype}"
+  check(f"{label} | forward", compiled(tpu, forward, *args), 1)
+  check(f"{label} | both", compiled(tpu, both, *args), 2)
+
+
+@each_tpu
+def test_both_passes_of_the_linear_scan_compile(tpu):
+  shape = (4096, 8, 256)
+  decay = jax.ShapeDtypeStruct(shape, jnp.float32)
+  start = jax.ShapeDtypeStruct(shape[1:], jnp.float32)
+  resets = jax.ShapeDtypeStruct((*shape[:2], 1), jnp.bool_)
+
+  def forward(decay, drive, start, resets):
+    return kernels.pallas.linear_scan(decay, drive, start, resets=resets)
+
+  both = jax.grad(lambda *args: jnp.sum(forward(*args) ** 2), argnums=(0, 1, 2))
+  args = (decay, decay, start, resets)
+  label = f"{tpu} | linear scan (8, 4096, 256) float32"
+  check(f"{label} | forward", compiled(tpu, forward, *args), 1)
+  check(f"{label} | both", compiled(tpu, both, *args), 2)
+
+
+# As many ticks as make a block, so that the compiler has less to do around it.
+@pytest.mark.parametrize("name", ABLE)
+def test_every_cell_compiles(name):
+  _, both, args = passes(CELLS[name](128), 8, 32, 8, jnp.dtype("bfloat16"))
+  check(f"v5e | {name} (8, 32, 8, 128) | both", compiled("v5e", both, *args), 2)
+
+
+@pytest.mark.parametrize(
+  ("tpu", "name", "batch", "time", "in_features", "features"),
+  [
+    # Gates that end between lanes; rows that fill no tile; one row.
+    ("v4", "lstm", 20, 35, 650, 650),
+    ("v5e", "gru", 3, 7, 5, 100),
+    ("v5e", "lstm", 1, 100, 1024, 1024),
+    # Rows in blocks; weights of 32 MiB.
+    ("v5p", "lstm", 512, 64, 512, 512),
+    ("v5e", "lstm", 32, 64, 256, 2048),
+  ],
+)
+def test_odd_and_large_shapes_compile(
+  tpu, name, batch, time, in_features, features
+):
+  _, both, args = passes(
+    CELLS[name](features), batch, time, in_features, jnp.dtype("bfloat16")
+  )
+  label = f"{tpu} | {name} {(batch, time, in_features, features)} bfloat16"
+  check(f"{label} | both", compiled(tpu, both, *args), 2)
+
+
+def test_weights_that_do_not_fit_are_refused_by_the_compiler():
+  forward, _, args = passes(CELLS["lstm"](2048), 8, 8, 8, jnp.dtype("bfloat16"))
+  with pytest.raises(jax.errors.JaxRuntimeError, match="vmem"):
+    compiled("v4", forward, *args)
+
+
+def test_under_shard_map_only_the_weight_gradients_are_reduced():
+  cell = CELLS["lstm"](512)
+  mesh = jax.make_mesh(
+    (4,), ("data",), devices=devices("v5e"), axis_types=(AxisType.Auto,)
+  )
+  whole, rows = PartitionSpec(), PartitionSpec("data")
+  run = jax.shard_map(
+    lambda params, inputs: unroll(cell, params, None, inputs, method="pallas")[
+      1
+    ],
+    mesh=mesh,
+    in_specs=(whole, rows),
+    out_specs=rows,
+    check_vma=False,
+  )
+  put = lambda tree, spec: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+    ),
+    tree,
+  )
+  params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 256))
+  inputs = jax.ShapeDtypeStruct((64, 64, 256), jnp.float32)
+  program = (
+    jax.jit(jax.grad(lambda *args: jnp.sum(run(*args))))
+    .lower(put(params, whole), put(inputs, rows))
+    .compile()
+    .as_text()
+  )
+  assert len(vmem(program)) == 2
+  assert set(re.findall(r"\ball-\w+(?=\()", program)) == {"all-reduce"}
+
+
+@pytest.mark.parametrize(
+  ("tpu", "where"), [("v4", "S(3)"), ("v5e", "S(1)"), ("v6e", "S(1)")]
+)
+def test_xla_keeps_the_weights_of_the_plain_loop_on_chip_too(tpu, where):
+  # Should this change, so should the advice in docs/tpu.md.
+  _, both, args = passes(
+    CELLS["lstm"](512), 32, 64, 256, jnp.dtype("bfloat16"), method="fused"
+  )
+  program = compiled(tpu, both, *args).as_text()
+  loops = [x for x in program.splitlines() if re.search(r"\bwhile\(", x)]
+  assert len(loops) == 2
+  for loop in loops:
+    assert re.findall(r"bf16\[512,2048\]\{[^}]*?(S\(\d\))?\}", loop)[0] == where
