@@ -49,16 +49,15 @@ def associative_scan(
     Blelloch, "Prefix sums and their applications", 1990.
   """
   first = -1 if reverse else 0
-  began = decay[first] * start
+  if resets is not None:
+    resets = jnp.broadcast_to(resets, drive.shape)
+    # Before the product: a NaN behind a `where` comes back in the gradient.
+    start = jnp.where(resets[first], jnp.zeros_like(start), start)
+  drive = drive.at[first].add(decay[first] * start)
   if resets is None:
-    drive = drive.at[first].add(began)
     return jax.lax.associative_scan(_compose, (decay, drive), reverse=reverse)[
       1
     ]
-  resets = jnp.broadcast_to(resets, drive.shape)
-  drive = drive.at[first].add(
-    jnp.where(resets[first], jnp.zeros_like(began), began)
-  )
   return jax.lax.associative_scan(
     _compose_with_resets, (decay, drive, resets), reverse=reverse
   )[1]
