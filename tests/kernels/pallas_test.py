@@ -13,7 +13,7 @@ import pytest
 
 from recurrent import explain, kernels, unroll
 from recurrent.cells import CELLS, GRU, LSTM, LSTMVariant
-from recurrent.executors import EXECUTORS, choose
+from recurrent.executors import EXECUTORS, Setting, choose
 from tests.cells.cases import Case, assert_close, ensemble, everything, results
 from tests.cells.others import (
   Counted,
@@ -250,7 +250,7 @@ def test_it_lowers_to_one_tpu_kernel_a_pass(name):
 
 def test_auto_does_not_choose_it_and_explain_says_that_it_is_slow_here():
   for name in ABLE:
-    assert choose(CELLS[name](6)) != "pallas"
+    assert choose(CELLS[name](6), Setting.here()) != "pallas"
   said = explain(LSTM(6), method="pallas")
   assert "runs by 'pallas': asked for" in said
   assert "pallas: possible, interpreted on cpu: slow" in said
