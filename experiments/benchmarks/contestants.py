@@ -71,7 +71,10 @@ def _decoding(option, side):
 
 
 def _linear(option, side):
-  return Contestant(f"{PEERS}.linear", side, option)
+  wide = lambda problem, dtype: (
+    "" if dtype == "float32" else "is float32, as in all linear cells"
+  )
+  return Contestant(f"{PEERS}.linear", side, option, why_not=wide)
 
 
 # The first of a suite is the one whose values the others must have.

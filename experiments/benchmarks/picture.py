@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.benchmarks import problems
 
 # Ours dark and filled, the others by colour and mark.
@@ -19,7 +21,7 @@ STYLES = {
   "keras_jax": ("tab:brown", "<"),
   "keras_torch": ("tab:pink", ">"),
   "torch": ("tab:red", "P"),
-  "associative": ("tab:blue", "s"),
+  "associative": ("tab:orange", "D"),
   "step": ("tab:blue", "s"),
   "call": ("tab:cyan", "^"),
 }
@@ -45,6 +47,10 @@ def draw(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     suite: list(
       dict.fromkeys(row["shape"] for row in found if row["suite"] == suite)
     )
+    for suite in suites
+  }
+  decades = {
+    suite: _decades(row["median_ms"] for row in found if row["suite"] == suite)
     for suite in suites
   }
   columns = max(len(problems.WORKS[suite]) for suite in suites)
@@ -84,6 +90,7 @@ def draw(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
           label=name,
         )
       axis.set_xscale("log")
+      axis.set_xlim(*decades[suite])
       axis.xaxis.set_major_formatter("{x:g}")
       axis.tick_params(labelsize=8)
       axis.set_ylim(len(shapes[suite]) - 0.5, -0.5)
@@ -109,3 +116,9 @@ def draw(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
   )
   figure.savefig(path, dpi=110)
   plt.close(figure)
+
+
+def _decades(values):
+  """The powers of ten around some values."""
+  logs = np.log10(list(values))
+  return 10 ** np.floor(logs.min() - 0.05), 10 ** np.ceil(logs.max() + 0.05)

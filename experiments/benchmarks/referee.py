@@ -175,7 +175,7 @@ class Referee:
         try:
           reply = self._worker(table[name]).ask("run", work=work, seconds=TURN)
         except WorkerError as error:
-          refused[name] = str(error)
+          refused.setdefault(name, str(error))
           del found[name]
           continue
         turns = found[name]
