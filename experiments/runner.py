@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from experiments import config as config_lib
 from experiments import figures
-from recurrent import optim, sharding
+from recurrent import memory, optim, sharding
 from recurrent.errors import CheckpointError, UserError
 from recurrent.training import digest, loop, step
 from recurrent.training import state as state_lib
@@ -101,6 +101,7 @@ def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
   LOG.handlers = [logging.StreamHandler()]
   LOG.setLevel(logging.INFO)
   LOG.propagate = False
+  memory.keep_freed()
   try:
     result = run(config_lib.parse(config_class, sys.argv))
   except UserError as error:

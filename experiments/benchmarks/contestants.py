@@ -122,15 +122,13 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
     "torch": Contestant(f"{PEERS}.torch_decoding", "torch", needs=("torch",)),
   },
 }
-# "ours" is the same until "auto" stands for something else.
-NOT_BY_DEFAULT = ("ours:fused",)
 
 
 def choose(peers: str, suites: Sequence[str]) -> dict[str, list[str]]:
   """Names of the contestants of each suite, as `--peers` asks for them.
 
   Args:
-    peers: names separated by commas; empty: all but `NOT_BY_DEFAULT`.
+    peers: names separated by commas; empty: all.
     suites: keys of `CONTESTANTS`.
 
   Raises:
@@ -145,13 +143,8 @@ def choose(peers: str, suites: Sequence[str]) -> dict[str, list[str]]:
       raise ConfigError(
         f"--peers: {name!r} is unknown", f"use some of {', '.join(known)}"
       )
-  left_out = () if peers else NOT_BY_DEFAULT
   chosen = {
-    suite: [
-      name
-      for name in CONTESTANTS[suite]
-      if name in wanted and name not in left_out
-    ]
+    suite: [name for name in CONTESTANTS[suite] if name in wanted]
     for suite in suites
   }
   for suite, names in chosen.items():

@@ -77,6 +77,19 @@ inline void Store(F* to, Vec<F> v, int n) {
   }
 }
 
+// Past the caches, for what is not read again before the reverse pass: else
+// each line would be fetched only to be overwritten.
+template <class F>
+inline void Stream(F* to, Vec<F> v, int n) {
+#if defined(__AVX512F__)
+  if (n == Simd<F>::kWidth && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
+    return;
+  }
+#endif
+  Store<F>(to, v, n);
+}
+
 // 1 / x and the two sigmoids. In double each lane by the standard library: that
 // is for tests. In float by polynomials (least squares at Chebyshev nodes).
 
@@ -485,13 +498,13 @@ void Forward(const Call<F>& c, const F* projected, const F* hidden,
             if (saved) {
               F* to = saved + (at * c.batch + row) * Cell::kSaved * h + j;
               for (int s = 0; s < Cell::kSaved; ++s) {
-                Store<F>(to + s * h, keep[s], n);
+                Stream<F>(to + s * h, keep[s], n);
               }
-              Store<F>(old_hidden + there, old.hidden, n);
-              if (Cell::kCell) Store<F>(old_cell + there, old.cell, n);
+              Stream<F>(old_hidden + there, old.hidden, n);
+              if (Cell::kCell) Stream<F>(old_cell + there, old.cell, n);
             }
             bool real = c.Real(at, row);
-            Store<F>(outputs + there, real ? made.hidden : Vec<F>{}, n);
+            Stream<F>(outputs + there, real ? made.hidden : Vec<F>{}, n);
             if (!real) made = old;
             if (fresh(tick + 1, row)) {
               made.hidden = Load(c.initial_hidden + here, n);
