@@ -108,7 +108,8 @@ def newton(
     initial: see `unroll`.
     reverse: see `unroll`.
     tolerance: greatest change of a carry in the last round, relative to the
-      greatest carry or 1; None: fifty roundings of the carry's dtype.
+      greatest carry of its tick and row, or 1; None: fifty roundings of the
+      carry's dtype.
     max_iterations: rounds before the plain loop takes over.
     damping: in [0, 1): part of the Jacobian that is left out, against rounds
       that explode. It changes the way, not the solution.

@@ -39,7 +39,7 @@ class NewtonReport(NamedTuple):
   Attributes:
     iterations: rounds that were run.
     residual: the greatest change of a carry in the last round, relative to
-      the greatest carry or 1.
+      the greatest carry of its tick and row, or 1.
     converged: whether that is within the tolerance; if not, what was returned
       is the plain loop's.
   """
@@ -98,11 +98,9 @@ def _forward(cell, how, params, initial, carry, ticks):
   own = _own_recurrence(cell, params, initial)
 
   def largest(tree):
-    # A reduction by max may drop NaNs: hence the other.
+    """Of each tick and row, [time, batch]: one's scale is not another's."""
     leaves = [x.astype(dtype) for x in jax.tree.leaves(tree)]
-    finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
-    size = jnp.stack([jnp.abs(x).max() for x in leaves]).max()
-    return jnp.where(finite, size, jnp.inf)
+    return jnp.stack([jnp.abs(x).max(axis=-1) for x in leaves]).max(axis=0)
 
   def improve(loop):
     states, rounds, _ = loop
@@ -115,8 +113,12 @@ def _forward(cell, how, params, initial, carry, ticks):
     )
     new = _block_scan(jacobian, drive, carry)
     change = jax.tree.map(lambda a, b: a - b, new, states)
-    # Neither infinite nor NaN is below the tolerance; both end the rounds.
-    return new, rounds + 1, largest(change) / jnp.maximum(largest(new), 1)
+    residual = (largest(change) / jnp.maximum(largest(new), 1)).max()
+    # A reduction by max may drop a NaN: hence the others. Infinity is not
+    # below the tolerance, and ends the rounds.
+    finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(new)]
+    residual = jnp.where(jnp.stack(finite).all(), residual, jnp.inf)
+    return new, rounds + 1, residual
 
   # The guess: each tick by itself, from the first carry. Not that carry, which
   # is zero as a rule, where a layer norm has a slope of 300: rounds explode.

@@ -120,6 +120,26 @@ def cases(draw, cell, shapes=SHAPES, dtype=np.float64):
   )
 
 
+def one_case(cell, shape):
+  """One `Case` in float64, with a hole in its mask and a reset."""
+  batch, time, in_features = shape
+  normal = np.random.default_rng(0).normal
+  params, start = drawn_by_init(cell, in_features)
+  row = lambda x: normal(size=(batch, *x.shape))
+  ticks = np.broadcast_to(np.arange(time), (batch, time))
+  return Case(
+    params=jax.tree.map(lambda x: x + 0.3 * normal(size=x.shape), params),
+    carry=jax.tree.map(lambda x: 0.5 * row(x), start),
+    inputs=normal(size=shape),
+    mask=ticks != 1,
+    resets=ticks == 2,
+    weights=(
+      normal(size=(batch, time, cell.features)),
+      jax.tree.map(row, start),
+    ),
+  )
+
+
 def loss(case, cell, **how):
   """A random linear function of outputs and carry, so every cotangent is 1-ish.
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import operator
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import test_util
 from jax.flatten_util import ravel_pytree
 
 from recurrent import METHODS, unroll
@@ -26,9 +28,12 @@ from tests.cells.cases import (
   everything,
   forward,
   jacobian,
+  jit,
   law,
+  loss,
   losses,
   methods,
+  one_case,
   over_time,
 )
 
@@ -202,6 +207,104 @@ def test_every_gradient_is_the_finite_difference(name, data):
   assert_close(got, (high - low) / 2e-5, 1e-8)
 
 
+@each_cell
+@pytest.mark.usefixtures("x64")
+def test_the_scan_differentiates_twice_in_both_modes(name):
+  cell = CELLS[name](2)
+  case = one_case(cell, (1, 3, 2))
+
+  @jax.jit
+  def total(params, carry, inputs):
+    here = case._replace(params=params, carry=carry, inputs=inputs)
+    return loss(here, cell, method="scan")[0]
+
+  point = (case.params, case.carry, case.inputs)
+  test_util.check_grads(
+    total, jax.tree.map(jnp.asarray, point), order=2, atol=1e-5, rtol=1e-5
+  )
+
+
+@functools.lru_cache
+def differentiated(cell, method, way):
+  """A function of the case's numbers as one vector, by a way of JAX's."""
+  case = one_case(cell, (2, 4, 2))
+  start, unravel = ravel_pytree((case.params, case.carry, case.inputs))
+  along = jnp.asarray(np.random.default_rng(1).normal(size=start.shape))
+
+  def value(point):
+    params, carry, inputs = unravel(point)
+    here = case._replace(params=params, carry=carry, inputs=inputs)
+    return jnp.sin(loss(here, cell, method=method)[0])
+
+  slope = jax.grad(value)
+  ways = {
+    "reverse over reverse": jax.grad(lambda x: jnp.vdot(slope(x), along)),
+    "forward over reverse": lambda x: jax.jvp(slope, (x,), (along,))[1],
+    "forward": lambda x: jax.jvp(value, (x,), (along,))[1],
+  }
+  return jit(ways[way])(start)
+
+
+@pytest.mark.parametrize(
+  ("name", "method"), [way for way in ways(TABLE) if way[1] != "scan"]
+)
+@pytest.mark.usefixtures("x64")
+def test_a_second_derivative_is_the_scans_or_there_is_none(name, method):
+  cell = CELLS[name](2)
+  refusals = (TypeError, ValueError)
+  words = "custom_vjp|while_loop"
+  with pytest.raises(refusals, match=words):
+    differentiated(cell, method, "forward")
+  for way in ("reverse over reverse", "forward over reverse"):
+    try:
+      got = differentiated(cell, method, way)
+    except refusals as refusal:
+      # The rounds end when they will, which JAX does not differentiate.
+      assert method == "newton" and re.search(words, str(refusal))
+    else:
+      want = differentiated(cell, "scan", "reverse over reverse")
+      assert_close(got, want, 1e-10)
+
+
+# Extremes.
+
+
+@each_cell
+@pytest.mark.parametrize("sign", [1, -1])
+@settings(law, max_examples=4)
+@given(data=st.data())
+def test_saturated_gates_are_finite_and_near_float64(name, sign, data, x64):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, MIDDLE))
+  # Sums of some 1e4 of either sign, by the inputs; biases stay as they are.
+  case = case._replace(inputs=sign * 1e4 * (1 + abs(case.inputs)))
+  narrow = lambda x: x.astype(np.float32) if x.dtype == np.float64 else x
+  got = everything(cell)(jax.tree.map(narrow, case))
+  want = everything(cell)(case)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves((got, want)))
+  assert_close((got.outputs, got.carry), (want.outputs, want.carry), 1e-5)
+
+
+NORMED = {"lstm_layer_norm", "gru_layer_norm"}
+
+
+@each_way
+@settings(law, max_examples=2)
+@given(data=st.data())
+def test_a_carry_of_1e30_is_finite_or_saturates(name, method, data, x64):
+  if name in NORMED:
+    pytest.skip("the square of 1e30 is beyond float32: the norm is then zero")
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL))
+  case = case._replace(carry=jax.tree.map(np.sign, case.carry))
+  case = case._replace(carry=jax.tree.map(lambda x: 1e30 * x, case.carry))
+  narrow = lambda x: x.astype(np.float32) if x.dtype == np.float64 else x
+  got = forward(cell, method=method)(jax.tree.map(narrow, case))
+  want = forward(cell, method="scan")(case)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))
+  assert_close(got, want, 1e-4)
+
+
 # Masks.
 
 GARBAGE = (np.nan, np.inf, -np.inf, 1e38, -0.0, 1.0)
@@ -341,6 +444,32 @@ def test_rows_in_another_order_come_out_in_that_order(name, data, order):
   run = forward(cell)
   got = run(Case(case.params, *in_order(case[1:])))
   assert_close(got, in_order(run(case)), 1e-12)
+
+
+@each_cell
+@pytest.mark.usefixtures("x64")
+@settings(law, max_examples=4)
+@given(data=st.data(), row=st.integers(0, 2))
+def test_a_row_by_itself_comes_out_as_among_others(name, data, row):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL))
+  alone = functools.partial(jax.tree.map, lambda x: x[row : row + 1])
+  run = forward(cell)
+  got = run(Case(case.params, *alone(case[1:])))
+  assert_close(got, alone(run(case)), 1e-12)
+
+
+@each_way
+@settings(law, max_examples=2)
+@given(data=st.data())
+def test_a_second_run_has_the_bits_of_the_first_and_jit_changes_little(
+  name, method, data
+):
+  cell = CELLS[name](FEATURES)
+  case = data.draw(cases(cell, SMALL, dtype=np.float32))
+  run = everything(cell, method=method)
+  assert_same_bits(run(case), run(case))
+  assert_close(loss(case, cell, method=method)[1], run(case)[:2], 1e-6)
 
 
 @each_cell

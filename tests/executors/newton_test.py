@@ -58,6 +58,31 @@ def test_it_finds_the_scan_within_its_tolerance(cell, time):
   assert_close((carry, outputs), want, 1e-4)
 
 
+def test_one_rows_great_carry_does_not_end_the_rounds_of_the_others():
+  cell = RNN(8)
+  params, inputs = drawn(cell, 50)
+  carry = jax.tree.map(
+    lambda x: x.at[0].set(1e30), cell.initial_carry(params, (2,))
+  )
+  # Its ticks are not real, so that it stays.
+  mask = jnp.ones((2, 50), bool).at[0].set(False)
+  got = newton(cell, params, carry, inputs, mask=mask)
+  want = unroll(cell, params, carry, inputs, mask=mask, method="scan")
+  assert got[2].converged and got[2].iterations > 5
+  assert_close(got[1], want[1], 1e-4)
+
+
+def test_an_slstm_that_has_not_begun_does_not_end_the_rounds():
+  # The logarithm of nothing, which is held where rows are padded at the left.
+  cell = SLSTM(8)
+  params, inputs = drawn(cell, 50)
+  mask = jnp.asarray(np.arange(50) >= np.array([[3], [50]]))
+  got = newton(cell, params, None, inputs, mask=mask)
+  want = unroll(cell, params, None, inputs, mask=mask, method="scan")
+  assert got[2].converged
+  assert_close(got[:2], want, 1e-4)
+
+
 def test_a_looser_tolerance_takes_fewer_rounds():
   cell = RNN(8)
   args = (cell, *drawn(cell, 200))
