@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as npst
 from recurrent import unroll
 from recurrent.cells import CELLS, GRU, LSTM
 from recurrent.nn import Bidirectional, sequence_ends
-from tests.cells.cases import assert_close, law
+from tests.cells.cases import assert_close, assert_same_bits, law
 
 B, T, D, H = 3, 6, 2, 4
 
@@ -17,6 +17,16 @@ B, T, D, H = 3, 6, 2, 4
 def layer(cell=None, **options):
   cell = LSTM(H) if cell is None else cell
   return Bidirectional(cell, D, rngs=nnx.Rngs(0), **options)
+
+
+BOTH, SWAPPED = layer(GRU(H)), layer(GRU(H))
+SWAPPED.forward.params = BOTH.backward.params
+SWAPPED.backward.params = BOTH.forward.params
+
+
+@nnx.jit
+def run(module, carry, inputs, mask):
+  return module(carry, inputs, mask=mask)
 
 
 def drawn(seed=0):
@@ -65,6 +75,30 @@ def test_a_flipped_sequence_with_swapped_weights_gives_flipped_outputs(name):
   (behind, ahead), flipped = module(None, inputs[:, ::-1])
   assert_close(flipped[:, ::-1], outputs, 1e-6)
   assert_close((behind, ahead), (future, past), 1e-6)
+
+
+@law
+@given(mask=npst.arrays(bool, (B, T)))
+def test_flip_and_swap_is_flip_whatever_is_masked(mask):
+  # Rows of any length, with holes, and rows that are empty.
+  inputs, _ = drawn()
+  carry = jax.tree.map(lambda x: x + 0.5, BOTH.initial_carry(B))
+  (past, future), outputs = run(BOTH, carry, inputs, mask)
+  (behind, ahead), flipped = run(
+    SWAPPED, carry[::-1], inputs[:, ::-1], mask[:, ::-1]
+  )
+  halves = jnp.split(flipped[:, ::-1], 2, axis=-1)
+  assert_close(jnp.concatenate(halves[::-1], axis=-1), outputs, 1e-6)
+  assert_close((behind, ahead), (future, past), 1e-6)
+  # Flipped twice it is the first again, to the bit.
+  twice = run(BOTH, carry, inputs[:, ::-1][:, ::-1], mask[:, ::-1][:, ::-1])
+  assert_same_bits(twice[1], outputs)
+  empty = ~mask.any(axis=1)
+  for got, start in zip((past, future), carry, strict=True):
+    assert_same_bits(
+      *(jax.tree.map(lambda x: x[empty], t) for t in (got, start))
+    )
+  assert not np.asarray(outputs)[~mask].any()
 
 
 def test_padding_changes_no_row_of_another_length():

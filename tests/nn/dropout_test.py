@@ -37,6 +37,15 @@ def test_entries_are_zero_with_the_probability_of_the_rate(rate):
   assert_zeroed(drop(rate), rate, ONES.size)
 
 
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_the_number_kept_is_within_the_binomials_999_in_1000(rate, locked):
+  kept = drop(rate, locked=locked) != 0
+  kept = kept[:, :1] if locked else kept
+  spread = np.sqrt(kept.size * rate * (1 - rate))
+  assert abs(kept.sum() - kept.size * (1 - rate)) <= 3.29 * spread
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_a_locked_mask_is_zero_with_the_probability_of_the_rate(rate):
   assert_zeroed(drop(rate, locked=True), rate, 20 * 40)

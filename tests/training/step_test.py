@@ -63,6 +63,31 @@ def test_an_update_is_the_optimizers():
   assert int(state.step) == 1
 
 
+def test_every_step_has_a_key_of_its_own_and_the_same_after_a_resume():
+  drawn = []
+
+  def noisy(model, carry, batch, key):
+    noise = jax.random.normal(key, ())
+    value = (model.weight[...] ** 2).sum() + noise
+    return value, (carry, {"squares": Mean.of(noise[None])})
+
+  for first in (0, 2):
+    optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+    names = ["squares", "grad_norm"]
+    graphdef, state = create(Scale(), optimizer, jnp.zeros(2), names, ema=False)
+    step = step_lib.make_train_step(
+      graphdef, noisy, optimizer, sharding.make_mesh(1), seed=0
+    )
+    state = state._replace(step=state.step + first)
+    for _ in range(first, 4):
+      before = float(state.metrics["squares"].total)
+      state, _ = step(state, batch())
+      drawn.append(float(state.metrics["squares"].total) - before)
+  unbroken, resumed = drawn[:4], drawn[4:]
+  assert len(set(unbroken)) == 4
+  np.testing.assert_allclose(resumed, unbroken[2:], rtol=1e-5)
+
+
 def test_metrics_add_up_until_they_are_read():
   state, step = make(optax.sgd(0.0))
   state, _ = step(state, batch())
