@@ -23,7 +23,7 @@ class Config(config_lib.Checked):
   """Flags of compare.
 
   Args:
-    cells: names separated by commas; empty: all.
+    cells: names separated by commas; empty: all that take vectors.
     params: what a model's parameters come to at most, all together.
     steps: training steps of each.
     learning_rate: of each.
@@ -45,14 +45,20 @@ class Config(config_lib.Checked):
     """The cells to compare.
 
     Raises:
-      ConfigError: if one is unknown.
+      ConfigError: if one is unknown, or takes other inputs than vectors.
     """
-    names = self.cells.split(",") if self.cells else list(cells.CELLS)
+    known = cells.vector_cells()
+    names = self.cells.split(",") if self.cells else list(known)
     for name in names:
       try:
         cells.get(name)
       except ValueError as error:
         raise ConfigError(f"--cells: {error}", "mend the name") from error
+      if name not in known:
+        raise ConfigError(
+          f"--cells: {name} takes no vectors, as a language model's must",
+          f"use some of {', '.join(known)}",
+        )
     return names
 
 

@@ -52,7 +52,7 @@ class Config(runner.TrainConfig):
     tokenizer: char, byte, word or sentencepiece.
     vocab_size: of sentencepiece, and at most of word; 0: their default.
     min_count: occurrences that make a word one, for word; 0: its default.
-    cell: name in recurrent.cells.CELLS.
+    cell: name in recurrent.cells.CELLS, of one that takes vectors.
     layers: recurrent layers.
     features: width of every layer.
     embedding_features: width of the embedding; with --tied it is --features.
@@ -127,7 +127,7 @@ class Config(runner.TrainConfig):
   )
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
     **config_lib.RunConfig.CHOICES,
-    "cell": tuple(cells.CELLS),
+    "cell": cells.vector_cells(),
     "tokenizer": tuple(data.TOKENIZERS),
     "method": METHODS,
     "schedule": optim.SCHEDULES,

@@ -148,6 +148,7 @@ class _Start(NamedTuple):
 def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   """Checks the arguments and brings time to the front."""
   batch, time = _batch_and_time(inputs)
+  cell.check_inputs(params, inputs)
   _check_flags("mask", mask, (batch, time))
   _check_flags("resets", resets, (batch, time))
   zero = cell.initial_carry(params, (batch,))
@@ -155,7 +156,7 @@ def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   carry = initial if carry is None else carry
   _check_carry("initial", initial, zero)
   _check_carry("carry", carry, zero)
-  dtype = _compute_dtype(inputs)
+  dtype = compute_dtype(inputs)
   if mask is not None:
     # Garbage must not reach the arithmetic: a NaN that `where` hides in the
     # forward pass comes back in the gradient (NaN * 0).
@@ -263,12 +264,8 @@ def _in_chunks(run, size, reverse, carry, xs):
 
 def _batch_and_time(inputs) -> tuple[int, int]:
   shapes = [x.shape for x in jax.tree.leaves(inputs)]
-  # Beside others a leaf may do without features; alone it needs them.
-  if any(len(s) < (2 if len(shapes) > 1 else 3) for s in shapes):
-    raise ValueError(
-      f"inputs must be [batch, time, features], got {shapes[0]};"
-      " add the missing axis, or use vmap"
-    )
+  if any(len(s) < 2 for s in shapes):
+    raise ValueError(f"inputs must be [batch, time, features], got {shapes[0]}")
   if len({s[:2] for s in shapes}) != 1:
     raise ValueError(f"inputs must share [batch, time], got {shapes}")
   batch, time = shapes[0][:2]
@@ -277,8 +274,18 @@ def _batch_and_time(inputs) -> tuple[int, int]:
   return batch, time
 
 
-def _compute_dtype(inputs):
-  """What the floating-point leaves of the inputs have together."""
+def compute_dtype(inputs: Any) -> jnp.dtype:
+  """What the floating-point leaves of the inputs have together.
+
+  Args:
+    inputs: as `unroll` takes them.
+
+  Returns:
+    The dtype that `unroll` computes in, and that its outputs have.
+
+  Raises:
+    ValueError: if there is no such leaf.
+  """
   dtypes = [x.dtype for x in jax.tree.leaves(inputs)]
   floats = [x for x in dtypes if jnp.issubdtype(x, jnp.floating)]
   if not floats:

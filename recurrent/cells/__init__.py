@@ -9,12 +9,20 @@ from recurrent.cells.base import (
   LinearCell,
   check_features,
 )
+from recurrent.cells.conv_lstm import ConvLSTM, ConvLSTMParams
 from recurrent.cells.gru import (
   GRU,
   GRUCarry,
   GRUParams,
   GRUResetBefore,
   LayerNormGRU,
+)
+from recurrent.cells.gru_d import (
+  GRUD,
+  GRUDCarry,
+  GRUDParams,
+  Observations,
+  elapsed_since_observed,
 )
 from recurrent.cells.lru import LRU
 from recurrent.cells.lstm import LSTM, LSTMCarry, LSTMParams
@@ -61,12 +69,14 @@ CELLS: dict[str, Callable[[int], Cell]] = {
   "slstm": SLSTM,
   "gru": GRU,
   "gru_layer_norm": LayerNormGRU,
+  "conv_lstm": lambda h: ConvLSTM(h, spatial=(3, 4)),  # tiny pictures
   # Neither: "scan".
   "gru_reset_before": GRUResetBefore,
   "gru_complement": GRUComplement,
   "mgu": MGU,
   "mogrifier": Mogrifier,
   "rhn": RHN,
+  "gru_d": GRUD,  # takes `Observations`
   # Linear: "scan", "associative", "kernel".
   "lru": LRU,
   "s5": S5,
@@ -98,14 +108,24 @@ def get(name: str) -> Callable[[int], Cell]:
   return CELLS[name]
 
 
+def vector_cells() -> tuple[str, ...]:
+  """Names in `CELLS` of the cells whose inputs are [batch, time, D]."""
+  return tuple(n for n, build in CELLS.items() if build(8).takes_vectors)
+
+
 __all__ = [
   "CELLS",
   "Cell",
+  "ConvLSTM",
+  "ConvLSTMParams",
   "Dense",
   "Diagonal",
   "GRU",
   "GRUCarry",
   "GRUComplement",
+  "GRUD",
+  "GRUDCarry",
+  "GRUDParams",
   "GRUParams",
   "GRUResetBefore",
   "GatedCell",
@@ -123,6 +143,7 @@ __all__ = [
   "MinGRU",
   "MinLSTM",
   "Mogrifier",
+  "Observations",
   "QRNN",
   "RGLRU",
   "RHN",
@@ -138,8 +159,10 @@ __all__ = [
   "WeightDrop",
   "WeightNorm",
   "Zoneout",
+  "elapsed_since_observed",
   "get",
   "noisy",
   "parameter_budget",
   "weight_drop",
+  "vector_cells",
 ]

@@ -16,7 +16,7 @@ with it `gate`'s arithmetic, stays float32 (float64 if the parameters are).
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,10 @@ class Cell(abc.ABC):
 
   features: int
 
+  # Whether inputs are one array [*batch, D]. A cell of which this is not true
+  # says what they are in its docstring and in `check_inputs`.
+  takes_vectors: ClassVar[bool] = True
+
   def __post_init__(self):
     check_features(self.features)
 
@@ -50,13 +54,28 @@ class Cell(abc.ABC):
   ) -> Carry:
     """The carry before the first tick, [*batch, ...]; it needs no key."""
 
+  def check_inputs(self, params: Params, inputs: Any) -> None:
+    """Raises ValueError unless the cell takes such inputs [batch, time, ...].
+
+    Here that an array is [batch, time, D]; `product` sees to the width. What a
+    pytree has to be only the cell knows that takes one.
+
+    Args:
+      params: the cell's parameters.
+      inputs: as `unroll` takes them.
+    """
+    del params
+    if jax.tree_util.all_leaves([inputs]):
+      check_ticks("inputs", inputs, "features")
+
   @abc.abstractmethod
   def project(self, params: Params, inputs: Array) -> Any:
     """All that needs inputs only; one bulk product for all times.
 
     Args:
       params: the cell's parameters.
-      inputs: [*batch, D]; under `unroll` time is one of the batch axes.
+      inputs: [*batch, D], or what the cell takes; under `unroll` time is one
+        of the batch axes.
 
     Returns:
       What `step` consumes, [*batch, ...].
@@ -74,7 +93,7 @@ class Cell(abc.ABC):
       projected: [*batch, ...], from `project`.
 
     Returns:
-      The next carry, and outputs [*batch, H].
+      The next carry, and outputs [*batch, ..., H].
     """
 
   def narrow(self, params: Params, dtype: jax.typing.DTypeLike) -> Params:
@@ -308,9 +327,37 @@ def check_features(features: int) -> int:
   return features
 
 
+def check_ticks(name: str, array: Array, *axes: int | str) -> None:
+  """Raises ValueError unless an array is [batch, time, *axes].
+
+  Args:
+    name: what to call it.
+    array: any array.
+    *axes: lengths, or names where any length will do.
+  """
+  want = ("batch", "time", *axes)
+  if array.ndim != len(want) or any(
+    isinstance(axis, int) and axis != length
+    for axis, length in zip(want, array.shape, strict=True)
+  ):
+    raise ValueError(
+      f"{name} must be [{', '.join(map(str, want))}], got {array.shape};"
+      " mend the axes, or use vmap"
+    )
+
+
+def check_width(name: str, array: Array, width: int) -> None:
+  """Raises ValueError unless what params multiply is an array that wide."""
+  got = array.shape[-1] if hasattr(array, "shape") else type(array).__name__
+  if got != width:
+    raise ValueError(
+      f"{name} must be {width} wide, as params are for, got {got}"
+    )
+
+
 def widen(array: Array) -> Array:
   """The array in float32 at least."""
-  return array.astype(_wide(array.dtype))
+  return array.astype(wide_dtype(array.dtype))
 
 
 def cast(params: Params, dtype: jax.typing.DTypeLike) -> Params:
@@ -341,13 +388,17 @@ def product(inputs: Array, kernel: Array) -> Array:
   A weight gradient is a sum over all ticks. Not every backend sums a product
   of bfloat16 in float32 unless told so; the pullback inherits what is said
   here.
+
+  Raises:
+    ValueError: if the inputs are not as wide as the kernel is high.
   """
+  check_width("inputs", inputs, kernel.shape[0])
   return einsum("...d,dh->...h", inputs, kernel)
 
 
 def einsum(formula: str, inputs: Array, kernel: Array) -> Array:
   """`jnp.einsum` of two arrays, summed as in `product`."""
-  wide = _wide(inputs.dtype)
+  wide = wide_dtype(inputs.dtype)
   out = jnp.einsum(formula, inputs, kernel, preferred_element_type=wide)
   return out.astype(inputs.dtype)
 
@@ -381,17 +432,20 @@ def layer_norm(array: Array, scale: Array, blocks: int = 1) -> Array:
 def add_bias(array: Array, bias: Array) -> Array:
   """`array + bias` for array [*batch, H] and bias [H]."""
   # In float32 at least, since the bias's gradient is a sum over all ticks.
-  wide = _wide(array.dtype)
+  wide = wide_dtype(array.dtype)
   total = array.astype(wide) + jnp.broadcast_to(bias.astype(wide), array.shape)
   return total.astype(array.dtype)
 
 
-def _wide(dtype):
+def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
+  """The dtype to sum in: float32 at least."""
+  dtype = jnp.dtype(dtype)
   return jnp.float32 if dtype.itemsize < 4 else dtype
 
 
 def hidden_product(hidden: Array, recurrent: Array) -> Array:
   """`hidden @ recurrent` in the dtype of the weights (the compute dtype)."""
+  check_width("carry.hidden", hidden, recurrent.shape[0])
   return product(hidden.astype(recurrent.dtype), recurrent)
 
 

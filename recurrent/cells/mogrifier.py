@@ -66,7 +66,7 @@ class Mogrifier(base.Cell):
 
   def project(self, params, inputs):
     """The inputs: what they become depends on the carry."""
-    del params
+    base.check_width("inputs", inputs, len(params.lstm.kernel))
     return inputs
 
   def step(self, params, carry, projected):

@@ -61,6 +61,10 @@ class Wrapper(base.GatedCell):
     """The other cell's."""
     return self.cell.initial_carry(params, batch_shape)
 
+  def check_inputs(self, params, inputs):
+    """As the other cell."""
+    self.cell.check_inputs(params, inputs)
+
   def narrow(self, params, dtype):
     """As the other cell."""
     return self.cell.narrow(params, dtype)
@@ -94,6 +98,11 @@ class Wrapper(base.GatedCell):
 @dataclasses.dataclass(frozen=True)
 class TickWrapper(Wrapper):
   """A wrapper whose masks differ from tick to tick: they come as inputs."""
+
+  def check_inputs(self, params, inputs):
+    """As the other cell, without the mask."""
+    inner = inputs.inputs if isinstance(inputs, Masked) else inputs
+    self.cell.check_inputs(params, inner)
 
   def project(self, params, inputs):
     """As the other cell; the mask is handed on."""
@@ -268,6 +277,10 @@ class RecurrentDropout(Wrapper):
     """The other cell's."""
     return self.cell.initial_carry(params.cell, batch_shape)
 
+  def check_inputs(self, params, inputs):
+    """As the other cell."""
+    self.cell.check_inputs(params.cell, inputs)
+
   def narrow(self, params, dtype):
     """As the other cell."""
     keep = params.keep
@@ -372,7 +385,11 @@ class WeightNorm(Wrapper):
 
   def initial_carry(self, params, batch_shape):
     """The other cell's."""
-    return self.cell.initial_carry(_normed(params), batch_shape)
+    return self.cell.initial_carry(params.cell, batch_shape)
+
+  def check_inputs(self, params, inputs):
+    """As the other cell."""
+    self.cell.check_inputs(params.cell, inputs)
 
   def narrow(self, params, dtype):
     """The other cell's parameters, put together once for all ticks."""

@@ -86,7 +86,7 @@ def _no_newton(cell: Cell) -> str:
   params = param_shapes(cell, 1)
   carry = jax.eval_shape(lambda p: cell.initial_carry(p, ()), params)
   if any(leaf.shape != (cell.features,) for leaf in jax.tree.leaves(carry)):
-    return "has a carry whose leaves differ in width"
+    return "has a carry with leaves that are not [features] in each row"
   return ""
 
 

@@ -25,7 +25,8 @@ class LanguageModel(nnx.Module):
 
   Args:
     vocab_size: number of tokens V.
-    cell: name in `recurrent.cells.CELLS`, or what makes a cell of a width.
+    cell: name in `recurrent.cells.CELLS`, of one that takes vectors, or what
+      makes such a cell of a width.
     layers: number of recurrent layers.
     features: width H of every layer.
     embedding_features: width of the embedding; with `tied` it is H.

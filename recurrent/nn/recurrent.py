@@ -16,7 +16,7 @@ from recurrent.types import (
   Params,
   PRNGKey,
 )
-from recurrent.unroll import unroll
+from recurrent.unroll import compute_dtype, unroll
 
 
 class Recurrent(nnx.Module):
@@ -98,11 +98,10 @@ class Recurrent(nnx.Module):
       remat=self.remat,
     )
 
-  def project(self, inputs: Float[Array, "*B D"]) -> Any:
+  def project(self, inputs: Any) -> Any:
     """What `step` consumes, for inputs with any batch axes."""
-    return self.cell.project(
-      self.cell.narrow(self.cell_params(), inputs.dtype), inputs
-    )
+    params = self.cell.narrow(self.cell_params(), compute_dtype(inputs))
+    return self.cell.project(params, inputs)
 
   def step(
     self, carry: Carry, projected: Any, dtype: jax.typing.DTypeLike

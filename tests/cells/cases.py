@@ -16,7 +16,13 @@ from hypothesis.extra import numpy as npst
 from jax.flatten_util import ravel_pytree
 
 from recurrent import unroll
-from recurrent.cells import GatedCell, LinearCell
+from recurrent.cells import (
+  GRUD,
+  ConvLSTM,
+  GatedCell,
+  LinearCell,
+  Observations,
+)
 from recurrent.cells.base import MatrixCell
 from recurrent.executors.native import kind
 from recurrent.kernels.native import unavailable
@@ -81,7 +87,50 @@ def methods(cell):
   native = ("native",) if kind(cell) and not unavailable() else ()
   # The blocks that "newton" solves are square, over leaves of one width.
   one_width = getattr(cell, "memory", 0) in (0, cell.features)
-  return ("scan", "fused", *native, *(("newton",) if one_width else ()))
+  if isinstance(cell, ConvLSTM) or not one_width:
+    return ("scan", "fused", *native)
+  return ("scan", "fused", *native, "newton")
+
+
+def output_shape(cell):
+  """The shape of one tick's outputs in one row."""
+  return (*getattr(cell, "spatial", ()), cell.features)
+
+
+def inputs_for(cell, random, *shape, dtype=np.float32):
+  """Normal inputs for a cell; shape is [*batch, in_features].
+
+  Of `Observations` some 70 % are observed. Times there may be negative, which
+  no law minds.
+  """
+  *batch, width = shape
+  shape = (*batch, *getattr(cell, "spatial", ()), width)
+  normal = lambda: random.normal(size=shape).astype(dtype)
+  if isinstance(cell, GRUD):
+    return Observations(normal(), random.random(shape) < 0.7, normal())
+  return normal()
+
+
+def floats(tree):
+  """The tree with None for leaves that have no gradient."""
+  real = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+  return jax.tree.map(lambda x: x if real(x) else None, tree)
+
+
+def joined(reals, tree):
+  """What `floats` gave, or others like it, with the tree's other leaves."""
+  return jax.tree.map(
+    lambda real, x: x if real is None else real,
+    reals,
+    tree,
+    is_leaf=lambda x: x is None,
+  )
+
+
+def scaled(inputs, scale, offset=0):
+  """`offset + scale * inputs`, where they are numbers."""
+  real = lambda x: (offset + scale * x).astype(x.dtype)
+  return joined(jax.tree.map(real, floats(inputs)), inputs)
 
 
 @functools.lru_cache
@@ -110,11 +159,11 @@ def cases(draw, cell, shapes=SHAPES, dtype=np.float64):
   return Case(
     params=jax.tree.map(lambda x: x + 0.3 * normal(*x.shape), params),
     carry=jax.tree.map(lambda x: 0.5 * normal(batch, *x.shape), start),
-    inputs=normal(batch, time, in_features),
+    inputs=inputs_for(cell, random, batch, time, in_features, dtype=dtype),
     mask=draw(flags(batch, time)),
     resets=draw(npst.arrays(bool, (batch, time))),
     weights=(
-      normal(batch, time, cell.features),
+      normal(batch, time, *output_shape(cell)),
       jax.tree.map(lambda x: normal(batch, *x.shape), start),
     ),
   )
@@ -123,18 +172,19 @@ def cases(draw, cell, shapes=SHAPES, dtype=np.float64):
 def one_case(cell, shape):
   """One `Case` in float64, with a hole in its mask and a reset."""
   batch, time, in_features = shape
-  normal = np.random.default_rng(0).normal
+  random = np.random.default_rng(0)
+  normal = random.normal
   params, start = drawn_by_init(cell, in_features)
   row = lambda x: normal(size=(batch, *x.shape))
   ticks = np.broadcast_to(np.arange(time), (batch, time))
   return Case(
     params=jax.tree.map(lambda x: x + 0.3 * normal(size=x.shape), params),
     carry=jax.tree.map(lambda x: 0.5 * row(x), start),
-    inputs=normal(size=shape),
+    inputs=inputs_for(cell, random, *shape, dtype=np.float64),
     mask=ticks != 1,
     resets=ticks == 2,
     weights=(
-      normal(size=(batch, time, cell.features)),
+      normal(size=(batch, time, *output_shape(cell))),
       jax.tree.map(row, start),
     ),
   )
@@ -166,15 +216,16 @@ def loss(case, cell, **how):
 
 
 def results(case, cell, **how):
-  """Both passes."""
+  """Both passes; only `floats` of the inputs have a gradient."""
 
-  def given(params, carry, inputs):
+  def given(params, carry, reals):
+    inputs = joined(reals, case.inputs)
     here = case._replace(params=params, carry=carry, inputs=inputs)
     return loss(here, cell, **how)
 
   (_, out), gradients = jax.value_and_grad(
     given, argnums=(0, 1, 2), has_aux=True
-  )(case.params, case.carry, case.inputs)
+  )(case.params, case.carry, floats(case.inputs))
   return Results(*out, *gradients)
 
 
@@ -201,8 +252,9 @@ def losses(cell):
   """The loss at many points, each (params, carry, inputs) as one vector."""
 
   def one(point, case):
-    unravel = ravel_pytree((case.params, case.carry, case.inputs))[1]
-    params, carry, inputs = unravel(point)
+    unravel = ravel_pytree((case.params, case.carry, floats(case.inputs)))[1]
+    params, carry, reals = unravel(point)
+    inputs = joined(reals, case.inputs)
     case = case._replace(params=params, carry=carry, inputs=inputs)
     return loss(case, cell, method="scan")[0]
 
@@ -211,17 +263,23 @@ def losses(cell):
 
 @functools.lru_cache
 def jacobian(cell, **how):
-  """The function to d outputs / d inputs, [B, T, H, B, T, D]."""
-  outputs = lambda inputs, case: loss(
-    case._replace(inputs=inputs), cell, **how
-  )[1][0]
-  return jit(jax.jacrev(outputs))
+  """The function to d outputs / d inputs, [B, T, H, B, T, ...] a leaf.
+
+  H stands for all that an output has of one tick and row.
+  """
+
+  def outputs(reals, case):
+    case = case._replace(inputs=joined(reals, case.inputs))
+    out = loss(case, cell, **how)[1][0]
+    return out.reshape(*out.shape[:2], -1)
+
+  return jit(lambda case: jax.jacrev(outputs)(floats(case.inputs), case))
 
 
 def over_time(case, at):
   """The case with its time axis cut."""
   return case._replace(
-    inputs=case.inputs[:, at],
+    inputs=jax.tree.map(lambda x: x[:, at], case.inputs),
     mask=case.mask[:, at],
     resets=case.resets[:, at].copy(),
     weights=(case.weights[0][:, at], case.weights[1]),

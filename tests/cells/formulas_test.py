@@ -5,6 +5,8 @@ written from the papers and sharing nothing with the cells. The RNN, LSTM and
 GRU have theirs in their own files.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from recurrent.cells import CELLS
 from tests.cells import reference
-from tests.cells.cases import assert_close, cases, forward, law
+from tests.cells.cases import assert_close, cases, forward, law, output_shape
 from tests.cells.reference import relu, sigmoid
 
 OWN_FILES = {"rnn", "rnn_relu", "rnn_sigmoid", "lstm", "gru"} | {
@@ -202,6 +204,52 @@ def mlstm(p, carry, x):
   return (np.concatenate([memory, n[:, None]], axis=1)[None],), h
 
 
+def convolved(image, kernel):
+  """A sum over the window at every place; nothing is outside."""
+  rows, columns = image.shape[:2]
+  out = np.zeros((rows, columns, kernel.shape[-1]))
+  for (row, column), (down, right) in itertools.product(
+    np.ndindex(rows, columns), np.ndindex(kernel.shape[:2])
+  ):
+    y, x = row + down - 1, column + right - 1
+    if 0 <= y < rows and 0 <= x < columns:
+      out[row, column] += image[y, x] @ kernel[down, right]
+  return out
+
+
+def conv_lstm(p, carry, x):
+  # As printed, but for the peepholes.
+  h, c = carry
+  sums = convolved(x, p.kernel) + convolved(h, p.recurrent) + p.bias
+  i, f, g, o = np.split(sums, 4, axis=-1)
+  c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+  h = sigmoid(o) * np.tanh(c)
+  return (h, c), h
+
+
+def gru_d(p, carry, x):
+  # As printed; theirs is one minus our z.
+  h, last = carry
+  m = x.observed.astype(float)
+  gamma_x = np.exp(
+    -np.maximum(0, p.input_decay * x.elapsed + p.input_decay_bias)
+  )
+  gamma_h = np.exp(
+    -np.maximum(0, x.elapsed @ p.hidden_decay + p.hidden_decay_bias)
+  )
+  value = m * x.value + (1 - m) * (gamma_x * last + (1 - gamma_x) * p.mean)
+  h = gamma_h * h
+  w, v, u, b = (
+    np.split(array, 3, axis=-1)
+    for array in (p.kernel, p.observed_kernel, p.recurrent, p.bias)
+  )
+  r = sigmoid(value @ w[0] + h @ u[0] + m @ v[0] + b[0])
+  z = sigmoid(-(value @ w[1] + h @ u[1] + m @ v[1] + b[1]))
+  n = np.tanh(value @ w[2] + (r * h) @ u[2] + m @ v[2] + b[2])
+  h = (1 - z) * h + z * n
+  return (h, m * x.value + (1 - m) * last), h
+
+
 FORMULAS = {
   "indrnn": indrnn,
   "lstm_peephole": lstm_peephole,
@@ -222,6 +270,8 @@ FORMULAS = {
   "qrnn": qrnn,
   "sru": sru,
   "mlstm": mlstm,
+  "conv_lstm": conv_lstm,
+  "gru_d": gru_d,
 }
 
 
@@ -244,7 +294,7 @@ def test_the_cell_is_the_formula(name, data):
     case.mask,
     case.resets,
     False,
-    width=4,
+    shape=output_shape(cell),
   )
   outputs, carry = forward(cell)(case)
   assert_close((outputs, tuple(carry)), want, 1e-12)

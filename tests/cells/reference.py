@@ -4,6 +4,9 @@ One matrix a gate, rows times columns, one sequence and one unit at a time.
 Slow, and with nothing in common with the code under test: a mask is an `if`.
 """
 
+import operator
+
+import jax
 import numpy as np
 
 
@@ -65,24 +68,24 @@ def gru(weights, inner_bias, carry, x, *, reset_before):
   return (h,), h
 
 
-def unroll(tick, carry, initial, inputs, mask, resets, reverse, width=None):
+def unroll(tick, carry, initial, inputs, mask, resets, reverse, shape=None):
   """A cell over time, as a reader of the docstring would write it.
 
   Args:
     tick: (carry, x) -> (carry, output), all of one row.
     carry: tuple of arrays [batch, H].
     initial: tuple of arrays [batch, H].
-    inputs: [batch, time, D].
+    inputs: [batch, time, ...], an array or a tree of them.
     mask: [batch, time] bool.
     resets: [batch, time] bool.
     reverse: from the last tick to the first.
-    width: of the outputs; None: that of the carry's first part.
+    shape: of a tick's outputs; None: that of the carry's first part.
 
   Returns:
-    outputs [batch, time, H], and the carry as a tuple of arrays.
+    outputs [batch, time, ...], and the carry as a tuple of arrays.
   """
   batch, time = mask.shape
-  outputs = np.zeros((batch, time, width or carry[0].shape[-1]))
+  outputs = np.zeros((batch, time, *(shape or carry[0].shape[1:])))
   carry = [np.array(part) for part in carry]
   for row in range(batch):
     now = tuple(part[row] for part in carry)
@@ -91,7 +94,8 @@ def unroll(tick, carry, initial, inputs, mask, resets, reverse, width=None):
         continue
       if resets[row, t]:
         now = tuple(part[row] for part in initial)
-      now, outputs[row, t] = tick(now, inputs[row, t])
+      at = operator.itemgetter((row, t))
+      now, outputs[row, t] = tick(now, jax.tree.map(at, inputs))
     for part, value in zip(carry, now, strict=True):
       part[row] = value
   return outputs, tuple(carry)

@@ -7,7 +7,7 @@ import pytest
 from recurrent import explain, unroll
 from recurrent.cells import CELLS
 from recurrent.executors import EXECUTORS
-from tests.cells.cases import methods
+from tests.cells.cases import inputs_for, methods
 from tests.cells.support import table
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -21,10 +21,9 @@ def test_the_table_in_the_docs_is_what_the_executors_say():
 def test_a_cell_runs_by_what_the_table_says_and_by_nothing_else(name):
   cell = CELLS[name](8)
   params = cell.init(jax.random.key(0), 3)
+  inputs = inputs_for(cell, np.random.default_rng(0), 2, 3, 3)
   run = lambda method: jax.eval_shape(
-    lambda: unroll(
-      cell, params, None, np.ones((2, 3, 3), np.float32), method=method
-    )
+    lambda: unroll(cell, params, None, inputs, method=method)
   )
   for method, executor in EXECUTORS.items():
     reason = executor.why_not(cell)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from experiments import language_model
+from experiments import compare, language_model
 from tests.experiments.scripts import TINY, call, refused
 
 
@@ -25,6 +25,7 @@ from tests.experiments.scripts import TINY, call, refused
     ("--dropout=1", "below 1"),
     ("--output_dropout=nan", "out of range"),
     ("--cell=lstn", "--cell=lstn is unknown"),
+    ("--cell=gru_d", "--cell=gru_d is unknown"),
     ("--optimizer=adamww", "did you mean --optimizer=adamw?"),
     ("--optimizer=chain", "no optax optimiser"),
     ("--schedule=cosin", "cosine"),
@@ -42,6 +43,14 @@ def test_a_bad_flag(tmp_path, capsys, flag, words):
   )
   assert words in said
   assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+  ("cells", "words"),
+  [("lstn", "did you mean 'lstm'?"), ("lstm,conv_lstm", "takes no vectors")],
+)
+def test_cells_that_cannot_be_compared(capsys, cells, words):
+  assert words in refused(capsys, 2, compare, f"--cells={cells}")
 
 
 @pytest.mark.parametrize(

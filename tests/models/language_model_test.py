@@ -12,7 +12,10 @@ V, H, E = 7, 4, 3
 KEY, OTHER_KEY = (jax.random.key(seed, impl="rbg") for seed in (0, 1))
 RNG = np.random.default_rng(0)
 # The cell knows nothing of the embedding: one is enough for the tied model.
-CELL_AND_TIED = [*((cell, False) for cell in cells.CELLS), ("lstm", True)]
+CELL_AND_TIED = [
+  *((cell, False) for cell in cells.vector_cells()),
+  ("lstm", True),
+]
 TOKENS = RNG.integers(0, V, (2, 6)).astype(np.int32)
 
 
@@ -71,7 +74,7 @@ def test_it_is_embedding_layers_and_softmax(tied):
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("cell", cells.CELLS)
+@pytest.mark.parametrize("cell", cells.vector_cells())
 def test_decoding_token_by_token_is_running_over_all(cell, tied, residual):
   # A tied model has its residual from the first layer on.
   options = {"tied": tied, "residual": residual, "layers": 1 if tied else 2}
@@ -200,7 +203,7 @@ RATES = {"dropout": 0.3, "embedding_dropout": 0.3, "output_dropout": 0.3}
 
 @pytest.mark.parametrize(
   "cell,layers,key",
-  [*((cell, 1, None) for cell in cells.CELLS), ("gru", 2, KEY)],
+  [*((cell, 1, None) for cell in cells.vector_cells()), ("gru", 2, KEY)],
 )
 def test_the_gradient_reaches_every_parameter(cell, layers, key):
   graphdef, params = nnx.split(make(cell=cell, layers=layers, **RATES))

@@ -6,6 +6,7 @@ from flax import nnx
 
 from recurrent import cells, unroll
 from recurrent.nn import Recurrent
+from tests.cells.cases import inputs_for
 
 D, H = 3, 4
 # Of the generators of keys, "rbg" is the one that compiles fastest.
@@ -118,14 +119,15 @@ def test_its_parameters_can_be_written():
 @pytest.mark.parametrize("cell", cells.CELLS)
 def test_step_after_project_is_a_tick_of_the_whole(cell):
   layer = make(cell)
-  inputs = jnp.asarray(INPUTS)
+  inputs = inputs_for(layer.cell, np.random.default_rng(0), 2, 5, D)
 
   @jax.jit
   def tick_by_tick(carry, inputs):
     def tick(carry, now):
-      return layer.step(carry, layer.project(now), now.dtype)
+      return layer.step(carry, layer.project(now), jnp.float32)
 
-    return jax.lax.scan(tick, carry, jnp.swapaxes(inputs, 0, 1))
+    ticks = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), inputs)
+    return jax.lax.scan(tick, carry, ticks)
 
   carry, outputs = tick_by_tick(layer.initial_carry(2), inputs)
   expected_carry, expected = jax.jit(lambda x: layer(None, x))(inputs)

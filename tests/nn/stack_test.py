@@ -261,7 +261,7 @@ def test_without_a_key_nothing_is_dropped():
 # One tick after another.
 
 
-@pytest.mark.parametrize("cell", cells.CELLS)
+@pytest.mark.parametrize("cell", cells.vector_cells())
 def test_stepping_over_a_table_is_running_over_its_rows(cell):
   # The second and third layer have a residual, the first has not.
   stack = Stack(layers_of(cell, (4, 4, 4), in_features=3), residual=True)
