@@ -8,7 +8,8 @@ passes over all of memory, and as many arrays kept for the reverse pass.
 `linear_scan` runs over chunks side by side: first each chunk by itself from
 zero, with the product of its decays; then the few carries from chunk to chunk;
 then one multiply and add over everything. Its reverse pass is the same scan
-run backwards, from the outputs alone (Martin & Cundy, 2018).
+run backwards, from the outputs alone (Martin & Cundy, 2018). On one CPU device
+it is a plain loop in C++ instead (`kernels.native`), which memory bounds.
 """
 
 import functools
@@ -17,6 +18,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from recurrent.kernels import native
 from recurrent.types import Array
 
 # Elements that a tick of the inner loop should have: fewer, and the loop costs
@@ -85,7 +87,7 @@ def linear_scan(
   resets: Array | None = None,
   reverse: bool = False,
 ) -> Array:
-  """The recurrence in chunks, with a reverse pass of its own.
+  """The recurrence, with a reverse pass of its own.
 
   Args and results are those of `associative_scan`.
 
@@ -93,6 +95,26 @@ def linear_scan(
     Martin & Cundy, "Parallelizing linear recurrent neural nets over sequence
     length", 2018.
   """
+  # A call in C++ is one device's: what is sharded would be gathered for it.
+  if (
+    jax.default_backend() == "cpu"
+    and jax.device_count() == 1
+    and drive.dtype in native.LINEAR_DTYPES
+    and not native.unavailable()
+  ):
+    return native.linear_scan(reverse, decay, drive, start, resets)
+  return in_chunks(decay, drive, start, resets=resets, reverse=reverse)
+
+
+def in_chunks(
+  decay: Array,
+  drive: Array,
+  start: Array,
+  *,
+  resets: Array | None = None,
+  reverse: bool = False,
+) -> Array:
+  """The recurrence in chunks; see `linear_scan`."""
   return own_gradient(_in_chunks, reverse, decay, drive, start, resets)
 
 

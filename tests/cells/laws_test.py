@@ -221,10 +221,11 @@ def test_the_scan_differentiates_twice_in_both_modes(name):
 
   @jax.jit
   def total(params, carry, inputs):
+    inputs = joined(inputs, case.inputs)
     here = case._replace(params=params, carry=carry, inputs=inputs)
     return loss(here, cell, method="scan")[0]
 
-  point = (case.params, case.carry, case.inputs)
+  point = (case.params, case.carry, floats(case.inputs))
   test_util.check_grads(
     total, jax.tree.map(jnp.asarray, point), order=2, atol=1e-5, rtol=1e-5
   )
@@ -234,11 +235,13 @@ def test_the_scan_differentiates_twice_in_both_modes(name):
 def differentiated(cell, method, way):
   """A function of the case's numbers as one vector, by a way of JAX's."""
   case = one_case(cell, (2, 4, 2))
-  start, unravel = ravel_pytree((case.params, case.carry, case.inputs))
+  point = (case.params, case.carry, floats(case.inputs))
+  start, unravel = ravel_pytree(point)
   along = jnp.asarray(np.random.default_rng(1).normal(size=start.shape))
 
   def value(point):
     params, carry, inputs = unravel(point)
+    inputs = joined(inputs, case.inputs)
     here = case._replace(params=params, carry=carry, inputs=inputs)
     return jnp.sin(loss(here, cell, method=method)[0])
 

@@ -31,6 +31,11 @@ FLAGS = (
 KINDS = ("rnn", "lstm", "gru", "lstm_coupled")
 SAVED = {"rnn": 1, "lstm": 4, "gru": 4, "lstm_coupled": 3}
 DTYPES = {jnp.dtype("float32"): "f32", jnp.dtype("float64"): "f64"}
+LINEAR_DTYPES = {
+  **DTYPES,
+  jnp.dtype("complex64"): "c64",
+  jnp.dtype("complex128"): "c128",
+}
 
 
 @functools.cache
@@ -49,15 +54,16 @@ def unavailable() -> str:
   except (OSError, subprocess.CalledProcessError) as error:
     said = getattr(error, "stderr", None) or str(error)
     return f"did not compile: {said.strip().splitlines()[0]}"
-  for kind in KINDS:
+  loops = [(kind, dtype) for kind in KINDS for dtype in DTYPES.values()]
+  loops += [("linear", dtype) for dtype in LINEAR_DTYPES.values()]
+  for kind, dtype in loops:
     for way in ("forward", "backward"):
-      for dtype in DTYPES.values():
-        name = f"{kind}_{way}_{dtype}"
-        jax.ffi.register_ffi_target(
-          f"recurrent_{name}",
-          jax.ffi.pycapsule(getattr(library, name)),
-          platform="cpu",
-        )
+      name = f"{kind}_{way}_{dtype}"
+      jax.ffi.register_ffi_target(
+        f"recurrent_{name}",
+        jax.ffi.pycapsule(getattr(library, name)),
+        platform="cpu",
+      )
   return ""
 
 
@@ -230,6 +236,73 @@ def backward(
     tuple(rest[:count]),
     tuple(rest[2 : 2 + count]),
   )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def linear_scan(
+  reverse: bool,
+  decay: Array,
+  drive: Array,
+  start: Array,
+  resets: Array | None,
+) -> Array:
+  """The linear recurrence; arguments and result as `kernels.linear_scan`."""
+  time = len(drive)
+  flat = lambda x: x.reshape(time, -1)
+  hidden = jax.ffi.ffi_call(
+    f"recurrent_linear_forward_{LINEAR_DTYPES[drive.dtype]}",
+    jax.ShapeDtypeStruct((time, start.size), drive.dtype),
+    vmap_method="sequential",
+  )(
+    flat(decay),
+    flat(drive),
+    start.reshape(-1),
+    _flags(resets, drive.shape),
+    reverse=reverse,
+    threads=np.int64(_threads()),
+  )
+  return hidden.reshape(drive.shape)
+
+
+def _linear_forward(reverse, decay, drive, start, resets):
+  hidden = linear_scan(reverse, decay, drive, start, resets)
+  return hidden, (decay, start, resets, hidden)
+
+
+def _linear_backward(reverse, residuals, d_hidden):
+  decay, start, resets, hidden = residuals
+  time, dtype = len(hidden), hidden.dtype
+  flat = lambda x: x.reshape(time, -1)
+  rows = jax.ShapeDtypeStruct((time, start.size), dtype)
+  d_decay, d_drive, d_start = jax.ffi.ffi_call(
+    f"recurrent_linear_backward_{LINEAR_DTYPES[dtype]}",
+    (rows, rows, jax.ShapeDtypeStruct((start.size,), dtype)),
+    vmap_method="sequential",
+  )(
+    flat(decay),
+    start.reshape(-1),
+    _flags(resets, hidden.shape),
+    flat(hidden),
+    flat(d_hidden),
+    reverse=reverse,
+    threads=np.int64(_threads()),
+  )
+  return (
+    d_decay.reshape(decay.shape),
+    d_drive.reshape(hidden.shape),
+    d_start.reshape(start.shape),
+    None,
+  )
+
+
+linear_scan.defvjp(_linear_forward, _linear_backward)
+
+
+def _flags(resets, shape):
+  """Resets for every element, or none at all."""
+  if resets is None:
+    return jnp.zeros((0,), bool)
+  return jnp.broadcast_to(resets, shape).reshape(shape[0], -1)
 
 
 def _call(name, dtype, results, arguments, reverse, activation):

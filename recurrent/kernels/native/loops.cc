@@ -1,4 +1,5 @@
-// The loops over time of the RNN, the LSTM and the GRU on a CPU, both passes.
+// The loops over time of the RNN, the LSTM and the GRU on a CPU, both passes;
+// and the linear recurrence (at the end).
 //
 // Products with all inputs and all weight gradients are XLA's, in bulk, before
 // and after. What is here is what is in between: at each tick one product with
@@ -16,6 +17,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <complex>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -599,6 +601,100 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
   });
 }
 
+// h = decay * h + drive, elementwise, and its reverse pass. Memory is all it
+// costs: threads take stretches of a row, whose state stays in the first cache.
+
+constexpr int64_t kStretch = 2048;
+
+template <class F, class Work>
+void Stretches(int64_t time, int64_t width, int64_t threads, Work work) {
+  auto run = [&](int64_t from, int64_t to) {
+    for (; from < to; from += kStretch) {
+      work(from, std::min(kStretch, to - from));
+    }
+  };
+  // As for the cells: a thread costs some 20 microseconds to start.
+  int64_t parts = time * width < 1000000 ? 1 : std::min(threads, width / 16);
+  parts = std::max<int64_t>(1, parts);
+  std::vector<std::thread> others;
+  auto cut = [&](int64_t part) { return width * part / parts / 16 * 16; };
+  for (int64_t part = 1; part < parts; ++part) {
+    others.emplace_back(
+        [&, part] { run(cut(part), part + 1 < parts ? cut(part + 1) : width); });
+  }
+  run(0, parts > 1 ? cut(1) : width);
+  for (auto& other : others) other.join();
+}
+
+// The compiler's own product of complex numbers asks each for NaN first.
+template <class F>
+inline F Times(F a, F b) {
+  return a * b;
+}
+template <class F>
+inline std::complex<F> Times(std::complex<F> a, std::complex<F> b) {
+  return {a.real() * b.real() - a.imag() * b.imag(),
+          a.real() * b.imag() + a.imag() * b.real()};
+}
+
+template <class F>
+void LinearForward(int64_t time, int64_t width, bool reverse, int64_t threads,
+                   const F* decay, const F* drive, const F* start,
+                   const bool* resets, F* hidden) {
+  Stretches<F>(time, width, threads, [&](int64_t from, int64_t count) {
+    const F* state = start + from;
+    for (int64_t tick = 0; tick < time; ++tick) {
+      int64_t at = (reverse ? time - 1 - tick : tick) * width + from;
+      const F *a = decay + at, *b = drive + at;
+      F* h = hidden + at;
+      if (resets) {
+        const bool* r = resets + at;
+        for (int64_t i = 0; i < count; ++i) {
+          h[i] = r[i] ? b[i] : Times(a[i], state[i]) + b[i];
+        }
+      } else {
+        for (int64_t i = 0; i < count; ++i) {
+          h[i] = Times(a[i], state[i]) + b[i];
+        }
+      }
+      state = h;
+    }
+  });
+}
+
+template <class F>
+void LinearBackward(int64_t time, int64_t width, bool reverse, int64_t threads,
+                    const F* decay, const F* start, const bool* resets,
+                    const F* hidden, const F* d_hidden, F* d_decay, F* d_drive,
+                    F* d_start) {
+  Stretches<F>(time, width, threads, [&](int64_t from, int64_t count) {
+    F into[kStretch] = {};  // the cotangent that comes from the tick after
+    for (int64_t tick = time - 1; tick >= 0; --tick) {
+      auto place = [&](int64_t k) {
+        return (reverse ? time - 1 - k : k) * width + from;
+      };
+      int64_t at = place(tick);
+      const F *a = decay + at, *d = d_hidden + at;
+      const F* before = tick ? hidden + place(tick - 1) : start + from;
+      F *to_decay = d_decay + at, *to_drive = d_drive + at;
+      for (int64_t i = 0; i < count; ++i) {
+        F g = d[i] + into[i];
+        to_drive[i] = g;
+        to_decay[i] = Times(g, before[i]);
+        into[i] = Times(a[i], g);
+      }
+      if (resets) {
+        const bool* r = resets + at;
+        for (int64_t i = 0; i < count; ++i) {
+          to_decay[i] = r[i] ? F(0) : to_decay[i];
+          into[i] = r[i] ? F(0) : into[i];
+        }
+      }
+    }
+    std::copy_n(into, count, d_start + from);
+  });
+}
+
 // What XLA calls. Arrays that a cell or a call does without are empty.
 
 template <ffi::DataType type>
@@ -707,7 +803,71 @@ auto BackwardBinding() {
       .template Attr<int64_t>("threads");
 }
 
+template <ffi::DataType type>
+ffi::Error RunLinearForward(In<type> decay, In<type> drive, In<type> start,
+                            Flags resets, Out<type> hidden, bool reverse,
+                            int64_t threads) {
+  auto shape = drive.dimensions();
+  LinearForward(shape[0], shape[1], reverse, threads, decay.typed_data(),
+                drive.typed_data(), start.typed_data(),
+                resets.element_count() ? resets.typed_data() : nullptr,
+                hidden->typed_data());
+  return ffi::Error::Success();
+}
+
+template <ffi::DataType type>
+ffi::Error RunLinearBackward(In<type> decay, In<type> start, Flags resets,
+                             In<type> hidden, In<type> d_hidden,
+                             Out<type> d_decay, Out<type> d_drive,
+                             Out<type> d_start, bool reverse,
+                             int64_t threads) {
+  auto shape = hidden.dimensions();
+  LinearBackward(shape[0], shape[1], reverse, threads, decay.typed_data(),
+                 start.typed_data(),
+                 resets.element_count() ? resets.typed_data() : nullptr,
+                 hidden.typed_data(), d_hidden.typed_data(),
+                 d_decay->typed_data(), d_drive->typed_data(),
+                 d_start->typed_data());
+  return ffi::Error::Success();
+}
+
+template <ffi::DataType type>
+auto LinearForwardBinding() {
+  using A = In<type>;
+  return ffi::Ffi::Bind()
+      .template Arg<A>().template Arg<A>().template Arg<A>()
+      .template Arg<Flags>()
+      .template Ret<A>()
+      .template Attr<bool>("reverse")
+      .template Attr<int64_t>("threads");
+}
+
+template <ffi::DataType type>
+auto LinearBackwardBinding() {
+  using A = In<type>;
+  return ffi::Ffi::Bind()
+      .template Arg<A>().template Arg<A>()
+      .template Arg<Flags>()
+      .template Arg<A>().template Arg<A>()
+      .template Ret<A>().template Ret<A>().template Ret<A>()
+      .template Attr<bool>("reverse")
+      .template Attr<int64_t>("threads");
+}
+
 }  // namespace
+
+#define RECURRENT_LINEAR(name, type)                                   \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_forward_##name,                 \
+                                RunLinearForward<type>,                \
+                                LinearForwardBinding<type>());         \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_backward_##name,                \
+                                RunLinearBackward<type>,               \
+                                LinearBackwardBinding<type>())
+
+RECURRENT_LINEAR(f32, ffi::F32);
+RECURRENT_LINEAR(f64, ffi::F64);
+RECURRENT_LINEAR(c64, ffi::C64);
+RECURRENT_LINEAR(c128, ffi::C128);
 
 #define RECURRENT_LOOPS(name, Cell)                                         \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_forward_f32,                         \
