@@ -1,0 +1,17 @@
+"""docs/proofs.md names tests that there are."""
+
+import pathlib
+import re
+
+TESTS = pathlib.Path(__file__).parent
+
+
+def test_every_test_that_the_proofs_name_is_there():
+  text = (TESTS.parent / "docs" / "proofs.md").read_text()
+  named = re.findall(r"`(?:([\w/]+\.py)::)?(test_\w+)`", text)
+  assert len(named) > 20
+  for file, test in named:
+    source = (TESTS / (file or "cells/laws_test.py")).read_text()
+    assert f"def {test}(" in source, test
+  for file in re.findall(r"`([\w/]+_test\.py)", text):
+    assert (TESTS / file).exists(), file
