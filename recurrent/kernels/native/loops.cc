@@ -18,9 +18,12 @@
 #include <atomic>
 #include <cmath>
 #include <complex>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -287,9 +290,13 @@ std::unique_ptr<F[], void (*)(void*)> Pack(int64_t rows, int64_t groups,
 
 // sums[m][n] = the product of `kRows` rows of `a` with `kBlocks` panels of
 // `kGroups` vectors a row.
+//
+// On the way it asks for `kAhead` lines a row of the panels that come next:
+// weights that are larger than the second cache arrive while others are used.
 template <class F, int kRows, int kGroups, int kBlocks>
 inline void Tile(const F* a, int64_t stride, const F* panels, int64_t depth,
-                 Vec<F> sums[kRows][kGroups * kBlocks]) {
+                 const F* next, Vec<F> sums[kRows][kGroups * kBlocks]) {
+  constexpr int kAhead = kRows >= 3 ? (kGroups * kBlocks + 2) / 3 : 0;
   constexpr int kWidth = Simd<F>::kWidth;
   Vec<F> total[kRows][kGroups * kBlocks] = {};
   const int64_t panel = depth * kGroups * kWidth;
@@ -300,6 +307,9 @@ inline void Tile(const F* a, int64_t stride, const F* panels, int64_t depth,
         right[block * kGroups + group] =
             Load(panels + block * panel + (k * kGroups + group) * kWidth);
       }
+    }
+    for (int line = 0; line < kAhead; ++line) {
+      __builtin_prefetch(next + (k * kAhead + line) * kWidth, 0, 2);
     }
     for (int m = 0; m < kRows; ++m) {
       Vec<F> left = a[m * stride + k] - Vec<F>{};
@@ -316,11 +326,16 @@ inline void Tile(const F* a, int64_t stride, const F* panels, int64_t depth,
 // Calls `use(row, block, sums of kGroups)` for all rows and blocks in range.
 template <class F, int kGroups, int kRows, int kBlocks, class Use>
 inline void Tiles(const F* a, int64_t stride, const F* panels, int64_t depth,
-                  int64_t row, int64_t block, Use use) {
-  Vec<F> sums[kRows][kGroups * kBlocks];
-  Tile<F, kRows, kGroups, kBlocks>(
-      a + row * stride, stride,
-      panels + block * depth * kGroups * Simd<F>::kWidth, depth, sums);
+                  int64_t row, int64_t block, int64_t part, Use use) {
+  constexpr int kWidth = Simd<F>::kWidth, kVectors = kGroups * kBlocks;
+  Vec<F> sums[kRows][kVectors];
+  const F* here = panels + block * depth * kGroups * kWidth;
+  // Each tile of rows asks for a third: there are seldom fewer than three.
+  const F* next =
+      here + (depth * kVectors + part % 3 * depth * ((kVectors + 2) / 3)) *
+                 kWidth;
+  Tile<F, kRows, kGroups, kBlocks>(a + row * stride, stride, here, depth, next,
+                                   sums);
   for (int b = 0; b < kBlocks; ++b) {
     for (int m = 0; m < kRows; ++m) {
       use(row + m, block + b, &sums[m][b * kGroups]);
@@ -331,14 +346,15 @@ inline void Tiles(const F* a, int64_t stride, const F* panels, int64_t depth,
 // As many rows as fit in the registers, and what is left of them at the end.
 template <class F, int kGroups, int kBlocks, int kRows, class Use>
 inline void Rows(const F* a, int64_t stride, const F* panels, int64_t depth,
-                 int64_t row, int64_t end, int64_t block, Use use) {
+                 int64_t row, int64_t end, int64_t block, Use use,
+                 int64_t part = 0) {
   for (; row + kRows <= end; row += kRows) {
     Tiles<F, kGroups, kRows, kBlocks>(a, stride, panels, depth, row, block,
-                                      use);
+                                      part++, use);
   }
   if constexpr (kRows > 1) {
     Rows<F, kGroups, kBlocks, kRows / 2>(a, stride, panels, depth, row, end,
-                                         block, use);
+                                         block, use, part);
   }
 }
 
@@ -373,11 +389,10 @@ inline void Product(const F* a, int64_t stride, const F* panels, int64_t depth,
 // Threads that meet once a tick. They spin, since a tick takes microseconds.
 class Meeting {
  public:
-  explicit Meeting(int threads) : threads_(threads) {}
-  void Wait() {
-    if (threads_ == 1) return;
+  void Wait(int threads) {
+    if (threads == 1) return;
     int turn = turn_.load(std::memory_order_relaxed);
-    if (here_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+    if (here_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
       here_.store(0, std::memory_order_relaxed);
       turn_.store(turn + 1, std::memory_order_release);
       return;
@@ -388,8 +403,60 @@ class Meeting {
   }
 
  private:
-  const int threads_;
   std::atomic<int> here_{0}, turn_{0};
+};
+
+// Threads that wait for work, made at the first call. One call has them at a
+// time; another, as of another device, does its work alone meanwhile.
+class Pool {
+ public:
+  static Pool& Get() {
+    static Pool* pool = new Pool;  // never destroyed: its threads outlive main
+    return *pool;
+  }
+
+  // Calls `work(part, parts)` for each part, `parts` being `most` or 1.
+  template <class Work>
+  void Run(int most, Work work) {
+    if (most <= 1 || !busy_.try_lock()) return work(0, 1);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      while (static_cast<int>(threads_.size()) + 1 < most) {
+        threads_.emplace_back([this, me = threads_.size() + 1] { Serve(me); });
+      }
+      job_ = [&](int part) { work(part, most); };
+      parts_ = most;
+      left_ = most - 1;
+      ++turn_;
+    }
+    wake_.notify_all();
+    work(0, most);
+    while (left_.load(std::memory_order_acquire)) std::this_thread::yield();
+    busy_.unlock();
+  }
+
+ private:
+  void Serve(int me) {
+    int64_t seen = 0;
+    while (true) {
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return turn_ != seen; });
+        seen = turn_;
+        if (me >= parts_) continue;
+      }
+      job_(me);
+      left_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex busy_, mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> threads_;
+  std::function<void(int)> job_;
+  std::atomic<int> left_{0};
+  int parts_ = 0;
+  int64_t turn_ = 0;
 };
 
 struct Share {
@@ -405,29 +472,26 @@ struct Plan {
   Plan(int64_t batch, int64_t blocks, int64_t weight_bytes, double work,
        int64_t most)
       : rows(batch), blocks(blocks) {
-    // A thread costs some 20 microseconds to start.
-    threads = work < 2e6 ? 1 : static_cast<int>(most);
+    // A thread costs some 10 microseconds to wake.
+    threads = work < 4e6 ? 1 : static_cast<int>(most);
     by_rows = batch >= 8 * threads && weight_bytes <= (1 << 20);
     int64_t parts = by_rows ? batch : blocks;
     threads = static_cast<int>(std::max<int64_t>(
         1, std::min<int64_t>(threads, parts)));
   }
 
-  Share Of(int thread) const {
-    auto cut = [&](int64_t n, int at) { return n * at / threads; };
-    if (by_rows) return {cut(rows, thread), cut(rows, thread + 1), 0, blocks};
-    return {0, rows, cut(blocks, thread), cut(blocks, thread + 1)};
+  Share Of(int part, int parts) const {
+    auto cut = [&](int64_t n, int at) { return n * at / parts; };
+    if (by_rows) return {cut(rows, part), cut(rows, part + 1), 0, blocks};
+    return {0, rows, cut(blocks, part), cut(blocks, part + 1)};
   }
 
   template <class Work>
   void Run(Work work) const {
-    Meeting meeting(by_rows ? 1 : threads);
-    std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) {
-      others.emplace_back([&, i] { work(Of(i), meeting); });
-    }
-    work(Of(0), meeting);
-    for (auto& other : others) other.join();
+    Meeting meeting;
+    Pool::Get().Run(threads, [&](int part, int parts) {
+      work(Of(part, parts), meeting, by_rows ? 1 : parts);
+    });
   }
 };
 
@@ -477,7 +541,7 @@ void Forward(const Call<F>& c, const F* projected, const F* hidden,
   }
   Plan plan(c.batch, blocks, gh * h * sizeof(F),
             2.0 * c.time * c.batch * gh * h, c.threads);
-  plan.Run([&](Share share, Meeting& meeting) {
+  plan.Run([&](Share share, Meeting& meeting, int many) {
     for (int64_t tick = 0; tick < c.time; ++tick) {
       const int64_t at = c.At(tick);
       const F* now = &buffers[(tick % 2) * c.batch * h];
@@ -515,7 +579,7 @@ void Forward(const Call<F>& c, const F* projected, const F* hidden,
             Store<F>(next + here, made.hidden, n);
             if (Cell::kCell) Store<F>(&cells[here], made.cell, n);
           });
-      meeting.Wait();
+      meeting.Wait(many);
     }
   });
   std::copy_n(&buffers[(c.time % 2) * c.batch * h], c.batch * h, last_hidden);
@@ -541,7 +605,7 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
   }
   Plan plan(c.batch, blocks, gh * h * sizeof(F),
             2.0 * c.time * c.batch * gh * h, c.threads);
-  plan.Run([&](Share share, Meeting& meeting) {
+  plan.Run([&](Share share, Meeting& meeting, int many) {
     for (int64_t tick = c.time - 1; tick >= 0; --tick) {
       const int64_t at = c.At(tick);
       for (int64_t row = share.row; row < share.end; ++row) {
@@ -577,7 +641,7 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
           }
         }
       }
-      meeting.Wait();
+      meeting.Wait(many);
       Product<F, 1>(
           d_mixed + at * c.batch * gh, gh, panels.get(), gh, share.row,
           share.end, share.block, share.last,
@@ -613,17 +677,14 @@ void Stretches(int64_t time, int64_t width, int64_t threads, Work work) {
       work(from, std::min(kStretch, to - from));
     }
   };
-  // As for the cells: a thread costs some 20 microseconds to start.
-  int64_t parts = time * width < 1000000 ? 1 : std::min(threads, width / 16);
-  parts = std::max<int64_t>(1, parts);
-  std::vector<std::thread> others;
-  auto cut = [&](int64_t part) { return width * part / parts / 16 * 16; };
-  for (int64_t part = 1; part < parts; ++part) {
-    others.emplace_back(
-        [&, part] { run(cut(part), part + 1 < parts ? cut(part + 1) : width); });
-  }
-  run(0, parts > 1 ? cut(1) : width);
-  for (auto& other : others) other.join();
+  // As for the cells: a thread costs some 10 microseconds to wake.
+  int64_t most = time * width < 100000 ? 1 : std::min(threads, width / 16);
+  Pool::Get().Run(static_cast<int>(most), [&](int part, int parts) {
+    auto cut = [&](int64_t at) {
+      return at == parts ? width : width * at / parts / 16 * 16;
+    };
+    run(cut(part), cut(part + 1));
+  });
 }
 
 // The compiler's own product of complex numbers asks each for NaN first.
