@@ -51,7 +51,7 @@ MUTANTS = [
   ("cells/qrnn.py", "+ (1 - r) * s", "+ s"),
   ("cells/mlstm.py", "jnp.maximum(jnp.abs(found[..., -1:]), 1)", "jnp.abs(found[..., -1:])"),
   ("cells/mlstm.py", "k = k / math.sqrt(k.shape[-1])", "k = k"),
-  ("cells/gru_d.py", "jnp.where(observed, inputs.value, jnp.zeros_like(inputs.value))", "inputs.value"),
+  ("cells/gru_d.py", "filled = jnp.where(observed, value, stale)", "filled = jnp.where(observed, value, stale + 0 * value)"),
   ("cells/gru_d.py", "last = jnp.where(observed, value, carry.last)", "last = value"),
   ("cells/gru_d.py", "(1 - d_input) * base.like(params.mean, last)", "(1 - d_input) * 0"),
   ("cells/gru_d.py", "mixed(r * hidden, by_rh)", "mixed(r * carry.hidden, by_rh)"),

@@ -130,9 +130,7 @@ class GRUD(base.Cell):
     """Both decays, and the gates' sums but for x' and h."""
     dtype = params.kernel.dtype
     observed = inputs.observed
-    # A NaN behind a later `where` would come back in the gradient.
-    value = jnp.where(observed, inputs.value, jnp.zeros_like(inputs.value))
-    elapsed = inputs.elapsed.astype(dtype)
+    value, elapsed = (x.astype(dtype) for x in (inputs.value, inputs.elapsed))
     by_input = base.add_bias(
       elapsed * base.like(params.input_decay, elapsed), params.input_decay_bias
     )
@@ -143,15 +141,14 @@ class GRUD(base.Cell):
     gates = base.affine(
       observed.astype(dtype), params.observed_kernel, params.bias
     )
-    return _Projected(
-      observed, value.astype(dtype), decay(by_input), decay(by_hidden), gates
-    )
+    return _Projected(observed, value, decay(by_input), decay(by_hidden), gates)
 
   def step(self, params, carry, projected):
     """What is missing filled in, what is old decayed; then the GRU."""
     h = self.features
     observed, *reals = projected
     value, d_input, d_hidden, gates = (base.as_carry(x, carry) for x in reals)
+    # No arithmetic on the value before it is chosen: it may be a NaN.
     last = jnp.where(observed, value, carry.last)
     stale = d_input * carry.last + (1 - d_input) * base.like(params.mean, last)
     filled = jnp.where(observed, value, stale)
