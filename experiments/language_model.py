@@ -8,6 +8,7 @@ window to the next. Bits per character (bpc) are over the characters of the
 text, whatever the tokens are.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -29,11 +30,12 @@ from experiments import runner
 from recurrent import cells, data, decoding, losses, optim, restart, sharding
 from recurrent.data import tokenizers
 from recurrent.errors import ConfigError
+from recurrent.executors import Setting
 from recurrent.metrics import Mean
 from recurrent.models import LanguageModel
 from recurrent.training import dynamic, loop
 from recurrent.types import Carry, PRNGKey
-from recurrent.unroll import METHODS, resolve_method
+from recurrent.unroll import METHODS, check_method, resolve_method
 
 NAME = "language_model"
 SAMPLE_TOKENS = 200
@@ -159,12 +161,8 @@ class Config(runner.TrainConfig):
       raise ConfigError(
         f"--cell={self.cell}: {error}", "choose another cell, or leave that out"
       ) from error
-    try:
-      resolve_method(cell, self.method)
-    except ValueError as error:
-      raise ConfigError(
-        f"--method={self.method}: {error}", "or leave --method out"
-      ) from error
+    with _as_bad_method(self):
+      check_method(cell, self.method)
 
 
 def loss(
@@ -249,6 +247,9 @@ def make_model(config: Config, vocab_size: int, rngs: nnx.Rngs):
 
 def make_task(config: Config) -> runner.Task:
   """Data, model, loss and evaluation, for the runner."""
+  with _as_bad_method(config):
+    cell = make_cell(config, config.features)
+    resolve_method(cell, config.method, Setting.here(config.dtype))
   corpus = data.load_text(
     config.dataset,
     text_file=config.text_file or None,
@@ -437,6 +438,17 @@ def encode_prompt(tokenizer: tokenizers.Tokenizer, prompt: str) -> np.ndarray:
   if not prompt:
     raise ConfigError("--prompt is empty", "give at least one character")
   return np.asarray(tokenizer.encode(prompt), np.int32)
+
+
+@contextlib.contextmanager
+def _as_bad_method(config):
+  """Makes a ValueError that of a bad flag."""
+  try:
+    yield
+  except ValueError as error:
+    raise ConfigError(
+      f"--method={config.method}: {error}", "or leave --method out"
+    ) from error
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -185,18 +185,37 @@ def resolve_method(
     ValueError: if there is no such method, or the cell cannot run by it.
   """
   setting = executors.Setting.here() if setting is None else setting
+  check_method(cell, method)
   if method == "auto":
     return executors.choose(cell, setting)
+  _refuse(cell, method, executors.EXECUTORS[method].why_not_here(setting))
+  return method
+
+
+def check_method(cell: Cell, method: str) -> None:
+  """Checks that a cell can run by a method, wherever that may be.
+
+  It looks at no device, so it may come before `jax.distributed.initialize`.
+
+  Args:
+    cell: any cell.
+    method: one of `METHODS`.
+
+  Raises:
+    ValueError: if there is no such method, or the cell cannot run by it.
+  """
   if method not in METHODS:
     raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-  executor = executors.EXECUTORS[method]
-  why_not = executor.why_not(cell) or executor.why_not_here(setting)
+  if method != "auto":
+    _refuse(cell, method, executors.EXECUTORS[method].why_not(cell))
+
+
+def _refuse(cell, method, why_not):
   if why_not:
     raise ValueError(
       f"method={method!r}: {type(cell).__name__} {why_not};"
       ' use method="scan", which runs any cell'
     )
-  return method
 
 
 def explain(cell: Cell, method: str = "auto") -> str:

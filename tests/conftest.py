@@ -21,6 +21,24 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+_TESTS_A_CLEARING = 200
+_tests_run = 0
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs():
+  """Drops compiled programs now and then.
+
+  Each holds some maps of memory, of which a process may have 65,530: a worker
+  that keeps those of 2,000 tests dies.
+  """
+  global _tests_run
+  yield
+  _tests_run += 1
+  if _tests_run % _TESTS_A_CLEARING == 0:
+    jax.clear_caches()
+
+
 @pytest.fixture
 def standard_promotion():
   """Dtypes and ranks promoted as users have it; some libraries need it."""

@@ -209,8 +209,9 @@ def test_every_gradient_is_the_finite_difference(name, data):
   high, low = (losses(cell)(x, case) for x in (point + step, point - step))
   gradients = everything(cell, method="auto")(case)[2:]
   got = ravel_pytree(gradients)[0]
-  # step**2 times a third derivative, and 1e-16 / step: both near 1e-10.
-  assert_close(got, (high - low) / 2e-5, 1e-8)
+  # step**2 times a third derivative, great where a norm divides by little,
+  # and 1e-16 / step.
+  assert_close(got, (high - low) / 2e-5, 1e-7)
 
 
 @each_cell
@@ -259,9 +260,11 @@ def differentiated(cell, method, way):
 )
 @pytest.mark.usefixtures("x64")
 def test_a_second_derivative_is_the_scans_or_there_is_none(name, method):
+  if method == "scan":
+    return  # the measure of the others
   cell = CELLS[name](2)
   refusals = (TypeError, ValueError)
-  words = "custom_vjp|while_loop"
+  words = "custom_vjp|while_loop|FFI call"
   with pytest.raises(refusals, match=words):
     differentiated(cell, method, "forward")
   for way in ("reverse over reverse", "forward over reverse"):
@@ -269,7 +272,8 @@ def test_a_second_derivative_is_the_scans_or_there_is_none(name, method):
       got = differentiated(cell, method, way)
     except refusals as refusal:
       # The rounds end when they will, which JAX does not differentiate.
-      assert method == "newton" and re.search(words, str(refusal))
+      # Nor what is written in C++.
+      assert method in ("newton", "native") and re.search(words, str(refusal))
     else:
       want = differentiated(cell, "scan", "reverse over reverse")
       assert_close(got, want, 1e-10)
