@@ -27,10 +27,11 @@ lint: $(VENV)/installed
 unit: $(VENV)/installed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Every law for every cell; about forty minutes.
+# Every law for every cell, and every cell trained; about an hour.
 laws: $(VENV)/installed
 	RECURRENT_ALL_LAWS=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 \
-	  --dist worksteal tests/cells/laws_test.py tests/kernels/pallas_test.py
+	  --dist worksteal tests/cells/laws_test.py tests/kernels/pallas_test.py \
+	  tests/experiments/language_model_test.py
 
 # Known faults put into cells and executors: does a test notice?
 mutants: $(VENV)/installed
