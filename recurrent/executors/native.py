@@ -17,7 +17,7 @@ from recurrent.cells.lstm_variants import LSTMVariant
 from recurrent.cells.rnn import RNN
 from recurrent.cells.structures import Dense
 from recurrent.executors.fused import bulk_gradients
-from recurrent.executors.ticks import Ticks, blank
+from recurrent.executors.ticks import Ticks
 from recurrent.kernels import native as loops
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
@@ -60,7 +60,7 @@ def _backward(cell, reverse, residuals, cotangents):
   d_carry, d_outputs = cotangents
   d_projected, d_mixed, d_first, d_initial = loops.backward(
     kind(cell),
-    blank(ticks.mask, d_outputs),
+    d_outputs,
     params.recurrent,
     saved,
     tuple(d_carry),

@@ -188,7 +188,7 @@ def backward(
 
   Args:
     kind: as there, and so on.
-    d_outputs: [time, batch, H], zero where the mask is False.
+    d_outputs: [time, batch, H]; where the mask is False they are not read.
     recurrent: [H, G*H].
     residuals: what `forward` saved.
     d_carry: cotangents of the last carry.
