@@ -474,7 +474,7 @@ struct Plan {
       : rows(batch), blocks(blocks) {
     // A thread costs some 10 microseconds to wake.
     threads = work < 4e6 ? 1 : static_cast<int>(most);
-    by_rows = batch >= 8 * threads && weight_bytes <= (1 << 20);
+    by_rows = batch >= 8 * threads && weight_bytes <= (4 << 20);
     int64_t parts = by_rows ? batch : blocks;
     threads = static_cast<int>(std::max<int64_t>(
         1, std::min<int64_t>(threads, parts)));
