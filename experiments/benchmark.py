@@ -18,6 +18,7 @@ Within this process:
 loop: training throughput against the bare compiled step on one batch.
 generation: decoding on the device against one compiled call a token, with the
   choice of the token in it, and against a compiled step and a choice outside.
+methods: every cell by every method of ours that runs it.
 
 Prints tables; writes benchmark.json and benchmark.png to the workdir.
 """
@@ -43,7 +44,13 @@ from flax import nnx
 
 from experiments import config as config_lib
 from experiments import generate, language_model, runner
-from experiments.benchmarks import contestants, picture, problems, report
+from experiments.benchmarks import (
+  contestants,
+  methods,
+  picture,
+  problems,
+  report,
+)
 from experiments.benchmarks.referee import TOLERANCES, Referee
 from recurrent import decoding, optim, sharding
 from recurrent.errors import ConfigError, UserError, WorkdirError
@@ -64,7 +71,7 @@ class Config(config_lib.Checked):
   Args:
     workdir: directory of benchmark.json and benchmark.png.
     suite: what to measure, separated by commas: cells, linear, newton, decode,
-      loop, generation.
+      loop, generation, methods.
     peers: contestants of the first four suites, separated by commas; empty:
       all.
     shapes: of the first four suites: "default", "all" (hours on a small CPU),
@@ -153,7 +160,8 @@ def run(config: Config) -> dict[str, Any]:
       f"{name} was refused on {shape}: {reason}",
       f"{path} has the rest, without what was refused; mend the contestant",
     )
-  return {k: v for k, v in results.items() if k not in ("rows", "command")}
+  long = ("rows", "command", "methods")
+  return {k: v for k, v in results.items() if k not in long}
 
 
 def machine() -> dict[str, Any]:
@@ -401,7 +409,16 @@ def measure_generation(config: Config) -> dict[str, Any]:
   )
 
 
-SUITES = {"loop": measure_loop, "generation": measure_generation}
+def measure_methods(config: Config) -> list[dict[str, Any]]:
+  """Every cell by every method: see `experiments.benchmarks.methods`."""
+  return methods.measure(methods.cases(), config.rounds, config.seconds)
+
+
+SUITES = {
+  "loop": measure_loop,
+  "generation": measure_generation,
+  "methods": measure_methods,
+}
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def resolve_method(
   setting = executors.Setting.here() if setting is None else setting
   check_method(cell, method)
   if method == "auto":
-    return executors.choose(cell, setting)
+    return executors.choose(cell, setting).method
   _refuse(cell, method, executors.EXECUTORS[method].why_not_here(setting))
   return method
 
@@ -233,8 +233,12 @@ def explain(cell: Cell, method: str = "auto") -> str:
   """
   setting = executors.Setting.here()
   chosen = resolve_method(cell, method, setting)
-  asked = "asked for" if method != "auto" else executors.EXECUTORS[chosen].merit
-  lines = [f"{cell} runs by {chosen!r}: {asked}"]
+  why = "asked for"
+  if method == "auto":
+    row = executors.choose(cell, setting)
+    about = executors.table(setting).about
+    why = f"{row.why} (row {row.name!r} for {setting.platform}, {about})"
+  lines = [f"{cell} runs by {chosen!r}: {why}"]
   for name, executor in executors.EXECUTORS.items():
     why_not = executor.why_not(cell) or executor.why_not_here(setting)
     remark = f", {executor.remark()}" if executor.remark() else ""

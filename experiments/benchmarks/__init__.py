@@ -8,4 +8,5 @@ worker.py        the process of a contestant
 referee.py       starts the workers, compares what they give, times in turn
 report.py        medians, ratios, targets, tables
 picture.py       the same as dots
+methods.py       not against peers: every cell by every method of ours
 """
