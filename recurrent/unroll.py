@@ -252,13 +252,16 @@ def _run(cell, method, reverse, dtype, params, initial, carry, xs):
   # The scan casts inside its loop, so that the cast's pullback stands there
   # too, and weight gradients are summed over time in the parameters' width.
   narrow = lambda: cell.narrow(params, dtype)
-  ticks = _project(cell, method, narrow, xs)
-  if ticks.mask is None and ticks.resets is None and length(xs) == 1:
+  if xs[1] is None and xs[2] is None and length(xs) == 1:
     # One tick, as in decoding: no loop, no custom gradient.
+    ticks = _project(cell, method, narrow, xs)
     carry, outputs = cell.step(narrow(), carry, at(ticks.projected, 0))
     return carry, outputs[None]
-  run = executors.EXECUTORS[method].run
-  return run(cell, reverse, narrow, initial, carry, ticks)
+  executor = executors.EXECUTORS[method]
+  ticks = (
+    Ticks(*xs) if executor.projects else _project(cell, method, narrow, xs)
+  )
+  return executor.run(cell, reverse, narrow, initial, carry, ticks)
 
 
 def _project(cell, method, narrow, xs) -> Ticks:

@@ -2,7 +2,8 @@
 
 All take (cell, reverse, params, initial, carry, ticks), where `params` is a
 function that gives the parameters in the dtype to compute in, and `ticks` are
-time-major; all return (carry, outputs). `unroll` does everything around it.
+time-major projected inputs and flags; all return (carry, outputs). `unroll`
+does everything around it.
 """
 
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class Executor(NamedTuple):
     why_not: why a cell cannot run by it, as "it ..."; empty if it can.
     why_not_here: why no cell can run by it in a setting, as "it ...".
     for_bulk: what to do with the parameters before the bulk projection.
+    projects: whether it does that itself, and `ticks` hold the inputs.
     remark: what to know before running by it on this machine; may be empty.
   """
 
@@ -43,6 +45,7 @@ class Executor(NamedTuple):
   why_not: Callable[[Cell], str]
   why_not_here: Callable[[Setting], str] = lambda setting: ""
   for_bulk: Callable[[Any], Any] = bulk_gradients
+  projects: bool = False
   remark: Callable[[], str] = lambda: ""
 
 
@@ -91,6 +94,7 @@ EXECUTORS: dict[str, Executor] = {
     native,
     lambda cell: "" if kind(cell) else "has no loop in C++",
     no_native,
+    projects=True,
   ),
   "newton": Executor(
     newton,

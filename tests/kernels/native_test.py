@@ -99,16 +99,16 @@ def test_a_nan_comes_out_as_one(cell):
 
 def test_auto_takes_it_on_one_cpu_in_float32_and_says_so():
   for cell in (RNN(4), LSTM(4), GRU(4), LSTMVariant(4, coupled=True)):
-    assert executors.choose(cell, HERE) == "native"
+    assert executors.choose(cell, HERE).method == "native"
   for setting in (
     HERE._replace(devices=8),
     HERE._replace(platform="tpu"),
     HERE._replace(dtype=jnp.dtype("bfloat16")),
     HERE._replace(carry_dtype=jnp.dtype("float64")),
   ):
-    assert executors.choose(LSTM(4), setting) == "fused"
-  assert executors.choose(LSTM(4, structure=Heads(2)), HERE) == "fused"
-  assert executors.choose(LSTMVariant(4, peepholes=True), HERE) == "fused"
+    assert executors.choose(LSTM(4), setting).method == "fused"
+  assert executors.choose(LSTM(4, structure=Heads(2)), HERE).method == "fused"
+  assert executors.choose(LSTMVariant(4, peepholes=True), HERE).method == "fused"
 
 
 def test_what_it_cannot_run_is_refused():
@@ -135,7 +135,7 @@ def afresh(monkeypatch, tmp_path):
 def test_without_a_compiler_the_fused_loop_runs(afresh, monkeypatch):
   monkeypatch.setenv("PATH", str(afresh))
   assert "needs a C++ compiler" in native.unavailable()
-  assert executors.choose(LSTM(4), HERE) == "fused"
+  assert executors.choose(LSTM(4), HERE).method == "fused"
 
 
 def test_a_compiler_that_fails_is_quoted(afresh, monkeypatch):

@@ -1,4 +1,4 @@
-"""Loops over time in C++, for CPUs: compiled at first use, then kept.
+"""Layers over time in C++, for CPUs: compiled at first use, then kept.
 
 `loops.cc` says what they do. They are compiled for the machine at hand by the
 C++ compiler on its path, which takes some ten seconds, once, into the user's
@@ -113,7 +113,9 @@ def _processor() -> str:
 
 def forward(
   kind: str,
-  projected: Array,
+  inputs: Array,
+  kernel: Array,
+  input_bias: Array,
   recurrent: Array,
   carry: tuple[Array, ...],
   initial: tuple[Array, ...],
@@ -125,44 +127,46 @@ def forward(
   activation: int = 0,
   save: bool = False,
 ) -> tuple[Array, tuple[Array, ...], tuple[Array, tuple[Array, ...]]]:
-  """All ticks of a cell.
+  """A layer over all ticks.
 
   Args:
     kind: one of `KINDS`.
-    projected: [time, batch, G*H].
+    inputs: [batch, time, D].
+    kernel: [D, G*H].
+    input_bias: [G*H].
     recurrent: [H, G*H].
     carry: hidden [batch, H], and cell [batch, H] of an LSTM.
     initial: the same, of ticks that reset.
     bias: [H], the GRU's within its reset product.
-    mask: [time, batch], True where a tick is real.
-    resets: [time, batch].
+    mask: [batch, time], True where a tick is real.
+    resets: [batch, time].
     reverse: from the last tick to the first.
     activation: of the RNN: 0 tanh, 1 ReLU, 2 sigmoid.
     save: whether the reverse pass is to come.
 
   Returns:
-    Outputs [time, batch, H]; the last carry; what `backward` needs: the saved
-    gates, and the carries before each tick. Without `save` those are empty.
+    Outputs [batch, time, H]; the last carry; what `backward` needs: the saved
+    gates [time, batch, ...], and the carries before each tick, hidden [batch,
+    time, H], cell [time, batch, H]. Without `save` those are empty.
   """
-  time, batch, _ = projected.shape
-  h, dtype = len(recurrent), projected.dtype
+  batch, time, _ = inputs.shape
+  h, dtype = len(recurrent), inputs.dtype
   shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)
-  at = shape(batch, h)
-  all_ticks = shape(time, batch, h) if save else shape(0)
-  none = shape(0)
+  at, none = shape(batch, h), shape(0)
   has_cell = len(carry) > 1
   outputs, hidden, cell, saved, *olds = _call(
     f"{kind}_forward",
     dtype,
     (
-      shape(time, batch, h),
+      shape(batch, time, h),
       at,
       at if has_cell else none,
       shape(time, batch, SAVED[kind] * h) if save else none,
-      all_ticks,
-      all_ticks if has_cell else none,
+      shape(batch, time, h) if save else none,
+      shape(time, batch, h) if save and has_cell else none,
     ),
-    (projected, *_fixed(recurrent, bias, mask, resets), *_two(initial))
+    (inputs, kernel, input_bias, *_fixed(recurrent, bias, mask, resets))
+    + _two(initial)
     + _two(carry),
     reverse,
     activation,
@@ -188,7 +192,7 @@ def backward(
 
   Args:
     kind: as there, and so on.
-    d_outputs: [time, batch, H]; where the mask is False they are not read.
+    d_outputs: [batch, time, H]; where the mask is False they are not read.
     recurrent: [H, G*H].
     residuals: what `forward` saved.
     d_carry: cotangents of the last carry.
@@ -200,14 +204,14 @@ def backward(
 
   Returns:
     Cotangents of the projected inputs and of the products with the recurrent
-    weights, [time, batch, G*H] each; of the first carry; of the initial one.
+    weights, [batch, time, G*H] each; of the first carry; of the initial one.
   """
-  time, batch, h = d_outputs.shape
+  batch, time, h = d_outputs.shape
   dtype = d_outputs.dtype
   saved, olds = residuals
   shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)
   gates, at, none = (
-    shape(time, batch, recurrent.shape[1]),
+    shape(batch, time, recurrent.shape[1]),
     shape(batch, h),
     shape(0),
   )

@@ -1,18 +1,21 @@
-// The loops over time of the RNN, the LSTM and the GRU on a CPU, both passes;
-// and the linear recurrence (at the end).
+// Layers of RNN, LSTM and GRU on a CPU, both passes; and the linear recurrence
+// (at the end).
 //
-// Products with all inputs and all weight gradients are XLA's, in bulk, before
-// and after. What is here is what is in between: at each tick one product with
-// the recurrent weights, and the gates on what is still in registers.
+// Forward, a stretch of ticks is projected at a time, so that projected inputs
+// never leave the caches; then, at each tick, one product with the recurrent
+// weights, and the gates on what is still in registers. The reverse pass gives
+// the cotangents of both products; the gradients of weights and inputs are
+// XLA's, in bulk.
 //
-// The weights are packed once a call in panels: all gates of one vector of
-// units, unit block by unit block, so that a tile holds whole units. Threads
-// share the rows of the batch out among them and never wait for each other; if
-// the rows are few or the weights too large for one core, they share the units
-// instead and meet once a tick.
+// Weights are packed once a call in panels: all gates of one vector of units,
+// unit block by unit block, so that a tile holds whole units. Threads share the
+// rows of the batch out among them and never wait for each other; if the rows
+// are few or the weights too large for one core, they share the units instead
+// and meet once a tick.
 //
-// Everything is [time, batch, features], row-major, as `recurrent.unroll` has
-// it inside.
+// Sequences are [batch, time, features], row-major, as users have them, so that
+// nothing is transposed; but what only the reverse pass reads is [time, batch,
+// features].
 
 #include <algorithm>
 #include <atomic>
@@ -265,28 +268,58 @@ struct Gru {
   }
 };
 
-// Panels: for each block of `width` columns of each of `groups` matrices that
+// Memory that starts at a cache line.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t size)
+      : data_(static_cast<T*>(std::aligned_alloc(
+            64, (std::max<int64_t>(size, 1) * sizeof(T) + 63) / 64 * 64))) {}
+  ~Aligned() { std::free(data_); }
+  Aligned(const Aligned&) = delete;
+  T* data() const { return data_; }
+  T& operator[](int64_t at) const { return data_[at]; }
+
+ private:
+  T* data_;
+};
+
+// Panels: for each block of `kWidth` columns of each of `groups` matrices that
 // stand side by side, all rows. `at(row, group, column)` reads an entry.
-template <class F, class At>
-std::unique_ptr<F[], void (*)(void*)> Pack(int64_t rows, int64_t groups,
-                                           int64_t columns, At at) {
-  constexpr int kWidth = Simd<F>::kWidth;
-  int64_t blocks = (columns + kWidth - 1) / kWidth;
-  size_t bytes = blocks * rows * groups * kWidth * sizeof(F);
-  F* panels = static_cast<F*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-  F* to = panels;
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t group = 0; group < groups; ++group) {
-        for (int lane = 0; lane < kWidth; ++lane) {
-          int64_t column = block * kWidth + lane;
-          *to++ = column < columns ? at(row, group, column) : F(0);
+template <class F>
+struct Panels {
+  static constexpr int kWidth = Simd<F>::kWidth;
+  int64_t rows, groups, columns, blocks;
+  Aligned<F> data;
+
+  Panels(int64_t rows, int64_t groups, int64_t columns)
+      : rows(rows),
+        groups(groups),
+        columns(columns),
+        blocks((columns + kWidth - 1) / kWidth),
+        data(blocks * rows * groups * kWidth) {}
+
+  // What one of several threads does of it.
+  template <class At>
+  void Fill(int part, int parts, At at) {
+    for (int64_t block = blocks * part / parts;
+         block < blocks * (part + 1) / parts; ++block) {
+      F* to = &data[block * rows * groups * kWidth];
+      const int64_t left = block * kWidth;
+      const int lanes =
+          static_cast<int>(std::min<int64_t>(kWidth, columns - left));
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t group = 0; group < groups; ++group) {
+          for (int lane = 0; lane < lanes; ++lane) {
+            to[lane] = at(row, group, left + lane);
+          }
+          for (int lane = lanes; lane < kWidth; ++lane) to[lane] = F(0);
+          to += kWidth;
         }
       }
     }
   }
-  return {panels, std::free};
-}
+};
 
 // sums[m][n] = the product of `kRows` rows of `a` with `kBlocks` panels of
 // `kGroups` vectors a row.
@@ -294,7 +327,7 @@ std::unique_ptr<F[], void (*)(void*)> Pack(int64_t rows, int64_t groups,
 // On the way it asks for `kAhead` lines a row of the panels that come next:
 // weights that are larger than the second cache arrive while others are used.
 template <class F, int kRows, int kGroups, int kBlocks>
-inline void Tile(const F* a, int64_t stride, const F* panels, int64_t depth,
+inline void Tile(const F* const a[kRows], const F* panels, int64_t depth,
                  const F* next, Vec<F> sums[kRows][kGroups * kBlocks]) {
   constexpr int kAhead = kRows >= 3 ? (kGroups * kBlocks + 2) / 3 : 0;
   constexpr int kWidth = Simd<F>::kWidth;
@@ -312,7 +345,7 @@ inline void Tile(const F* a, int64_t stride, const F* panels, int64_t depth,
       __builtin_prefetch(next + (k * kAhead + line) * kWidth, 0, 2);
     }
     for (int m = 0; m < kRows; ++m) {
-      Vec<F> left = a[m * stride + k] - Vec<F>{};
+      Vec<F> left = a[m][k] - Vec<F>{};
       for (int n = 0; n < kGroups * kBlocks; ++n) {
         total[m][n] += left * right[n];
       }
@@ -323,19 +356,21 @@ inline void Tile(const F* a, int64_t stride, const F* panels, int64_t depth,
   }
 }
 
-// Calls `use(row, block, sums of kGroups)` for all rows and blocks in range.
-template <class F, int kGroups, int kRows, int kBlocks, class Use>
-inline void Tiles(const F* a, int64_t stride, const F* panels, int64_t depth,
-                  int64_t row, int64_t block, int64_t part, Use use) {
+// Calls `use(row, block, sums of kGroups)` for all rows and blocks in range;
+// `left(row)` is a row of the matrix on the left.
+template <class F, int kGroups, int kRows, int kBlocks, class Left, class Use>
+inline void Tiles(Left left, const F* panels, int64_t depth, int64_t row,
+                  int64_t block, int64_t part, Use use) {
   constexpr int kWidth = Simd<F>::kWidth, kVectors = kGroups * kBlocks;
   Vec<F> sums[kRows][kVectors];
+  const F* a[kRows];
+  for (int m = 0; m < kRows; ++m) a[m] = left(row + m);
   const F* here = panels + block * depth * kGroups * kWidth;
   // Each tile of rows asks for a third: there are seldom fewer than three.
   const F* next =
       here + (depth * kVectors + part % 3 * depth * ((kVectors + 2) / 3)) *
                  kWidth;
-  Tile<F, kRows, kGroups, kBlocks>(a + row * stride, stride, here, depth, next,
-                                   sums);
+  Tile<F, kRows, kGroups, kBlocks>(a, here, depth, next, sums);
   for (int b = 0; b < kBlocks; ++b) {
     for (int m = 0; m < kRows; ++m) {
       use(row + m, block + b, &sums[m][b * kGroups]);
@@ -344,44 +379,41 @@ inline void Tiles(const F* a, int64_t stride, const F* panels, int64_t depth,
 }
 
 // As many rows as fit in the registers, and what is left of them at the end.
-template <class F, int kGroups, int kBlocks, int kRows, class Use>
-inline void Rows(const F* a, int64_t stride, const F* panels, int64_t depth,
-                 int64_t row, int64_t end, int64_t block, Use use,
-                 int64_t part = 0) {
+template <class F, int kGroups, int kBlocks, int kRows, class Left, class Use>
+inline void Rows(Left left, const F* panels, int64_t depth, int64_t row,
+                 int64_t end, int64_t block, Use use, int64_t part = 0) {
   for (; row + kRows <= end; row += kRows) {
-    Tiles<F, kGroups, kRows, kBlocks>(a, stride, panels, depth, row, block,
-                                      part++, use);
+    Tiles<F, kGroups, kRows, kBlocks>(left, panels, depth, row, block, part++,
+                                      use);
   }
   if constexpr (kRows > 1) {
-    Rows<F, kGroups, kBlocks, kRows / 2>(a, stride, panels, depth, row, end,
-                                         block, use, part);
+    Rows<F, kGroups, kBlocks, kRows / 2>(left, panels, depth, row, end, block,
+                                         use, part);
   }
 }
 
-// [rows of a] times [panels], over a range of rows and of blocks.
-template <class F, int kGroups, class Use>
-inline void Product(const F* a, int64_t stride, const F* panels, int64_t depth,
-                    int64_t row, int64_t end, int64_t block, int64_t last,
-                    Use use) {
-  // Several blocks at once where a block has few vectors: loads of `a` serve
-  // them all. A row by itself needs many sums under way.
+// [rows on the left] times [panels], over a range of rows and of blocks.
+template <class F, int kGroups, class Left, class Use>
+inline void Product(Left left, const Panels<F>& packed, int64_t row,
+                    int64_t end, int64_t block, int64_t last, Use use) {
+  const F* panels = packed.data.data();
+  const int64_t depth = packed.rows;
+  // Several blocks at once where a block has few vectors: loads from the left
+  // serve them all. A row by itself needs many sums under way.
   constexpr int kBlocks = kGroups >= 3 ? 1 : 4 / kGroups;
   constexpr int kRows = kRegisters / (kGroups * kBlocks);
   if (end - row < 3) {
     constexpr int kMany = kGroups >= 3 ? 2 : 8 / kGroups;
     for (; block + kMany <= last; block += kMany) {
-      Rows<F, kGroups, kMany, 1>(a, stride, panels, depth, row, end, block,
-                                 use);
+      Rows<F, kGroups, kMany, 1>(left, panels, depth, row, end, block, use);
     }
   }
   for (; block + kBlocks <= last; block += kBlocks) {
-    Rows<F, kGroups, kBlocks, kRows>(a, stride, panels, depth, row, end, block,
-                                     use);
+    Rows<F, kGroups, kBlocks, kRows>(left, panels, depth, row, end, block, use);
   }
   if constexpr (kBlocks > 1) {
     for (; block < last; ++block) {
-      Rows<F, kGroups, 1, kRows>(a, stride, panels, depth, row, end, block,
-                                 use);
+      Rows<F, kGroups, 1, kRows>(left, panels, depth, row, end, block, use);
     }
   }
 }
@@ -459,8 +491,14 @@ class Pool {
   int64_t turn_ = 0;
 };
 
+// What one thread does of a tick.
 struct Share {
   int64_t row, end, block, last;
+  int part, parts;
+  int together;  // how many have to meet at each tick
+
+  int64_t Rows() const { return end - row; }
+  int64_t Blocks() const { return last - block; }
 };
 
 // How threads share the work of a tick: all rows or all blocks each.
@@ -482,21 +520,24 @@ struct Plan {
 
   Share Of(int part, int parts) const {
     auto cut = [&](int64_t n, int at) { return n * at / parts; };
-    if (by_rows) return {cut(rows, part), cut(rows, part + 1), 0, blocks};
-    return {0, rows, cut(blocks, part), cut(blocks, part + 1)};
+    if (by_rows) {
+      return {cut(rows, part), cut(rows, part + 1), 0, blocks, part, parts, 1};
+    }
+    return {0,    rows,  cut(blocks, part), cut(blocks, part + 1),
+            part, parts, parts};
   }
 
   template <class Work>
   void Run(Work work) const {
     Meeting meeting;
     Pool::Get().Run(threads, [&](int part, int parts) {
-      work(Of(part, parts), meeting, by_rows ? 1 : parts);
+      work(Of(part, parts), meeting);
     });
   }
 };
 
-// All arrays of a call. Those of `cell` are null unless the cell has one,
-// `mask`, `resets`, `bias` and what is saved unless they are wanted.
+// What both passes have in common. `cell` is null unless the cell has one,
+// `mask`, `resets`, `bias` unless they are wanted.
 template <class F>
 struct Call {
   int64_t time, batch, features;
@@ -508,25 +549,32 @@ struct Call {
   const F *initial_hidden, *initial_cell;
 
   int64_t At(int64_t tick) const { return reverse ? time - 1 - tick : tick; }
+  // Where a tick of a row stands in what users see, and in what is saved.
+  int64_t Outside(int64_t at, int64_t row) const { return row * time + at; }
+  int64_t Inside(int64_t at, int64_t row) const { return at * batch + row; }
   bool Real(int64_t at, int64_t row) const {
-    return !mask || mask[at * batch + row];
+    return !mask || mask[Outside(at, row)];
   }
   bool Reset(int64_t at, int64_t row) const {
-    return resets && resets[at * batch + row];
+    return resets && resets[Outside(at, row)];
   }
 };
 
+template <class F>
+struct Inputs {
+  int64_t features;
+  const F *data, *kernel, *bias;
+};
+
 template <class F, class Cell>
-void Forward(const Call<F>& c, const F* projected, const F* hidden,
+void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
              const F* cell, F* outputs, F* last_hidden, F* last_cell, F* saved,
              F* old_hidden, F* old_cell) {
   constexpr int kWidth = Simd<F>::kWidth, kGates = Cell::kGates;
-  const int64_t h = c.features, gh = kGates * h;
-  const int64_t blocks = (h + kWidth - 1) / kWidth;
-  auto panels = Pack<F>(h, kGates, h, [&](int64_t row, int64_t g, int64_t j) {
-    return c.recurrent[row * gh + g * h + j];
-  });
-  std::vector<F> buffers(2 * c.batch * h), cells(Cell::kCell ? c.batch * h : 0);
+  constexpr int64_t kAhead = 1 << 20;  // bytes of projected inputs at a time
+  const int64_t h = c.features, gh = kGates * h, all = c.batch * h;
+  Panels<F> kernel(inputs.features, kGates, h), recurrent(h, kGates, h);
+  Aligned<F> buffers(2 * all), cells(Cell::kCell ? all : 0);
   auto fresh = [&](int64_t tick, int64_t row) {
     return tick < c.time && c.Reset(c.At(tick), row);
   };
@@ -539,51 +587,93 @@ void Forward(const Call<F>& c, const F* projected, const F* hidden,
                   &cells[row * h]);
     }
   }
-  Plan plan(c.batch, blocks, gh * h * sizeof(F),
-            2.0 * c.time * c.batch * gh * h, c.threads);
-  plan.Run([&](Share share, Meeting& meeting, int many) {
-    for (int64_t tick = 0; tick < c.time; ++tick) {
-      const int64_t at = c.At(tick);
-      const F* now = &buffers[(tick % 2) * c.batch * h];
-      F* next = &buffers[((tick + 1) % 2) * c.batch * h];
+  Plan plan(c.batch, recurrent.blocks, gh * h * sizeof(F),
+            2.0 * c.time * c.batch * gh * (h + inputs.features), c.threads);
+  plan.Run([&](Share share, Meeting& meeting) {
+    auto entry = [&](const F* matrix) {
+      return [=](int64_t row, int64_t g, int64_t j) {
+        return matrix[row * gh + g * h + j];
+      };
+    };
+    kernel.Fill(share.part, share.parts, entry(inputs.kernel));
+    recurrent.Fill(share.part, share.parts, entry(c.recurrent));
+    meeting.Wait(share.parts);
+    const int64_t tick_bytes =
+        share.Rows() * share.Blocks() * kGates * kWidth * sizeof(F);
+    // Enough for whole tiles, even if a tick is large.
+    const int64_t span = std::min(
+        c.time, std::max(kAhead / tick_bytes, kRegisters / share.Rows() + 1));
+    Aligned<Vec<F>> ahead(span * share.Rows() * share.Blocks() * kGates);
+    for (int64_t first = 0; first < c.time; first += span) {
+      const int64_t count = std::min(span, c.time - first);
+      const int64_t low = std::min(c.At(first), c.At(first + count - 1));
+      auto projected = [&](int64_t at, int64_t row, int64_t block) {
+        return &ahead[((at - low + (row - share.row) * count) *
+                           share.Blocks() +
+                       block - share.block) *
+                      kGates];
+      };
       Product<F, kGates>(
-          now, h, panels.get(), h, share.row, share.end, share.block,
-          share.last, [&](int64_t row, int64_t block, const Vec<F>* mixed) {
-            const int64_t j = block * kWidth, here = row * h + j;
-            const int64_t there = at * c.batch * h + here;
+          [&](int64_t pair) {
+            return inputs.data +
+                   c.Outside(low + pair % count, share.row + pair / count) *
+                       inputs.features;
+          },
+          kernel, 0, share.Rows() * count, share.block, share.last,
+          [&](int64_t pair, int64_t block, const Vec<F>* sums) {
+            const int64_t j = block * kWidth;
             const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
-            const F* x = projected + (at * c.batch + row) * gh + j;
-            Vec<F> sums[kGates], keep[Cell::kSaved];
-            for (int g = 0; g < kGates; ++g) sums[g] = Load(x + g * h, n);
-            Tick<F> old = {Load(now + here, n), Vec<F>{}};
-            if (Cell::kCell) old.cell = Load(&cells[here], n);
-            Vec<F> bias = {};
-            if (c.bias) bias = Load(c.bias + j, n);
-            Tick<F> made =
-                Cell::Forward(sums, mixed, bias, old, keep, c.kind);
-            if (saved) {
-              F* to = saved + (at * c.batch + row) * Cell::kSaved * h + j;
-              for (int s = 0; s < Cell::kSaved; ++s) {
-                Stream<F>(to + s * h, keep[s], n);
-              }
-              Stream<F>(old_hidden + there, old.hidden, n);
-              if (Cell::kCell) Stream<F>(old_cell + there, old.cell, n);
+            Vec<F>* to =
+                projected(low + pair % count, share.row + pair / count, block);
+            for (int g = 0; g < kGates; ++g) {
+              to[g] = sums[g] + Load(inputs.bias + g * h + j, n);
             }
-            bool real = c.Real(at, row);
-            Stream<F>(outputs + there, real ? made.hidden : Vec<F>{}, n);
-            if (!real) made = old;
-            if (fresh(tick + 1, row)) {
-              made.hidden = Load(c.initial_hidden + here, n);
-              if (Cell::kCell) made.cell = Load(c.initial_cell + here, n);
-            }
-            Store<F>(next + here, made.hidden, n);
-            if (Cell::kCell) Store<F>(&cells[here], made.cell, n);
           });
-      meeting.Wait(many);
+      for (int64_t tick = first; tick < first + count; ++tick) {
+        const int64_t at = c.At(tick);
+        const F* now = &buffers[(tick % 2) * all];
+        F* next = &buffers[((tick + 1) % 2) * all];
+        Product<F, kGates>(
+            [&](int64_t row) { return now + row * h; }, recurrent, share.row,
+            share.end, share.block, share.last,
+            [&](int64_t row, int64_t block, const Vec<F>* mixed) {
+              const int64_t j = block * kWidth, here = row * h + j;
+              const int64_t outside = c.Outside(at, row) * h + j;
+              const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
+              Vec<F> keep[Cell::kSaved];
+              Tick<F> old = {Load(now + here, n), Vec<F>{}};
+              if (Cell::kCell) old.cell = Load(&cells[here], n);
+              Vec<F> bias = {};
+              if (c.bias) bias = Load(c.bias + j, n);
+              Tick<F> made = Cell::Forward(projected(at, row, block), mixed,
+                                           bias, old, keep, c.kind);
+              if (saved) {
+                const int64_t inside = c.Inside(at, row);
+                for (int s = 0; s < Cell::kSaved; ++s) {
+                  Stream<F>(saved + (inside * Cell::kSaved + s) * h + j,
+                            keep[s], n);
+                }
+                Stream<F>(old_hidden + outside, old.hidden, n);
+                if (Cell::kCell) {
+                  Stream<F>(old_cell + inside * h + j, old.cell, n);
+                }
+              }
+              bool real = c.Real(at, row);
+              Stream<F>(outputs + outside, real ? made.hidden : Vec<F>{}, n);
+              if (!real) made = old;
+              if (fresh(tick + 1, row)) {
+                made.hidden = Load(c.initial_hidden + here, n);
+                if (Cell::kCell) made.cell = Load(c.initial_cell + here, n);
+              }
+              Store<F>(next + here, made.hidden, n);
+              if (Cell::kCell) Store<F>(&cells[here], made.cell, n);
+            });
+        meeting.Wait(share.together);
+      }
     }
   });
-  std::copy_n(&buffers[(c.time % 2) * c.batch * h], c.batch * h, last_hidden);
-  if (Cell::kCell) std::copy_n(&cells[0], c.batch * h, last_cell);
+  std::copy_n(&buffers[(c.time % 2) * all], all, last_hidden);
+  if (Cell::kCell) std::copy_n(&cells[0], all, last_cell);
 }
 
 template <class F, class Cell>
@@ -593,40 +683,44 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
               F* d_cell, F* d_initial_hidden, F* d_initial_cell) {
   constexpr int kWidth = Simd<F>::kWidth, kGates = Cell::kGates;
   const int64_t h = c.features, gh = kGates * h, all = c.batch * h;
-  const int64_t blocks = (h + kWidth - 1) / kWidth;
-  auto panels = Pack<F>(gh, 1, h, [&](int64_t row, int64_t, int64_t j) {
-    return c.recurrent[j * gh + row];
-  });
+  Panels<F> recurrent(gh, 1, h);
+  Aligned<F> buffers(2 * c.batch * gh);
   std::copy_n(d_last_hidden, all, d_hidden);
   std::fill_n(d_initial_hidden, all, F(0));
   if (Cell::kCell) {
     std::copy_n(d_last_cell, all, d_cell);
     std::fill_n(d_initial_cell, all, F(0));
   }
-  Plan plan(c.batch, blocks, gh * h * sizeof(F),
+  Plan plan(c.batch, recurrent.blocks, gh * h * sizeof(F),
             2.0 * c.time * c.batch * gh * h, c.threads);
-  plan.Run([&](Share share, Meeting& meeting, int many) {
+  plan.Run([&](Share share, Meeting& meeting) {
+    recurrent.Fill(share.part, share.parts,
+                   [&](int64_t row, int64_t, int64_t j) {
+                     return c.recurrent[j * gh + row];
+                   });
+    meeting.Wait(share.parts);
     for (int64_t tick = c.time - 1; tick >= 0; --tick) {
       const int64_t at = c.At(tick);
+      // Two, since who has met goes on to the next tick while others read.
+      F* now = &buffers[(tick % 2) * c.batch * gh];
       for (int64_t row = share.row; row < share.end; ++row) {
         for (int64_t block = share.block; block < share.last; ++block) {
           const int64_t j = block * kWidth, here = row * h + j;
-          const int64_t there = at * all + here;
+          const int64_t inside = c.Inside(at, row);
+          const int64_t outside = c.Outside(at, row);
           const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
-          const int64_t gates = (at * c.batch + row) * gh + j;
           Vec<F> d_x[kGates] = {}, d_h[kGates] = {};
           if (c.Real(at, row)) {
-            const F* from =
-                saved + (at * c.batch + row) * Cell::kSaved * h + j;
             Vec<F> kept[Cell::kSaved];
             for (int s = 0; s < Cell::kSaved; ++s) {
-              kept[s] = Load(from + s * h, n);
+              kept[s] = Load(saved + (inside * Cell::kSaved + s) * h + j, n);
             }
-            Tick<F> old = {Load(old_hidden + there, n), Vec<F>{}};
-            Tick<F> d = {Load(d_hidden + here, n) + Load(d_outputs + there, n),
-                         Vec<F>{}};
+            Tick<F> old = {Load(old_hidden + outside * h + j, n), Vec<F>{}};
+            Tick<F> d = {
+                Load(d_hidden + here, n) + Load(d_outputs + outside * h + j, n),
+                Vec<F>{}};
             if (Cell::kCell) {
-              old.cell = Load(old_cell + there, n);
+              old.cell = Load(old_cell + inside * h + j, n);
               d.cell = Load(d_cell + here, n);
             }
             d = Cell::Backward(kept, old, d, d_x, d_h, c.kind);
@@ -634,16 +728,17 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
             if (Cell::kCell) Store<F>(d_cell + here, d.cell, n);
           }
           for (int g = 0; g < kGates; ++g) {
-            Store<F>(d_mixed + gates + g * h, d_h[g], n);
+            Store<F>(now + row * gh + g * h + j, d_h[g], n);
+            Stream<F>(d_mixed + outside * gh + g * h + j, d_h[g], n);
             if (d_projected != d_mixed) {
-              Store<F>(d_projected + gates + g * h, d_x[g], n);
+              Stream<F>(d_projected + outside * gh + g * h + j, d_x[g], n);
             }
           }
         }
       }
-      meeting.Wait(many);
+      meeting.Wait(share.together);
       Product<F, 1>(
-          d_mixed + at * c.batch * gh, gh, panels.get(), gh, share.row,
+          [&](int64_t row) { return now + row * gh; }, recurrent, share.row,
           share.end, share.block, share.last,
           [&](int64_t row, int64_t block, const Vec<F>* sum) {
             const int64_t j = block * kWidth, here = row * h + j;
@@ -778,8 +873,8 @@ Call<F> Describe(In<type>& sequence, In<type>& recurrent, In<type>& bias,
                  Flags& mask, Flags& resets, In<type>& hidden, In<type>& cell,
                  bool reverse, int64_t kind, int64_t threads) {
   auto shape = sequence.dimensions();
-  return {shape[0],
-          shape[1],
+  return {shape[1],
+          shape[0],
           recurrent.dimensions()[0],
           reverse,
           static_cast<int>(kind),
@@ -793,17 +888,20 @@ Call<F> Describe(In<type>& sequence, In<type>& recurrent, In<type>& bias,
 }
 
 template <class F, ffi::DataType type, template <class> class Cell>
-ffi::Error RunForward(In<type> projected, In<type> recurrent, In<type> bias,
-                      Flags mask, Flags resets, In<type> initial_hidden,
+ffi::Error RunForward(In<type> inputs, In<type> kernel, In<type> input_bias,
+                      In<type> recurrent, In<type> bias, Flags mask,
+                      Flags resets, In<type> initial_hidden,
                       In<type> initial_cell, In<type> hidden, In<type> cell,
                       Out<type> outputs, Out<type> last_hidden,
                       Out<type> last_cell, Out<type> saved,
                       Out<type> old_hidden, Out<type> old_cell, bool reverse,
                       int64_t kind, int64_t threads) {
-  Call<F> call = Describe<F, type>(projected, recurrent, bias, mask, resets,
+  Call<F> call = Describe<F, type>(inputs, recurrent, bias, mask, resets,
                                    initial_hidden, initial_cell, reverse, kind,
                                    threads);
-  Forward<F, Cell<F>>(call, Data<F>(projected), Data<F>(hidden),
+  Inputs<F> in = {inputs.dimensions()[2], Data<F>(inputs), Data<F>(kernel),
+                  Data<F>(input_bias)};
+  Forward<F, Cell<F>>(call, in, Data<F>(hidden),
                       Data<F>(cell), Data<F>(outputs), Data<F>(last_hidden),
                       Data<F>(last_cell), Data<F>(saved), Data<F>(old_hidden),
                       Data<F>(old_cell));
@@ -839,6 +937,7 @@ auto ForwardBinding() {
   using R = ffi::Buffer<type>;
   return ffi::Ffi::Bind()
       .template Arg<A>().template Arg<A>().template Arg<A>()
+      .template Arg<A>().template Arg<A>()
       .template Arg<Flags>().template Arg<Flags>()
       .template Arg<A>().template Arg<A>().template Arg<A>().template Arg<A>()
       .template Ret<R>().template Ret<R>().template Ret<R>()
