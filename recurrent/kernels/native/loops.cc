@@ -527,6 +527,12 @@ struct Plan {
             part, parts, parts};
   }
 
+  // Rows times blocks of who has the most.
+  int64_t Most() const {
+    return ((by_rows ? rows : blocks) + threads - 1) / threads *
+           (by_rows ? blocks : rows);
+  }
+
   template <class Work>
   void Run(Work work) const {
     Meeting meeting;
@@ -598,11 +604,11 @@ void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
     kernel.Fill(share.part, share.parts, entry(inputs.kernel));
     recurrent.Fill(share.part, share.parts, entry(c.recurrent));
     meeting.Wait(share.parts);
-    const int64_t tick_bytes =
-        share.Rows() * share.Blocks() * kGates * kWidth * sizeof(F);
-    // Enough for whole tiles, even if a tick is large.
+    // Enough for whole tiles, even if a tick is large; and the same for all, or
+    // who shares ticks would wait while others project.
+    const int64_t most = plan.Most() * kGates * kWidth * sizeof(F);
     const int64_t span = std::min(
-        c.time, std::max(kAhead / tick_bytes, kRegisters / share.Rows() + 1));
+        c.time, std::max(kAhead / most, kRegisters / share.Rows() + 1));
     Aligned<Vec<F>> ahead(span * share.Rows() * share.Blocks() * kGates);
     for (int64_t first = 0; first < c.time; first += span) {
       const int64_t count = std::min(span, c.time - first);
