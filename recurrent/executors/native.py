@@ -3,8 +3,8 @@
 XLA runs a tick as some ten small programs that hand arrays to each other; the
 loops of `recurrent.kernels.native` keep a tick in registers. They project the
 inputs themselves, and take sequences batch-major, as users have them: the two
-transpositions here undo those of `unroll`, and XLA drops both pairs. All weight
-gradients are bulk products, as in `"fused"`.
+transpositions here undo those of `unroll`, and XLA drops both pairs. Gradients
+of weights and inputs are bulk products, as in `"fused"`.
 """
 
 import functools
@@ -18,7 +18,7 @@ from recurrent.cells.lstm import LSTM
 from recurrent.cells.lstm_variants import LSTMVariant
 from recurrent.cells.rnn import RNN
 from recurrent.cells.structures import Dense
-from recurrent.executors.fused import bulk_gradients
+from recurrent.executors.ticks import zeros
 from recurrent.kernels import native as loops
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
@@ -81,18 +81,27 @@ def _backward(cell, reverse, residuals, cotangents):
     tuple(d_carry),
     **_options(cell, reverse, params, flags),
   )
-  hidden = saved[1][0]  # all that `recur` reads of a carry
   as_carry = type(d_carry)
-  carries = as_carry(*[hidden] * len(d_carry))
-
-  def products(params, inputs):
-    params = bulk_gradients(params)
-    return cell.project(params, inputs), cell.recur(params, carries)
-
-  d_params, d_inputs = jax.vjp(products, params, inputs)[1](
-    (d_projected, d_mixed)
-  )
+  gradients = {
+    "kernel": _weights(inputs, d_projected),
+    "bias": jnp.sum(d_projected, (0, 1)),
+    "recurrent": _weights(saved[1][0], d_mixed),
+  }
+  if hasattr(params, "recurrent_bias"):
+    inner = d_mixed[..., -cell.features :]
+    gradients["recurrent_bias"] = jnp.sum(inner, (0, 1))
+  d_params = zeros(params)._replace(**gradients)
+  d_inputs = jnp.einsum("btg,dg->btd", d_projected, params.kernel)
   return d_params, as_carry(*d_initial), as_carry(*d_first), d_inputs, None
+
+
+def _weights(left, right):
+  """The product that sums over batch and time.
+
+  JAX's own pullback has the sides the other way round, and turns the result:
+  1.1 to 2 times slower by XLA on a CPU.
+  """
+  return jax.lax.dot_general(left, right, (((0, 1), (0, 1)), ((), ())))
 
 
 _native.defvjp(_forward, _backward)

@@ -439,7 +439,8 @@ class Meeting {
 };
 
 // Threads that wait for work, made at the first call. One call has them at a
-// time; another, as of another device, does its work alone meanwhile.
+// time, and another waits, as that of the other direction: with more threads
+// than processors both would take longer.
 class Pool {
  public:
   static Pool& Get() {
@@ -447,24 +448,24 @@ class Pool {
     return *pool;
   }
 
-  // Calls `work(part, parts)` for each part, `parts` being `most` or 1.
+  // Calls `work(part, parts)` for each of `parts`.
   template <class Work>
-  void Run(int most, Work work) {
-    if (most <= 1 || !busy_.try_lock()) return work(0, 1);
+  void Run(int parts, Work work) {
+    if (parts <= 1) return work(0, 1);
+    std::lock_guard<std::mutex> alone(busy_);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      while (static_cast<int>(threads_.size()) + 1 < most) {
+      while (static_cast<int>(threads_.size()) + 1 < parts) {
         threads_.emplace_back([this, me = threads_.size() + 1] { Serve(me); });
       }
-      job_ = [&](int part) { work(part, most); };
-      parts_ = most;
-      left_ = most - 1;
+      job_ = [&](int part) { work(part, parts); };
+      parts_ = parts;
+      left_ = parts - 1;
       ++turn_;
     }
     wake_.notify_all();
-    work(0, most);
+    work(0, parts);
     while (left_.load(std::memory_order_acquire)) std::this_thread::yield();
-    busy_.unlock();
   }
 
  private:
