@@ -12,8 +12,8 @@ from recurrent.cells import GRU, LSTM, RNN
 BATCH, TIME, IN_FEATURES, FEATURES = 8, 16, 40, 96
 
 
-def loop_bodies(program):
-  """For each `while`, (operation, shape) of all that its body runs."""
+def split(program):
+  """The lines of each computation of a program."""
   computations = {}
   for line in program.splitlines():
     head = re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
@@ -21,6 +21,12 @@ def loop_bodies(program):
       computations[head[1]] = body = []
     elif line.startswith("  "):
       body.append(line)
+  return computations
+
+
+def loop_bodies(program):
+  """For each `while`, (operation, shape) of all that its body runs."""
+  computations = split(program)
 
   def operations(name):
     for line in computations[name]:
@@ -64,3 +70,26 @@ def test_a_tick_is_one_product_and_moves_no_weights(cell):
       # A sum of weight gradients would be made anew, or updated, at each tick.
       made = {"add", "fusion", "dot", "dynamic-update-slice", "copy"}
       assert not {shape for name, shape in body if name in made} & weights
+
+
+@pytest.mark.parametrize(("method", "together"), [("fused", 0), ("scan", 1)])
+def test_on_a_cpu_no_gate_is_computed_while_a_tick_is_cut(method, together):
+  # Which XLA would not vectorise. The plain scan shows that this sees it.
+  cell = LSTM(FEATURES)
+  params = cell.init(jax.random.key(0), IN_FEATURES)
+  inputs = jnp.ones((BATCH, TIME, IN_FEATURES))
+
+  def total(params, inputs):
+    return jnp.sum(unroll(cell, params, None, inputs, method=method)[1] ** 2)
+
+  for function in (total, jax.grad(total, argnums=(0, 1))):
+    program = jax.jit(function).lower(params, inputs).compile().as_text()
+    bodies = ["\n".join(lines) for lines in split(program).values()]
+    fused = [
+      body
+      for body in bodies
+      if " while(" not in body
+      and " dynamic-slice(" in body
+      and re.search(r" (tanh|exponential)\(", body)
+    ]
+    assert bool(fused) == together

@@ -108,7 +108,9 @@ def test_auto_takes_it_on_one_cpu_in_float32_and_says_so():
   ):
     assert executors.choose(LSTM(4), setting).method == "fused"
   assert executors.choose(LSTM(4, structure=Heads(2)), HERE).method == "fused"
-  assert executors.choose(LSTMVariant(4, peepholes=True), HERE).method == "fused"
+  assert (
+    executors.choose(LSTMVariant(4, peepholes=True), HERE).method == "fused"
+  )
 
 
 def test_what_it_cannot_run_is_refused():

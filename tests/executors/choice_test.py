@@ -1,0 +1,62 @@
+"""The table of "auto" against what was measured: docs/methods.json."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import pytest
+
+from experiments.benchmarks import methods
+from recurrent import cells
+from recurrent.executors import EXECUTORS, Setting, choice, choose
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+FLOAT32 = jnp.dtype("float32")
+MEASURED = json.loads((DOCS / "methods.json").read_text())["methods"]
+
+
+@pytest.fixture
+def with_compiler(monkeypatch):
+  """As on the machine that measured."""
+  monkeypatch.setattr(choice, "unavailable", lambda: "")
+
+
+@pytest.mark.parametrize(
+  "row",
+  MEASURED,
+  ids=lambda r: f"{r['name']}-{r['batch']}x{r['time']}-{r['work']}",
+)
+@pytest.mark.usefixtures("with_compiler")
+def test_auto_is_at_most_a_tenth_slower_than_the_best_method(row):
+  cell = cells.get(row["name"])(row["features"])
+  chosen = choose(cell, Setting(FLOAT32, FLOAT32, "cpu", 1)).method
+  assert row["ms"][chosen] <= 1.1 * min(row["ms"].values())
+
+
+@pytest.mark.usefixtures("with_compiler")
+def test_what_was_measured_is_every_cell_by_every_method():
+  found = {(row["name"], row["batch"], row["time"]) for row in MEASURED}
+  assert found == {(c.name, c.batch, c.time) for c in methods.cases()}
+  for row in MEASURED:
+    cell = cells.get(row["name"])(row["features"])
+    able = {n for n, e in EXECUTORS.items() if not e.why_not(cell)}
+    assert set(row["ms"]) == able - set(methods.LEFT_OUT)
+
+
+@pytest.mark.parametrize("platform", choice.TABLES)
+@pytest.mark.usefixtures("with_compiler")
+def test_each_row_is_somebodys_and_takes_a_method_that_can_run(platform):
+  setting = Setting(FLOAT32, FLOAT32, platform, 1)
+  taken = set()
+  for build in cells.CELLS.values():
+    cell = build(8)
+    row = choose(cell, setting)
+    executor = EXECUTORS[row.method]
+    assert not executor.why_not(cell) and not executor.why_not_here(setting)
+    taken.add(row.name)
+  assert taken == {row.name for row in choice.TABLES[platform].rows}
+
+
+def test_an_unknown_kind_of_device_is_taken_for_a_gpu():
+  setting = Setting(FLOAT32, FLOAT32, "neuron", 1)
+  assert choose(cells.LSTM(4), setting) is choice.GATED
