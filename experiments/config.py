@@ -36,6 +36,8 @@ class Checked:
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset()
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset()
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {}
+  # Words that a flag takes besides numbers.
+  WORDS: typing.ClassVar[dict[str, Sequence[str]]] = {}
   # What a smoke run takes instead of a default; a flag still wins.
   SMOKE: typing.ClassVar[dict[str, Any]] = {}
   # A flag that says nothing unless another has one of these values.
@@ -60,6 +62,13 @@ class Checked:
       if name in self.BELOW_ONE and value >= 1:
         raise ConfigError(
           f"--{name}={value} is out of range", "use a number below 1"
+        )
+    for name, words in self.WORDS.items():
+      value = getattr(self, name)
+      if isinstance(value, str) and value not in words:
+        raise ConfigError(
+          f"--{name}={value} is unknown",
+          f"use a whole number or {' or '.join(words)}",
         )
     for name, choices in self.CHOICES.items():
       if getattr(self, name) not in choices:
@@ -86,7 +95,8 @@ class RunConfig(Checked):
       evaluated and sampled; 0: none.
     dtype: what the network computes in: float32 or bfloat16.
     method: executor of the cells, see recurrent.unroll.
-    remat: keep the carry of every so-manieth tick only; 0: keep them all.
+    remat: keep the carry of every so-manieth tick only, or gates: carries
+      only, see recurrent.unroll; 0: keep all.
     devices: how many devices to use; 0: all.
     coordinator: host:port of process 0, for a run of several processes;
       "auto" where the cluster tells (TPU pods, SLURM).
@@ -105,7 +115,7 @@ class RunConfig(Checked):
   ema: float = 0.0
   dtype: str = "float32"
   method: str = "auto"
-  remat: int = 0
+  remat: int | str = 0
   devices: int = 0
   coordinator: str = ""
   processes: int = 0
@@ -127,6 +137,7 @@ class RunConfig(Checked):
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
     "dtype": ("float32", "bfloat16")
   }
+  WORDS: typing.ClassVar[dict[str, Sequence[str]]] = {"remat": ("gates",)}
   SMOKE: typing.ClassVar[dict[str, Any]] = {
     "steps": 4,
     "batch_size": 8,
@@ -207,8 +218,30 @@ def _refuse_idle_flags(config, given):
       )
 
 
+class _NumberOrWord(flags.ArgumentParser):
+  """A whole number, or else a word, which `Checked.WORDS` is to allow."""
+
+  syntactic_help = "a whole number or a word"
+
+  def parse(self, argument):
+    """The number or the word."""
+    try:
+      return int(argument)
+    except ValueError:
+      return argument
+
+  def flag_type(self):
+    """For --help."""
+    return "int or string"
+
+
 def _define(field, help_text, values):
   kind = field.type
+  if kind == int | str:
+    flags.DEFINE(
+      _NumberOrWord(), field.name, field.default, help_text, flag_values=values
+    )
+    return
   if isinstance(kind, types.UnionType):  # `float | None`
     kind = next(t for t in typing.get_args(kind) if t is not type(None))
   define = {

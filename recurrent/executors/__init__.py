@@ -61,6 +61,8 @@ class Executor(NamedTuple):
     why_not_here: why no cell can run by it in a setting, as "it ...".
     for_bulk: what to do with the parameters before the bulk projection.
     remark: what to know before running by it on this machine; may be empty.
+    recompute: whether `run` takes `recompute`, for gated cells: of what a tick
+      makes it then keeps the carry only.
   """
 
   run: Callable[..., Any]
@@ -69,6 +71,7 @@ class Executor(NamedTuple):
   why_not_here: Callable[[Setting], str] = lambda setting: ""
   for_bulk: Callable[[Any], Any] = bulk_gradients
   remark: Callable[[], str] = lambda: ""
+  recompute: bool = False
 
 
 def _only(kind: type, reason: str) -> Callable[[Cell], str]:
@@ -112,6 +115,7 @@ EXECUTORS: dict[str, Executor] = {
     fused,
     _only(GatedCell, _NOT_GATED),
     "weight gradients are bulk products, outside the reverse loop",
+    recompute=True,
   ),
   "associative": Executor(
     associative,
@@ -133,6 +137,7 @@ EXECUTORS: dict[str, Executor] = {
     lambda cell: "" if kind(cell) else "has no loop in C++",
     "a tick stays in registers",
     _no_native_here,
+    recompute=True,
   ),
   "newton": Executor(
     newton,
@@ -144,6 +149,7 @@ EXECUTORS: dict[str, Executor] = {
     no_pallas,
     "weights and carry stay on the chip",
     remark=remark,
+    recompute=True,
   ),
 }
 

@@ -9,6 +9,8 @@ one product over all ticks after.
 import functools
 
 import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from recurrent.cells.base import Cell
 from recurrent.cells.gru import GRU
@@ -16,7 +18,7 @@ from recurrent.cells.lstm import LSTM
 from recurrent.cells.lstm_variants import LSTMVariant
 from recurrent.cells.rnn import RNN
 from recurrent.cells.structures import Dense
-from recurrent.executors.fused import bulk_gradients
+from recurrent.executors.fused import CARRIES, bulk_gradients
 from recurrent.executors.ticks import Ticks
 from recurrent.kernels import native as loops
 
@@ -32,17 +34,26 @@ def kind(cell: Cell) -> str:
   return "lstm_coupled" if cell == plain else ""
 
 
-def native(cell, reverse, params, initial, carry, ticks):
-  """As all executors: the carry and the outputs."""
-  return _native(cell, reverse, params(), initial, carry, ticks)
+def native(cell, reverse, params, initial, carry, ticks, recompute=False):
+  """As all executors: the carry and the outputs.
+
+  With `recompute` the gates are not kept but made again, in bulk.
+  """
+  return _native(cell, reverse, recompute, params(), initial, carry, ticks)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _native(cell, reverse, params, initial, carry, ticks):
-  return _forward(cell, reverse, params, initial, carry, ticks, save=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _native(cell, reverse, recompute, params, initial, carry, ticks):
+  del recompute
+  return _loop(cell, reverse, params, initial, carry, ticks, "nothing")[0]
 
 
-def _forward(cell, reverse, params, initial, carry, ticks, save=True):
+def _forward(cell, reverse, recompute, params, initial, carry, ticks):
+  save = "carries" if recompute else "all"
+  return _loop(cell, reverse, params, initial, carry, ticks, save)
+
+
+def _loop(cell, reverse, params, initial, carry, ticks, save):
   outputs, last, saved = loops.forward(
     kind(cell),
     ticks.projected,
@@ -52,12 +63,16 @@ def _forward(cell, reverse, params, initial, carry, ticks, save=True):
     **_options(cell, reverse, params, ticks),
     save=save,
   )
+  gates, carries = saved
+  saved = gates, checkpoint_name(carries, CARRIES)
   return (type(carry)(*last), outputs), (params, ticks, saved)
 
 
-def _backward(cell, reverse, residuals, cotangents):
+def _backward(cell, reverse, recompute, residuals, cotangents):
   params, ticks, saved = residuals
   d_carry, d_outputs = cotangents
+  if recompute:
+    saved = _gates(cell, params, ticks.projected, saved[1]), saved[1]
   d_projected, d_mixed, d_first, d_initial = loops.backward(
     kind(cell),
     d_outputs,
@@ -78,12 +93,25 @@ def _backward(cell, reverse, residuals, cotangents):
   )
 
 
-_native.defvjp(
-  lambda cell, reverse, params, initial, carry, ticks: _forward(
-    cell, reverse, params, initial, carry, ticks
-  ),
-  _backward,
-)
+_native.defvjp(_forward, _backward)
+
+
+def _gates(cell, params, projected, carries):
+  """What the forward loop saves, from all carries: one tick of many rows."""
+  rows = lambda x: x.reshape((x.shape[0] * x.shape[1], x.shape[2]))
+  carry = jax.tree.map(rows, carries)
+  ticks = Ticks(rows(projected)[None], None, None)
+  options = _options(cell, False, params, ticks)
+  _, _, (gates, _) = loops.forward(
+    kind(cell),
+    ticks.projected,
+    params.recurrent,
+    carry,
+    jax.tree.map(jnp.zeros_like, carry),
+    **options,
+    save="all",
+  )
+  return gates.reshape((*projected.shape[:2], gates.shape[-1]))
 
 
 def _options(cell, reverse, params, ticks):

@@ -123,7 +123,7 @@ def forward(
   resets: Array | None = None,
   reverse: bool = False,
   activation: int = 0,
-  save: bool = False,
+  save: str = "nothing",
 ) -> tuple[Array, tuple[Array, ...], tuple[Array, tuple[Array, ...]]]:
   """All ticks of a cell.
 
@@ -138,18 +138,19 @@ def forward(
     resets: [time, batch].
     reverse: from the last tick to the first.
     activation: of the RNN: 0 tanh, 1 ReLU, 2 sigmoid.
-    save: whether the reverse pass is to come.
+    save: for the reverse pass: "nothing", the "carries", or "all", which are
+      the gates too.
 
   Returns:
     Outputs [time, batch, H]; the last carry; what `backward` needs: the saved
-    gates, and the carries before each tick. Without `save` those are empty.
+    gates, and the carries before each tick; empty where they are not saved.
   """
   time, batch, _ = projected.shape
   h, dtype = len(recurrent), projected.dtype
   shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)
   at = shape(batch, h)
-  all_ticks = shape(time, batch, h) if save else shape(0)
   none = shape(0)
+  all_ticks = none if save == "nothing" else shape(time, batch, h)
   has_cell = len(carry) > 1
   outputs, hidden, cell, saved, *olds = _call(
     f"{kind}_forward",
@@ -158,7 +159,7 @@ def forward(
       shape(time, batch, h),
       at,
       at if has_cell else none,
-      shape(time, batch, SAVED[kind] * h) if save else none,
+      shape(time, batch, SAVED[kind] * h) if save == "all" else none,
       all_ticks,
       all_ticks if has_cell else none,
     ),

@@ -566,6 +566,8 @@ void Forward(const Call<F>& c, const F* projected, const F* hidden,
               for (int s = 0; s < Cell::kSaved; ++s) {
                 Stream<F>(to + s * h, keep[s], n);
               }
+            }
+            if (old_hidden) {
               Stream<F>(old_hidden + there, old.hidden, n);
               if (Cell::kCell) Stream<F>(old_cell + there, old.cell, n);
             }
