@@ -36,8 +36,6 @@ class Checked:
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset()
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset()
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {}
-  # Words that a flag takes besides numbers.
-  WORDS: typing.ClassVar[dict[str, Sequence[str]]] = {}
   # What a smoke run takes instead of a default; a flag still wins.
   SMOKE: typing.ClassVar[dict[str, Any]] = {}
   # A flag that says nothing unless another has one of these values.
@@ -51,6 +49,12 @@ class Checked:
       )
     for field in dataclasses.fields(self):
       name, value = field.name, getattr(self, field.name)
+      words = _words(field)
+      if words and isinstance(value, str) and value not in words:
+        raise ConfigError(
+          f"--{name}={value} is unknown",
+          f"use a whole number or {' or '.join(words)}",
+        )
       if isinstance(value, bool) or not isinstance(value, int | float):
         continue
       low = 1 if name in self.POSITIVE else 0
@@ -62,13 +66,6 @@ class Checked:
       if name in self.BELOW_ONE and value >= 1:
         raise ConfigError(
           f"--{name}={value} is out of range", "use a number below 1"
-        )
-    for name, words in self.WORDS.items():
-      value = getattr(self, name)
-      if isinstance(value, str) and value not in words:
-        raise ConfigError(
-          f"--{name}={value} is unknown",
-          f"use a whole number or {' or '.join(words)}",
         )
     for name, choices in self.CHOICES.items():
       if getattr(self, name) not in choices:
@@ -115,7 +112,7 @@ class RunConfig(Checked):
   ema: float = 0.0
   dtype: str = "float32"
   method: str = "auto"
-  remat: int | str = 0
+  remat: int | typing.Literal["gates"] = 0
   devices: int = 0
   coordinator: str = ""
   processes: int = 0
@@ -137,7 +134,6 @@ class RunConfig(Checked):
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
     "dtype": ("float32", "bfloat16")
   }
-  WORDS: typing.ClassVar[dict[str, Sequence[str]]] = {"remat": ("gates",)}
   SMOKE: typing.ClassVar[dict[str, Any]] = {
     "steps": 4,
     "batch_size": 8,
@@ -219,7 +215,7 @@ def _refuse_idle_flags(config, given):
 
 
 class _NumberOrWord(flags.ArgumentParser):
-  """A whole number, or else a word, which `Checked.WORDS` is to allow."""
+  """A whole number, or else a word, which `Checked.check` is to allow."""
 
   syntactic_help = "a whole number or a word"
 
@@ -235,9 +231,19 @@ class _NumberOrWord(flags.ArgumentParser):
     return "int or string"
 
 
+def _words(field) -> tuple[str, ...]:
+  """What a field that is a number may be besides."""
+  literals = [
+    t
+    for t in typing.get_args(field.type)
+    if typing.get_origin(t) is typing.Literal
+  ]
+  return typing.get_args(literals[0]) if literals else ()
+
+
 def _define(field, help_text, values):
   kind = field.type
-  if kind == int | str:
+  if _words(field):
     flags.DEFINE(
       _NumberOrWord(), field.name, field.default, help_text, flag_values=values
     )

@@ -6,6 +6,7 @@ agree forward and in every gradient; `"scan"` is the specification.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -79,20 +80,21 @@ def unroll(
   method = resolve_method(cell, method, setting)
   check_remat(cell, method, remat)
   gates = remat == "gates"
-  run = functools.partial(
+  run: Callable[..., tuple[Carry, Array]] = functools.partial(
     _run, cell, method, gates, reverse, start.dtype, params, start.initial
   )
-  ticks, size = length(start.ticks), remat
-  if gates:
+  time = size = length(start.ticks)
+  if isinstance(remat, int):
+    size = remat
+  elif gates:
     batch = _batch_and_time(inputs)[0]
     size = max(16, GATES_ROWS // max(batch, 1))
     policy = jax.checkpoint_policies.save_only_these_names(CARRIES)
     run = jax.checkpoint(run, policy=policy)
-  elif size is not None and size < ticks:
-    run = jax.checkpoint(run)
-  if size is None or size >= ticks:
+  if size >= time:
     carry, outputs = run(start.carry, start.ticks)
   else:
+    run = run if gates else jax.checkpoint(run)
     carry, outputs = _in_chunks(run, size, reverse, start.carry, start.ticks)
   return carry, jnp.swapaxes(outputs, 0, 1)
 
