@@ -8,4 +8,10 @@ worker.py        the process of a contestant
 referee.py       starts the workers, compares what they give, times in turn
 report.py        medians, ratios, targets, tables
 picture.py       the same as dots
+
+How things grow, in the process of `experiments.benchmark`:
+
+scaling.py          what is measured; exponents
+scaling_picture.py  its panels
+crew.py             processes that share out a train step
 """
