@@ -75,7 +75,8 @@ class Crew:
       self._said.seek(0)
       lines = self._said.read().strip().splitlines() or ["nothing"]
       raise UserError(
-        f"a process of {len(self._members)} ended, and said: {lines[-1]}",
+        f"a process of {len(self._members)} ended, and said: "
+        + "; ".join(lines[-2:]),
         "see whether the language model trains in as many processes",
       )
     return max(map(json.loads, answers))

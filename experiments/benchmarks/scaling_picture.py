@@ -79,7 +79,8 @@ def draw(
     panel.set_xlabel(x_label)
     panel.set_ylabel(y_label)
     panel.set_title(f"{part} against {x_label}", fontsize=11)
-    panel.legend(fontsize=8, title="exponent: all, last 3", title_fontsize=8)
+    if lines:
+      panel.legend(fontsize=8, title="exponent: all, last 3", title_fontsize=8)
   _trade(axes[len(PANELS)], _of(rows, "recompute", None))
   figure.suptitle(
     f"{title}\nmedians; the shade goes from the least to the most", fontsize=11
