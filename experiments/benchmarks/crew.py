@@ -4,6 +4,7 @@ Each is `python -m experiments.benchmarks.crew [flags]`; it joins the others,
 and for each line "DEVICES STEPS" answers with the seconds that they took.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -52,10 +53,17 @@ class Crew:
     return self
 
   def __exit__(self, *_) -> None:
+    # All are told before any is waited for: each waits for the others to end.
     for member in self._members:
       if sys.exc_info()[0] is not None:
         member.kill()
-      member.communicate()
+      if member.stdin:
+        with contextlib.suppress(BrokenPipeError):
+          member.stdin.close()
+    for member in self._members:
+      member.wait()
+      if member.stdout:
+        member.stdout.close()
     self._said.close()
 
   def seconds(self, devices: int, steps: int) -> float:
@@ -69,7 +77,8 @@ class Crew:
       UserError: if a member died.
     """
     for member in self._members:
-      print(devices, steps, file=member.stdin, flush=True)
+      with contextlib.suppress(BrokenPipeError):
+        print(devices, steps, file=member.stdin, flush=True)
     answers = [x.stdout.readline() for x in self._members if x.stdout]
     if not all(answers):
       self._said.seek(0)

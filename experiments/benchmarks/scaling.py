@@ -277,7 +277,7 @@ def memory(sizes: Sizes, rounds: int) -> list[Row]:
       # Of the outputs nothing is wanted: they would be O(ticks) themselves.
       total = lambda p, x, run=run: jnp.sum(run(p, None, x)[0].hidden ** 2)
       # How well the machine code is made is nothing to the buffers.
-      quick = {"xla_backend_optimization_level": 0}
+      quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
       lowered = jax.jit(jax.grad(total)).lower(params, inputs)
       compiled = lowered.compile(compiler_options=quick)
       rows.append(row("memory", "ticks", name, ticks, [_mib(compiled)], "MiB"))
