@@ -4,6 +4,7 @@
   python -m experiments.benchmark --peers=ours,torch --suite=cells
   python -m experiments.benchmark --suite=cells --shapes='gru:4,100,64,64;...'
   python -m experiments.benchmark --suite=loop,generation
+  python -m experiments.benchmark --suite=scaling
 
 Against peers, each in its own process, its values compared before it is timed
 (`pip install -e '.[peers]'` has them; what is missing is named and left out):
@@ -19,8 +20,11 @@ loop: training throughput against the bare compiled step on one batch.
 generation: decoding on the device against one compiled call a token, with the
   choice of the token in it, and against a compiled step and a choice outside.
 methods: every cell by every method of ours that runs it.
+scaling: time, memory and compilation against sizes and devices, with fitted
+  exponents (`experiments.benchmarks.scaling`); a picture of its own.
 
-Prints tables; writes benchmark.json and benchmark.png to the workdir.
+Prints tables; writes benchmark.json, benchmark.png and scaling.png to the
+workdir.
 """
 
 import dataclasses
@@ -50,6 +54,7 @@ from experiments.benchmarks import (
   picture,
   problems,
   report,
+  scaling,
 )
 from experiments.benchmarks.referee import TOLERANCES, Referee
 from recurrent import decoding, optim, sharding
@@ -69,9 +74,9 @@ class Config(config_lib.Checked):
   """Flags of benchmark.
 
   Args:
-    workdir: directory of benchmark.json and benchmark.png.
+    workdir: directory of benchmark.json and of the pictures.
     suite: what to measure, separated by commas: cells, linear, newton, decode,
-      loop, generation, methods.
+      loop, generation, methods, scaling.
     peers: contestants of the first four suites, separated by commas; empty:
       all.
     shapes: of the first four suites: "default", "all" (hours on a small CPU),
@@ -161,7 +166,10 @@ def run(config: Config) -> dict[str, Any]:
       f"{path} has the rest, without what was refused; mend the contestant",
     )
   long = ("rows", "command", "methods")
-  return {k: v for k, v in results.items() if k not in long}
+  brief = {k: v for k, v in results.items() if k not in long}
+  if "scaling" in brief:
+    brief["scaling"] = brief["scaling"]["exponents"]
+  return brief
 
 
 def machine() -> dict[str, Any]:
@@ -414,10 +422,18 @@ def measure_methods(config: Config) -> list[dict[str, Any]]:
   return methods.measure(methods.cases(), config.rounds, config.seconds)
 
 
+def measure_scaling(config: Config) -> dict[str, Any]:
+  """Time, memory and compilation against sizes and devices."""
+  return scaling.measure(
+    Path(config.workdir), config.rounds, machine(), scaling.SIZES
+  )
+
+
 SUITES = {
   "loop": measure_loop,
   "generation": measure_generation,
   "methods": measure_methods,
+  "scaling": measure_scaling,
 }
 
 

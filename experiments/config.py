@@ -49,6 +49,12 @@ class Checked:
       )
     for field in dataclasses.fields(self):
       name, value = field.name, getattr(self, field.name)
+      words = _words(field)
+      if words and isinstance(value, str) and value not in words:
+        raise ConfigError(
+          f"--{name}={value} is unknown",
+          f"use a whole number or {' or '.join(words)}",
+        )
       if isinstance(value, bool) or not isinstance(value, int | float):
         continue
       low = 1 if name in self.POSITIVE else 0
@@ -86,7 +92,8 @@ class RunConfig(Checked):
       evaluated and sampled; 0: none.
     dtype: what the network computes in: float32 or bfloat16.
     method: executor of the cells, see recurrent.unroll.
-    remat: keep the carry of every so-manieth tick only; 0: keep them all.
+    remat: keep the carry of every so-manieth tick only, or gates: carries
+      only, see recurrent.unroll; 0: keep all.
     devices: how many devices to use; 0: all.
     coordinator: host:port of process 0, for a run of several processes;
       "auto" where the cluster tells (TPU pods, SLURM).
@@ -105,7 +112,7 @@ class RunConfig(Checked):
   ema: float = 0.0
   dtype: str = "float32"
   method: str = "auto"
-  remat: int = 0
+  remat: int | typing.Literal["gates"] = 0
   devices: int = 0
   coordinator: str = ""
   processes: int = 0
@@ -207,8 +214,40 @@ def _refuse_idle_flags(config, given):
       )
 
 
+class _NumberOrWord(flags.ArgumentParser):
+  """A whole number, or else a word, which `Checked.check` is to allow."""
+
+  syntactic_help = "a whole number or a word"
+
+  def parse(self, argument):
+    """The number or the word."""
+    try:
+      return int(argument)
+    except ValueError:
+      return argument
+
+  def flag_type(self):
+    """For --help."""
+    return "int or string"
+
+
+def _words(field) -> tuple[str, ...]:
+  """What a field that is a number may be besides."""
+  literals = [
+    t
+    for t in typing.get_args(field.type)
+    if typing.get_origin(t) is typing.Literal
+  ]
+  return typing.get_args(literals[0]) if literals else ()
+
+
 def _define(field, help_text, values):
   kind = field.type
+  if _words(field):
+    flags.DEFINE(
+      _NumberOrWord(), field.name, field.default, help_text, flag_values=values
+    )
+    return
   if isinstance(kind, types.UnionType):  # `float | None`
     kind = next(t for t in typing.get_args(kind) if t is not type(None))
   define = {

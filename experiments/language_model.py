@@ -35,7 +35,12 @@ from recurrent.metrics import Mean
 from recurrent.models import LanguageModel
 from recurrent.training import dynamic, loop
 from recurrent.types import Carry, PRNGKey
-from recurrent.unroll import METHODS, check_method, resolve_method
+from recurrent.unroll import (
+  METHODS,
+  check_method,
+  check_remat,
+  resolve_method,
+)
 
 NAME = "language_model"
 SAMPLE_TOKENS = 200
@@ -163,6 +168,12 @@ class Config(runner.TrainConfig):
       ) from error
     with _as_bad_method(self):
       check_method(cell, self.method)
+    try:
+      check_remat(cell, self.method, self.remat or None)
+    except ValueError as error:
+      raise ConfigError(
+        f"--remat={self.remat}: {error}", "or leave --remat out"
+      ) from error
 
 
 def loss(

@@ -125,7 +125,7 @@ def train(
   Returns:
     The final metrics, as in the last line of stdout.
   """
-  _join_processes(config)
+  join_processes(config)
   with Preemption() as preemption:
     mesh = sharding.make_mesh(config.devices)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
@@ -158,7 +158,7 @@ def train(
       return result
 
 
-def _join_processes(config):
+def join_processes(config):
   """Joins the other processes of the run, if there are any."""
   if config.coordinator == "auto":
     jax.distributed.initialize()

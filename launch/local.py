@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
   running = [
     subprocess.Popen(command, env=environment)
     for command in commands(
-      arguments, PROCESSES.value, PORT.value or _free_port()
+      arguments, PROCESSES.value, PORT.value or free_port()
     )
   ]
 
@@ -77,7 +77,8 @@ def main(argv: list[str]) -> int:
   return next((code for code in codes if code), 0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+  """A port of this machine that nobody listens on."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     return probe.getsockname()[1]

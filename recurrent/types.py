@@ -4,7 +4,7 @@ B batch, T time, D input features, H features (width) of a cell, G gates of a
 cell, V vocabulary. Shapes are checked in tests only (jaxtyping and beartype).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
@@ -16,6 +16,9 @@ Logits = Float[Array, "*B V"]
 
 Params = Any  # a NamedTuple of arrays, the cell's own
 Carry = Any  # a NamedTuple of arrays [*batch, ...], the cell's own
+
+# What the reverse pass computes again, see `recurrent.unroll`.
+Remat = int | Literal["gates"] | None
 
 __all__ = [
   "Activations",
@@ -31,5 +34,6 @@ __all__ = [
   "PRNGKey",
   "Params",
   "PyTree",
+  "Remat",
   "Tokens",
 ]

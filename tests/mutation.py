@@ -96,6 +96,8 @@ MUTANTS = [
   ("kernels/matrix_scan.py", "new += _where(same[-1], entering[-1], state)", "pass"),
   ("executors/chunkwise.py", "log_decay, key = blank(ticks.mask, (log_decay, key))", "pass"),
   ("executors/native.py", '"reverse": reverse', '"reverse": False'),
+  ("executors/fused.py", "mixed = cell.recur(params, carries)", "mixed = 0 * cell.recur(params, carries)"),
+  ("executors/native.py", "saved = _gates(cell, params, ticks.projected, saved[1])", "saved = _gates(cell, params, 0 * ticks.projected, saved[1])"),
   ("kernels/native/loops.cc", "made.hidden = Load(c.initial_hidden + here, n);", ";"),
   ("kernels/native/loops.cc", "saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;", "saved[0] = f, saved[1] = i, saved[2] = g, saved[3] = o;"),
   ("kernels/native/loops.cc", "if (!real) made = old;", ""),

@@ -4,6 +4,7 @@
 """
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,11 @@ from recurrent.cells import (
   GRUCarry,
   GRUResetBefore,
   LSTMCarry,
+  LSTMVariant,
   RNNCarry,
+  structures,
 )
+from recurrent.kernels import native
 from recurrent.unroll import resolve_method
 from tests.cells.cases import Case, assert_close, everything, results
 from tests.cells.others import (
@@ -120,6 +124,15 @@ WRONG = {
   "remat of nothing": ({"remat": 0}, ["remat must be at least 1", "got 0"]),
   "remat backwards": ({"remat": -2}, ["remat must be at least 1", "got -2"]),
   "remat of halves": ({"remat": 1.5}, ["remat must be", "got 1.5"]),
+  "remat of another word": ({"remat": "all"}, ["remat must be", "got 'all'"]),
+  "gates of the plain scan": (
+    {"remat": "gates", "method": "scan"},
+    ["remat='gates'", "method='scan'", "use one of fused, native, pallas"],
+  ),
+  "gates of a cell in one piece": (
+    {"cell": GRUResetBefore(4), "remat": "gates"},
+    ["remat='gates'", "GRUResetBefore", "use a number of ticks"],
+  ),
   "integer inputs": (
     {"inputs": np.ones((2, 3, 5), np.int32)},
     ["inputs must be", "float", "int32"],
@@ -270,6 +283,33 @@ def test_remat_saves_memory(method):
   assert bytes_used(16) < bytes_used(None) / 3
 
 
+@pytest.mark.parametrize("method", ["fused", "native"])
+def test_recomputed_gates_take_no_memory_and_no_second_loop(method):
+  if method == "native" and (reason := native.unavailable()):
+    pytest.skip(f"it {reason}")
+  cell, batch, time = LSTM(32), 4, 2048
+  params = cell.init(jax.random.key(0), 32)
+
+  def compiled(remat, time):
+    run = lambda params, inputs: unroll(
+      cell, params, None, inputs, method=method, remat=remat
+    )[1].sum()
+    shape = jax.ShapeDtypeStruct((batch, time, 32), jnp.float32)
+    return jax.jit(jax.grad(run)).lower(params, shape).compile()
+
+  used = lambda remat: compiled(remat, time).memory_analysis()
+  # A hidden state of all ticks.
+  one = 4 * batch * time * 32
+  # Carries are two of it, outputs and their cotangents two, copies of the
+  # inputs one; the gates would be four, their projections and cotangents too.
+  assert used(None).temp_size_in_bytes > 10 * one
+  assert used("gates").temp_size_in_bytes < 6 * one
+  # In 256 ticks there is one chunk: XLA's loops forward and back are all there
+  # are, and by a number of ticks there is one more.
+  loops = lambda remat: compiled(remat, 256).as_text().count(" while(")
+  assert loops("gates") == loops(None) == (2 if method == "fused" else 0)
+
+
 # Cells that are not in the table.
 
 
@@ -301,7 +341,7 @@ def case_of(cell, dtype=np.float64, time=7):
   )
 
 
-@pytest.mark.parametrize("remat", [None, 3])
+@pytest.mark.parametrize("remat", [None, 3, "gates"])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
   "cell", [PeepholeLSTM(4), LearnedStart(4), Heads(4), InnerJit(4)], ids=repr
@@ -313,6 +353,38 @@ def test_a_cell_of_ones_own_gets_right_gradients(cell, reverse, remat, x64):
   # The sums run in another order: a few hundred roundings of 1e-16.
   assert_close(got, want, 1e-12)
   assert all(np.any(leaf) for leaf in jax.tree.leaves(want.d_params))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+  ("cell", "method"),
+  [
+    (LSTM(4), "fused"),
+    (LSTM(4), "native"),
+    (GRU(5), "native"),
+    (RNN(4, activation="relu"), "native"),
+    (LSTMVariant(4, coupled=True), "native"),
+    (GRU(4), "pallas"),
+    (LSTM(4, structure=structures.Heads(2)), "fused"),
+    (PeepholeLSTM(4), "fused"),
+    (PeepholeLSTM(4), "pallas"),
+  ],
+  ids=str,
+)
+def test_recomputed_gates_are_those_of_the_plain_scan(
+  cell, method, reverse, x64, monkeypatch
+):
+  if method == "native" and (reason := native.unavailable()):
+    pytest.skip(f"it {reason}")
+  # Two chunks of 16 ticks, and five ticks more.
+  module = importlib.import_module("recurrent.unroll")
+  monkeypatch.setattr(module, "GATES_ROWS", 1)
+  case = case_of(cell, time=37)
+  want = everything(cell, method="scan", reverse=reverse)(case)
+  how = {"method": method, "reverse": reverse, "remat": "gates"}
+  got = jax.jit(functools.partial(results, cell=cell, **how))(case)
+  # The sums run in another order: a few hundred roundings of 1e-16.
+  assert_close(got, want, 1e-12)
 
 
 def test_a_learned_start_has_the_gradient_of_its_finite_difference(x64):

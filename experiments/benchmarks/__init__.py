@@ -9,4 +9,10 @@ referee.py       starts the workers, compares what they give, times in turn
 report.py        medians, ratios, targets, tables
 picture.py       the same as dots
 methods.py       not against peers: every cell by every method of ours
+
+How things grow, in the process of `experiments.benchmark`:
+
+scaling.py          what is measured; exponents
+scaling_picture.py  its panels
+crew.py             processes that share out a train step
 """

@@ -39,6 +39,8 @@ class Executor(NamedTuple):
     for_bulk: what to do with the parameters before the bulk projection.
     projects: whether it does that itself, and `ticks` hold the inputs.
     remark: what to know before running by it on this machine; may be empty.
+    recompute: whether `run` takes `recompute`, for gated cells: of what a tick
+      makes it then keeps the carry only.
   """
 
   run: Callable[..., Any]
@@ -47,6 +49,7 @@ class Executor(NamedTuple):
   for_bulk: Callable[[Any], Any] = bulk_gradients
   projects: bool = False
   remark: Callable[[], str] = lambda: ""
+  recompute: bool = False
 
 
 def _only(kind: type, reason: str) -> Callable[[Cell], str]:
@@ -77,6 +80,7 @@ EXECUTORS: dict[str, Executor] = {
   "fused": Executor(
     fused,
     _only(GatedCell, _NOT_GATED),
+    recompute=True,
   ),
   "associative": Executor(
     associative,
@@ -95,6 +99,7 @@ EXECUTORS: dict[str, Executor] = {
     lambda cell: "" if kind(cell) else "has no loop in C++",
     no_native,
     projects=True,
+    recompute=True,
   ),
   "newton": Executor(
     newton,
@@ -104,6 +109,7 @@ EXECUTORS: dict[str, Executor] = {
     pallas,
     no_pallas,
     remark=remark,
+    recompute=True,
   ),
 }
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.interpreters import partial_eval
 
@@ -30,14 +31,21 @@ from recurrent.executors.ticks import (
   zeros,
 )
 
-
-def fused(cell, reverse, params, initial, carry, ticks):
-  """The same as `scan`, with the reverse pass below."""
-  return _fused(cell, reverse, params(), initial, carry, ticks)
+# The name of the carries before each tick, by which `unroll` keeps them alone.
+CARRIES = "recurrent_carries"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _fused(cell, reverse, params, initial, carry, ticks):
+def fused(cell, reverse, params, initial, carry, ticks, recompute=False):
+  """The same as `scan`, with the reverse pass below.
+
+  With `recompute` what `recur` made is not kept but made again, in bulk.
+  """
+  return _fused(cell, reverse, recompute, params(), initial, carry, ticks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _fused(cell, reverse, recompute, params, initial, carry, ticks):
+  del recompute
   run = functools.partial(tick, cell)
   return plain_loop(run, params, initial, carry, ticks, reverse)
 
@@ -72,25 +80,35 @@ def _cut(xs, index):
   return jax.tree.map(lambda x: cut(x, index), xs)
 
 
-def forward(cell, reverse, params, initial, carry, ticks, loop=plain_loop):
+def forward(
+  cell, reverse, recompute, params, initial, carry, ticks, loop=plain_loop
+):
   """Outputs, and what `backward` needs: all carries, what `recur` made."""
 
   def tick(params, initial, carry, now):
     carry = restart(now.resets, initial, carry)
     mixed = cell.recur(params, carry)
     stepped, outputs = cell.gate(params, carry, now.projected, mixed)
-    saved = (carry, mixed)
+    saved = (carry, None if recompute else mixed)
     return (
       hold(now.mask, stepped, carry),
       (blank(now.mask, outputs), saved),
     )
 
   carry, (outputs, saved) = loop(tick, params, initial, carry, ticks, reverse)
+  carries, mixed = saved
+  saved = (checkpoint_name(carries, CARRIES), mixed)
   return (carry, outputs), (params, initial, ticks, saved)
 
 
 def backward(
-  cell, reverse, residuals, cotangents, loop=plain_loop, gate_in_bulk=False
+  cell,
+  reverse,
+  recompute,
+  residuals,
+  cotangents,
+  loop=plain_loop,
+  gate_in_bulk=False,
 ):
   """The reverse pass, given all carries and what `recur` made of them.
 
@@ -99,6 +117,8 @@ def backward(
   """
   params, initial, ticks, (carries, mixed) = residuals
   d_carry, d_outputs = cotangents
+  if recompute:
+    mixed = cell.recur(params, carries)
   in_gate = _used_by_gate(cell, params, carries, ticks.projected, mixed)
   in_loop = [used and not gate_in_bulk for used in in_gate]
   late = in_loop != in_gate

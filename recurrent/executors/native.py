@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from recurrent.cells.base import Cell
 from recurrent.cells.gru import GRU
@@ -18,6 +19,7 @@ from recurrent.cells.lstm import LSTM
 from recurrent.cells.lstm_variants import LSTMVariant
 from recurrent.cells.rnn import RNN
 from recurrent.cells.structures import Dense
+from recurrent.executors.fused import CARRIES
 from recurrent.executors.ticks import zeros
 from recurrent.kernels import native as loops
 
@@ -33,12 +35,14 @@ def kind(cell: Cell) -> str:
   return "lstm_coupled" if cell == plain else ""
 
 
-def native(cell, reverse, params, initial, carry, ticks):
-  """As all executors, but that `ticks` have inputs, not yet projected."""
+def native(cell, reverse, params, initial, carry, ticks, recompute=False):
+  """As all executors, but that `ticks` have inputs, not yet projected.
+
+  With `recompute` the gates are not kept but made again, in bulk.
+  """
   inputs, mask, resets = jax.tree.map(_turn, tuple(ticks))
-  flags = (mask, resets)
   carry, outputs = _native(
-    cell, reverse, params(), initial, carry, inputs, flags
+    cell, reverse, recompute, params(), initial, carry, inputs, (mask, resets)
   )
   return carry, _turn(outputs)
 
@@ -48,14 +52,25 @@ def _turn(x):
   return jnp.swapaxes(x, 0, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _native(cell, reverse, params, initial, carry, inputs, flags):
-  return _forward(
-    cell, reverse, params, initial, carry, inputs, flags, save=False
-  )[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _native(cell, reverse, recompute, params, initial, carry, inputs, flags):
+  del recompute
+  (last, outputs), _ = _layer(
+    cell, reverse, params, initial, carry, inputs, flags, "nothing"
+  )
+  return type(carry)(*last), outputs
 
 
-def _forward(cell, reverse, params, initial, carry, inputs, flags, save=True):
+def _forward(cell, reverse, recompute, params, initial, carry, inputs, flags):
+  save = "carries" if recompute else "all"
+  (last, outputs), (gates, carries) = _layer(
+    cell, reverse, params, initial, carry, inputs, flags, save
+  )
+  saved = gates, checkpoint_name(carries, CARRIES)
+  return (type(carry)(*last), outputs), (params, inputs, flags, saved)
+
+
+def _layer(cell, reverse, params, initial, carry, inputs, flags, save):
   outputs, last, saved = loops.forward(
     kind(cell),
     inputs,
@@ -67,12 +82,26 @@ def _forward(cell, reverse, params, initial, carry, inputs, flags, save=True):
     **_options(cell, reverse, params, flags),
     save=save,
   )
-  return (type(carry)(*last), outputs), (params, inputs, flags, saved)
+  return (last, outputs), saved
 
 
-def _backward(cell, reverse, residuals, cotangents):
+def _gates(cell, params, inputs, carries):
+  """What the forward loop saves, from all carries: one tick of many rows."""
+  batch, time = inputs.shape[:2]
+  # The cell stands [time, batch, H].
+  carry = tuple(carries[:1]) + tuple(map(_turn, carries[1:]))
+  carry = [x.reshape(batch * time, -1) for x in carry]
+  rows = inputs.reshape(batch * time, 1, -1)
+  none = (None, None)
+  _, (gates, _) = _layer(cell, False, params, carry, carry, rows, none, "all")
+  return _turn(gates.reshape(batch, time, -1))
+
+
+def _backward(cell, reverse, recompute, residuals, cotangents):
   params, inputs, flags, saved = residuals
   d_carry, d_outputs = cotangents
+  if recompute:
+    saved = _gates(cell, params, inputs, saved[1]), saved[1]
   d_projected, d_mixed, d_first, d_initial = loops.backward(
     kind(cell),
     d_outputs,

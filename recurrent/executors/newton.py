@@ -146,7 +146,9 @@ def _forward(cell, how, params, initial, carry, ticks):
 
   def loop_after_all(states):
     del states
-    out, residuals = loop_forward(cell, False, params, initial, carry, ticks)
+    out, residuals = loop_forward(
+      cell, False, False, params, initial, carry, ticks
+    )
     return out, residuals[-1]
 
   (last, outputs), saved = jax.lax.cond(
@@ -162,7 +164,7 @@ def _backward(cell, how, residuals, cotangents):
   d_carry, d_outputs, _ = cotangents
   if not cell.channelwise:
     # Exact Jacobians are dense: their solve is a loop, as in "fused".
-    return loop_backward(cell, False, residuals, (d_carry, d_outputs))
+    return loop_backward(cell, False, False, residuals, (d_carry, d_outputs))
   params, initial, ticks, (carries, _) = residuals
 
   def tick(params, before, projected):

@@ -16,16 +16,17 @@ from recurrent.executors.linear import linear
 from recurrent.executors.scan import tick
 
 
-def pallas(cell, reverse, params, initial, carry, ticks):
+def pallas(cell, reverse, params, initial, carry, ticks, recompute=False):
   """As all executors: the carry and the outputs."""
   if isinstance(cell, LinearCell):
     scan = kernels.pallas.linear_scan
     return linear(scan, cell, reverse, params, initial, carry, ticks)
-  return _gated(cell, reverse, params(), initial, carry, ticks)
+  return _gated(cell, reverse, recompute, params(), initial, carry, ticks)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gated(cell, reverse, params, initial, carry, ticks):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _gated(cell, reverse, recompute, params, initial, carry, ticks):
+  del recompute
   loop = functools.partial(tick, cell)
   return kernels.pallas.scan(loop, params, initial, carry, ticks, reverse)
 

@@ -16,6 +16,7 @@ from recurrent.types import (
   Logits,
   Mask,
   PRNGKey,
+  Remat,
   Tokens,
 )
 
@@ -37,7 +38,7 @@ class LanguageModel(nnx.Module):
     embedding_row_dropout: rate at which a token's whole row is dropped.
     output_dropout: rate on the last layer's outputs, one mask for all ticks.
     method: executor, see `recurrent.unroll`.
-    remat: ticks a chunk of recomputation, see `recurrent.unroll`.
+    remat: what the reverse pass computes again, see `recurrent.unroll`.
     dtype: what the network computes in; parameters and carry are float32.
     rngs: source of the keys that draw the parameters.
 
@@ -62,7 +63,7 @@ class LanguageModel(nnx.Module):
     embedding_row_dropout: float = 0.0,
     output_dropout: float = 0.0,
     method: str = "auto",
-    remat: int | None = None,
+    remat: Remat = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):

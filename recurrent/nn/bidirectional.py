@@ -16,6 +16,7 @@ from recurrent.types import (
   Float,
   Mask,
   PRNGKey,
+  Remat,
 )
 
 MERGES: dict[str, Callable[[Array, Array], Array]] = {
@@ -52,7 +53,7 @@ class Bidirectional(nnx.Module):
     *,
     merge: str = "concat",
     method: str = "auto",
-    remat: int | None = None,
+    remat: Remat = None,
     learn_carry: bool = False,
     rngs: nnx.Rngs,
   ):

@@ -15,6 +15,7 @@ from recurrent.types import (
   Mask,
   Params,
   PRNGKey,
+  Remat,
 )
 from recurrent.unroll import compute_dtype, unroll
 
@@ -39,7 +40,7 @@ class Recurrent(nnx.Module):
     *,
     reverse: bool = False,
     method: str = "auto",
-    remat: int | None = None,
+    remat: Remat = None,
     learn_carry: bool = False,
     rngs: nnx.Rngs,
   ):

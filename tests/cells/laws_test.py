@@ -92,6 +92,7 @@ def test_every_executor_gives_what_the_plain_scan_gives(name, reverse, data):
   for how in (
     *({"method": method} for method in methods(cell)[1:]),
     {"method": "auto", "remat": 3},
+    *([{"remat": "gates"}] if isinstance(cell, GatedCell) else []),
   ):
     got = everything(cell, reverse=reverse, **how)(case)
     assert_close(got, want, 1e-12)

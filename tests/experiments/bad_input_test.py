@@ -33,6 +33,9 @@ from tests.experiments.scripts import TINY, call, refused
     ("--dtype=float16x", "bfloat16"),
     ("--method=fastest", "--method=fastest"),
     ("--tied=maybe", "tied"),
+    ("--remat=-1", "--remat=-1 is out of range"),
+    ("--remat=1.5", "--remat=1.5 is unknown"),
+    ("--remat=gate", "use a whole number or gates"),
     ("stray", "unexpected argument 'stray'"),
     ("--workdir=", "--workdir is missing"),
   ],
@@ -65,6 +68,8 @@ def test_cells_that_cannot_be_compared(capsys, cells, words):
     ("--plateau_patience=3",),
     ("--optimizer=sgd", "--b2=0.9"),
     ("--cell=gru_reset_before", "--method=fused"),
+    ("--cell=gru_reset_before", "--remat=gates"),
+    ("--method=scan", "--remat=gates"),
   ],
   ids=" ".join,
 )

@@ -68,7 +68,7 @@ def test_every_cell_trains(tmp_path, capsys, cell):
   [
     ("--layers=2", "--dropout=0.2", "--residual", "--tied"),
     ("--dtype=bfloat16", "--remat=5", "--method=scan"),
-    ("--tokenizer=word", "--ema=0", "--accumulate=2"),
+    ("--tokenizer=word", "--ema=0", "--accumulate=2", "--remat=gates"),
     ("--tokenizer=byte", "--optimizer=sgd"),
     ("--embedding_dropout=0.2", "--schedule=plateau", "--weight_decay=0.1"),
     ("--weight_drop=0.3", "--recurrent_dropout=0.2", "--cell=gru"),

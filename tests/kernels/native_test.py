@@ -59,8 +59,9 @@ def test_it_is_the_plain_scan(make, batch, time, features, reverse):
   cell = make(features)
   case = draw(cell, batch, time, np.float64)
   want = everything(cell, method="scan", reverse=reverse)(case)
-  got = everything(cell, method="native", reverse=reverse)(case)
-  assert_close(got, want, 1e-12)
+  for remat in (None, "gates"):
+    how = {"method": "native", "reverse": reverse, "remat": remat}
+    assert_close(everything(cell, **how)(case), want, 1e-12)
   narrow = lambda x: x.astype(np.float32) if x.dtype == np.float64 else x
   got = everything(cell, method="native", reverse=reverse)(
     jax.tree.map(narrow, case)

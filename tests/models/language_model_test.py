@@ -118,12 +118,16 @@ def test_to_begin_without_a_carry_is_to_begin_with_the_initial_one():
   )
 
 
-@pytest.mark.parametrize("options", [{"method": "scan"}, {"remat": 4}])
+@pytest.mark.parametrize(
+  "options", [{"method": "scan"}, {"remat": 4}, {"remat": "gates"}]
+)
 def test_executors_agree(options):
   assert_close(run(make(**options)), run(make()))
 
 
-@pytest.mark.parametrize("wrong", [{"method": "fused"}, {"remat": 0}])
+@pytest.mark.parametrize(
+  "wrong", [{"method": "fused"}, {"remat": 0}, {"remat": "gates"}]
+)
 def test_the_layers_refuse_what_they_cannot_run(wrong):
   [name] = wrong
   with pytest.raises(ValueError, match=name):

@@ -36,7 +36,13 @@ def test_it_is_the_cell_with_parameters_of_its_own(cell):
 
 @pytest.mark.parametrize(
   "options",
-  [{}, {"reverse": True}, {"method": "scan"}, {"method": "fused", "remat": 2}],
+  [
+    {},
+    {"reverse": True},
+    {"method": "scan"},
+    {"method": "fused", "remat": 2},
+    {"remat": "gates"},
+  ],
 )
 def test_its_numbers_are_those_of_unroll(options):
   layer = make(**options)
@@ -142,7 +148,9 @@ def test_step_after_project_is_a_tick_of_the_whole(cell):
   )
 
 
-@pytest.mark.parametrize("wrong", [{"method": "sideways"}, {"remat": 0}])
+@pytest.mark.parametrize(
+  "wrong", [{"method": "sideways"}, {"remat": 0}, {"remat": "some"}]
+)
 def test_an_option_that_unroll_refuses_is_refused(wrong):
   [name] = wrong
   with pytest.raises(ValueError, match=name):

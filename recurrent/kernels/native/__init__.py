@@ -125,7 +125,7 @@ def forward(
   resets: Array | None = None,
   reverse: bool = False,
   activation: int = 0,
-  save: bool = False,
+  save: str = "nothing",
 ) -> tuple[Array, tuple[Array, ...], tuple[Array, tuple[Array, ...]]]:
   """A layer over all ticks.
 
@@ -142,18 +142,19 @@ def forward(
     resets: [batch, time].
     reverse: from the last tick to the first.
     activation: of the RNN: 0 tanh, 1 ReLU, 2 sigmoid.
-    save: whether the reverse pass is to come.
+    save: for the reverse pass: "nothing", the "carries", or "all", which are
+      the gates too.
 
   Returns:
     Outputs [batch, time, H]; the last carry; what `backward` needs: the saved
     gates [time, batch, ...], and the carries before each tick, hidden [batch,
-    time, H], cell [time, batch, H]. Without `save` those are empty.
+    time, H], cell [time, batch, H]; empty where they are not saved.
   """
   batch, time, _ = inputs.shape
   h, dtype = len(recurrent), inputs.dtype
   shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)
   at, none = shape(batch, h), shape(0)
-  has_cell = len(carry) > 1
+  has_cell, carries = len(carry) > 1, save != "nothing"
   outputs, hidden, cell, saved, *olds = _call(
     f"{kind}_forward",
     dtype,
@@ -161,9 +162,9 @@ def forward(
       shape(batch, time, h),
       at,
       at if has_cell else none,
-      shape(time, batch, SAVED[kind] * h) if save else none,
-      shape(batch, time, h) if save else none,
-      shape(time, batch, h) if save and has_cell else none,
+      shape(time, batch, SAVED[kind] * h) if save == "all" else none,
+      shape(batch, time, h) if carries else none,
+      shape(time, batch, h) if carries and has_cell else none,
     ),
     (inputs, kernel, input_bias, *_fixed(recurrent, bias, mask, resets))
     + _two(initial)

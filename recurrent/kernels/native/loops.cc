@@ -654,12 +654,14 @@ void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
               if (c.bias) bias = Load(c.bias + j, n);
               Tick<F> made = Cell::Forward(projected(at, row, block), mixed,
                                            bias, old, keep, c.kind);
+              const int64_t inside = c.Inside(at, row);
               if (saved) {
-                const int64_t inside = c.Inside(at, row);
                 for (int s = 0; s < Cell::kSaved; ++s) {
                   Stream<F>(saved + (inside * Cell::kSaved + s) * h + j,
                             keep[s], n);
                 }
+              }
+              if (old_hidden) {
                 Stream<F>(old_hidden + outside, old.hidden, n);
                 if (Cell::kCell) {
                   Stream<F>(old_cell + inside * h + j, old.cell, n);

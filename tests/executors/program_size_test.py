@@ -1,0 +1,54 @@
+"""How large a compiled gradient is: what compiling takes time for."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from recurrent import unroll
+from recurrent.cells import CELLS
+from recurrent.kernels.native import unavailable
+
+METHODS = {
+  "lstm": ("scan", "fused", "native", "newton", "pallas"),
+  "gru": ("scan", "fused", "native", "newton", "pallas"),
+  "lru": ("scan", "kernel", "pallas"),
+  "mlstm": ("scan", "kernel", "chunkwise"),
+}
+WAYS = [
+  *((name, method, None) for name in METHODS for method in METHODS[name]),
+  ("lstm", "fused", "gates"),
+  ("lstm", "native", "gates"),
+  ("lstm", "scan", 64),
+  ("lru", "kernel", 64),
+]
+
+
+def instructions(name, method, remat, ticks):
+  cell = CELLS[name](4)
+  params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
+  inputs = jax.ShapeDtypeStruct((2, ticks, 3), jnp.float32)
+
+  def total(params, inputs):
+    how = {"method": method, "remat": remat}
+    return jnp.sum(unroll(cell, params, None, inputs, **how)[1] ** 2)
+
+  compiled = jax.jit(jax.grad(total)).lower(params, inputs).compile()
+  return sum(" = " in line for line in compiled.as_text().splitlines())
+
+
+# 64 ticks are one chunk of "chunkwise", without a loop over chunks.
+# XLA fuses large arrays otherwise than small ones: a few instructions.
+@pytest.mark.parametrize(("name", "method", "remat"), WAYS)
+def test_a_program_is_as_large_for_4096_ticks_as_for_1024(name, method, remat):
+  if method == "native" and unavailable():
+    pytest.skip(f"it {unavailable()}")
+  short, long = (instructions(name, method, remat, t) for t in (1024, 4096))
+  assert abs(long - short) < 0.05 * short
+
+
+def test_the_associative_scan_grows_by_a_level_for_every_doubling():
+  # So it is not above; and otherwise the test above sees nothing.
+  sizes = [
+    instructions("lru", "associative", None, t) for t in (256, 512, 1024)
+  ]
+  assert sizes[1] - sizes[0] > 100 and sizes[2] - sizes[1] > 100
