@@ -12,7 +12,9 @@ Against peers, each in its own process, its values compared before it is timed
 cells: layers of LSTM, GRU, RNN: forward, forward and backward, train step.
 linear: the linear recurrence by our kernel, `associative_scan`, `scan`.
 newton: all ticks at once, against loops.
-decode: sampling from a language model, tokens handed to the host.
+decode: sampling from a language model, tokens handed to the host; with narrow
+  weights ("ours:int8") it is another function, so the part of the likeliest
+  tokens that are those of float32 is printed instead of asked for.
 
 Within this process:
 
@@ -251,6 +253,9 @@ def compete(
         contest = referee.contest(problem, present)
         found = report.rows(contest, about["flops"])
         print(f"\n{problem.name}, ms\n{report.show_rows(found)}", flush=True)
+        for name, known in contest.about.items():
+          if "same_tokens" in known:
+            print(f"{name}: {known['same_tokens']:.1%} of tokens are ours")
         for name, reason in contest.left_out.items():
           print(f"{name} is left out: it {reason}")
         for name, reason in contest.refused.items():

@@ -1,7 +1,7 @@
 """Scores a trained model on a split of its data.
 
-  python -m experiments.evaluate --workdir=runs/pydoc --dynamic=3e-4
-python -m experiments.evaluate --workdir=runs/pydoc --split=test
+python -m experiments.evaluate --workdir=runs/pydoc --dynamic=3e-4
+python -m experiments.evaluate --workdir=runs/pydoc --weights=int8
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import config as config_lib
 from experiments import runner
-from recurrent import sharding
+from recurrent import decoding, sharding
 from recurrent.errors import ConfigError
 
 
@@ -24,14 +24,18 @@ class Config(config_lib.Checked):
     dynamic: learn from what has been scored, with this rate (3e-4 is one to
       begin with); 0: the parameters stay as they are.
     dynamic_decay: part of the way back after each window.
+    weights: float32, or bfloat16 or int8: what `generate` loses with such
+      matrices, scored with its step.
   """
 
   split: str = "test"
   dynamic: float = 0.0
   dynamic_decay: float = 0.002
+  weights: str = "float32"
 
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
-    "split": ("train", "valid", "test")
+    "split": ("train", "valid", "test"),
+    "weights": decoding.DTYPES,
   }
 
   def check(self):
@@ -41,6 +45,11 @@ class Config(config_lib.Checked):
       raise ConfigError(
         "--dynamic_decay does nothing without --dynamic",
         "add --dynamic=3e-4, or leave --dynamic_decay out",
+      )
+    if self.dynamic and self.weights != "float32":
+      raise ConfigError(
+        f"--dynamic: {self.weights} weights cannot learn",
+        "leave --dynamic or --weights out",
       )
 
 
@@ -55,11 +64,19 @@ def run(config: Config) -> dict[str, Any]:
       f"--dynamic: {task.name} is not meant to learn while it is scored",
       "leave --dynamic out",
     )
+  narrow = config.weights != "float32"
+  if narrow and task.evaluate_packed is None:
+    raise ConfigError(
+      f"--weights={config.weights}: {task.name} decodes nothing",
+      "leave --weights out",
+    )
   graphdef, params, step = runner.load_params(trained, task.make_model)
   if config.dynamic:
     found = task.evaluate_dynamically(
       graphdef, params, config.split, config.dynamic, config.dynamic_decay
     )
+  elif narrow:
+    found = task.evaluate_packed(graphdef, params, config.split, config.weights)
   else:
     evaluate = task.make_evaluate(graphdef, sharding.make_mesh(1))
     found = evaluate(params, config.split, lambda: False) or {}

@@ -1,16 +1,18 @@
 """Samples text from a trained language model.
 
   python -m experiments.generate --workdir=runs/pydoc --prompt='The '
+  python -m experiments.generate --workdir=runs/pydoc --weights=int8
 
 The text streams to stdout as it is drawn; the last line is one JSON object.
 """
 
 import dataclasses
+import functools
 import sys
 import time
 import typing
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +24,7 @@ from experiments import language_model, runner
 from recurrent import decoding
 from recurrent.errors import ConfigError
 
-# Tokens a call. What does not depend on the tokens, such as the table of the
-# first layer, is computed once a call.
-BLOCK = 256
+BLOCK = 256  # tokens a call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Config(config_lib.Checked):
     num_samples: texts to draw at once.
     stop: end a text at this token, such as a newline; empty: never.
     seed: another seed, another text.
+    weights: what the matrices are kept in: float32, bfloat16 or int8; evaluate
+      has the same flag, and tells what the narrow ones cost.
   """
 
   prompt: str = "The "
@@ -50,10 +52,14 @@ class Config(config_lib.Checked):
   num_samples: int = 1
   stop: str = ""
   seed: int = 0
+  weights: str = "float32"
 
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
     "num_tokens num_samples".split()
   )
+  CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
+    "weights": decoding.DTYPES
+  }
 
   def check(self):
     """Raises ConfigError at the first value that cannot be meant."""
@@ -85,7 +91,9 @@ def run(config: Config) -> dict[str, Any]:
     lambda rngs: language_model.make_model(trained, tokenizer.vocab_size, rngs),
   )
   # A first short run compiles, so that the second measures decoding.
-  stream = Stream(graphdef, params, config.sampler(), stop_tokens)
+  stream = Stream(
+    graphdef, params, config.sampler(), stop_tokens, config.weights
+  )
   rows = np.tile(prompt, (config.num_samples, 1))
   key = jax.random.key(config.seed)
   next(stream(rows, key, BLOCK))
@@ -110,8 +118,17 @@ def run(config: Config) -> dict[str, Any]:
     "step": step,
     "tokens": int(drawn.size),
     "tokens_per_second": drawn.size / seconds,
+    "weight_bytes": stream.weight_bytes,
     "log_probabilities": np.concatenate(scores, 1).sum(axis=1).tolist(),
   }
+
+
+class _Compiled(NamedTuple):
+  """What a `Stream` runs for a number of rows."""
+
+  packed: decoding.Packed
+  read: Callable[[jax.Array], tuple[Any, jax.Array]]
+  draw: Callable[..., tuple[Any, jax.Array, decoding.Sampled]]
 
 
 class Stream:
@@ -122,6 +139,8 @@ class Stream:
     params: of the model.
     sampler: how a token is chosen.
     stop_tokens: ids that end a row.
+    weights: dtype of the matrices, one of `decoding.DTYPES`. In narrow ones the
+      prompt is read as well, token by token.
   """
 
   def __init__(
@@ -130,27 +149,60 @@ class Stream:
     params: Any,
     sampler: decoding.Sampler,
     stop_tokens: tuple[int, ...] = (),
+    weights: str = "float32",
   ):
-    def prefill(params, tokens):
-      carry, logits = nnx.merge(graphdef, params)(None, tokens)
+    self._graphdef, self._params = graphdef, params
+    self._sampler, self._stop_tokens = sampler, stop_tokens
+    self._dtype = weights
+    self._compiled: dict[int, _Compiled] = {}
+
+  @property
+  def weight_bytes(self) -> int:
+    """Of the weights that blocks of tokens are drawn with."""
+    return max(x.packed.bytes for x in self._compiled.values())
+
+  def _compile(self, rows: int) -> _Compiled:
+    """What draws so many rows; compiled at first use."""
+    if rows in self._compiled:
+      return self._compiled[rows]
+    packed, initial = language_model.pack(
+      self._graphdef, self._params, rows, self._dtype
+    )
+
+    def read_in_bulk(params, tokens):
+      carry, logits = nnx.merge(self._graphdef, params)(None, tokens)
       return carry, logits[:, -1]
 
-    def block(params, carry, logits, key, first, done):
+    def read(weights, carry, tokens):
+      by_tick = tokens.T
+      both, _ = jax.lax.scan(
+        lambda both, token: (packed.step(weights, both[0], token), None),
+        packed.step(weights, carry, by_tick[0]),
+        by_tick[1:],
+      )
+      return both
+
+    def draw(weights, carry, logits, key, first, done):
       return decoding.sample(
-        nnx.merge(graphdef, params).decoder(),
+        functools.partial(packed.step, weights),
         carry,
         logits,
         key,
         num_tokens=BLOCK,
-        sampler=sampler,
-        stop_tokens=stop_tokens,
+        sampler=self._sampler,
+        stop_tokens=self._stop_tokens,
         first=first,
         done=done,
       )
 
-    self._params = params
-    self._prefill = jax.jit(prefill)
-    self._block = jax.jit(block, donate_argnames=("carry", "logits"))
+    self._compiled[rows] = _Compiled(
+      packed,
+      functools.partial(jax.jit(read_in_bulk), self._params)
+      if self._dtype == "float32"
+      else functools.partial(jax.jit(read), packed.weights, initial),
+      jax.jit(draw, donate_argnames=("carry", "logits")),
+    )
+    return self._compiled[rows]
 
   def __call__(
     self, prompts: np.ndarray, key: jax.Array, num_tokens: int
@@ -165,12 +217,13 @@ class Stream:
     Yields:
       NumPy arrays of at most BLOCK tokens a row.
     """
-    carry, logits = self._prefill(self._params, jnp.asarray(prompts))
+    packed, read, draw = self._compile(len(prompts))
+    carry, logits = read(jnp.asarray(prompts))
     done = jnp.zeros(len(prompts), bool)
     ahead = None
     for first in range(0, num_tokens, BLOCK):
-      carry, logits, drawn = self._block(
-        self._params, carry, logits, key, jnp.int32(first), done
+      carry, logits, drawn = draw(
+        packed.weights, carry, logits, key, jnp.int32(first), done
       )
       done = drawn.done
       # The device draws this block while the host reads the one before.

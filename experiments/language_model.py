@@ -31,6 +31,7 @@ from recurrent import cells, data, decoding, losses, optim, restart, sharding
 from recurrent.data import tokenizers
 from recurrent.errors import ConfigError
 from recurrent.executors import Setting
+from recurrent.executors.ticks import hold
 from recurrent.metrics import Mean
 from recurrent.models import LanguageModel
 from recurrent.training import dynamic, loop
@@ -308,6 +309,11 @@ def make_task(config: Config) -> runner.Task:
       split, score_dynamically(graphdef, params, tokens, split, rate, decay)
     )
 
+  def evaluate_packed(graphdef, params, split, weights):
+    return name_score(
+      split, score_packed(config, graphdef, params, tokens[split], weights)
+    )
+
   def make_sample(graphdef):
     prompt = tokens["valid"][:64]
 
@@ -353,6 +359,7 @@ def make_task(config: Config) -> runner.Task:
     data_sha256=hashlib.sha256(tokens["train"].tobytes()).hexdigest(),
     save=lambda path: tokenizer.save(path / "tokenizer.json"),
     evaluate_dynamically=evaluate_dynamically,
+    evaluate_packed=evaluate_packed,
     next_command="experiments.generate --prompt='The '",
   )
 
@@ -374,12 +381,7 @@ def make_score(
     return nnx.merge(graphdef, params).initial_carry(rows)
 
   def score(params, tokens, interrupted):
-    streams = data.EvalStreams(
-      tokens,
-      rows=config.eval_rows,
-      seq_len=max(config.seq_len, 128),
-      warm_up=config.eval_warm_up,
-    )
+    streams = eval_streams(config, tokens)
     where = sharding.split_batch(mesh)
     windows = (
       sharding.put({k: _pad(v, rows) for k, v in window.items()}, where)
@@ -389,6 +391,16 @@ def make_score(
     return None if means is None else means["nats"].compute()
 
   return score
+
+
+def eval_streams(config: Config, tokens: np.ndarray) -> data.EvalStreams:
+  """The windows of a split, as the flags have them."""
+  return data.EvalStreams(
+    tokens,
+    rows=config.eval_rows,
+    seq_len=max(config.seq_len, 128),
+    warm_up=config.eval_warm_up,
+  )
 
 
 def score_dynamically(
@@ -421,6 +433,70 @@ def score_dynamically(
     decay,
   )
   return found["nats"].compute()
+
+
+def pack(
+  graphdef: nnx.GraphDef, params: Any, rows: int, weights: str
+) -> tuple[decoding.Packed, Carry]:
+  """The decoder of a model with packed weights.
+
+  Args:
+    graphdef: of the model.
+    params: of the model.
+    rows: how many it is for.
+    weights: dtype of the matrices, one of `decoding.DTYPES`.
+
+  Returns:
+    The step `(weights, carry, token [rows]) -> (carry, logits)`, and the
+    initial carry.
+  """
+  merge = functools.partial(nnx.merge, graphdef)
+  carry = jax.jit(lambda params: merge(params).initial_carry(rows))(params)
+  packed = decoding.pack_step(
+    lambda params, carry, token: merge(params).decoder()(carry, token),
+    params,
+    carry,
+    jax.ShapeDtypeStruct((rows,), jnp.int32),
+    dtype=weights,
+  )
+  return packed, carry
+
+
+def score_packed(
+  config: Config,
+  graphdef: nnx.GraphDef,
+  params: Any,
+  tokens: np.ndarray,
+  weights: str,
+) -> float:
+  """Nats a token by the very step that `generate` decodes with.
+
+  Args:
+    config: of the run.
+    graphdef: of the model.
+    params: of the model.
+    tokens: of a split.
+    weights: dtype of the matrices, one of `decoding.DTYPES`.
+  """
+  packed, carry = pack(graphdef, params, config.eval_rows, weights)
+
+  @jax.jit
+  def score(weights, carry, window):
+    def tick(carry, now):
+      new, logits = packed.step(weights, carry, now["inputs"])
+      nats = losses.cross_entropy(logits, now["targets"])
+      return hold(now["mask"], new, carry), nats
+
+    window = {name: x.T for name, x in window.items()}
+    carry, nats = jax.lax.scan(tick, carry, window)
+    return carry, {"nats": Mean.of(nats, window["weights"])}
+
+  streams = eval_streams(config, tokens)
+  windows = [streams[number] for number in range(len(streams))]
+  never = lambda: False
+  means = loop.evaluate(score, packed.weights, carry, windows, never)
+  assert means is not None
+  return means["nats"].compute()
 
 
 def read(workdir: str | Path) -> tuple[Config, tokenizers.Tokenizer]:

@@ -67,6 +67,8 @@ class Task(NamedTuple):
     evaluate_dynamically: `(graphdef, params, split, learning_rate, decay) ->
       metrics`, learning from what has been scored; None where that is not
       meant.
+    evaluate_packed: `(graphdef, params, split, weights) -> metrics` with
+      matrices of that dtype, as in decoding; None where nothing is decoded.
     next_command: module and flags to try on the finished run.
   """
 
@@ -88,6 +90,7 @@ class Task(NamedTuple):
   data_sha256: str
   save: Callable[[Path], None]
   evaluate_dynamically: Callable[..., dict[str, float]] | None = None
+  evaluate_packed: Callable[..., dict[str, float]] | None = None
   next_command: str = "experiments.evaluate"
 
 

@@ -102,6 +102,9 @@ MUTANTS = [
   ("kernels/native/loops.cc", "saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;", "saved[0] = f, saved[1] = i, saved[2] = g, saved[3] = o;"),
   ("kernels/native/loops.cc", "if (!real) made = old;", ""),
   ("kernels/native/loops.cc", "(f * old.cell + i * g)", "(f * old.cell)"),
+  ("kernels/packed.py", "greatest / LARGEST", "greatest / 100"),
+  ("kernels/native/products.cc", "for (; k < c.depth; ++k) step(k, sums[0]);", ";"),
+  ("kernels/native/products.cc", "sum *= Widen(c.scale + j);", ";"),
   # unroll: what stands around them.
   ("unroll.py", "resets = None if resets is None else resets & mask", "pass"),
   ("unroll.py", "inputs = jax.tree.map(lambda x: select(mask, x, jnp.zeros_like(x)), inputs)", "pass"),

@@ -21,6 +21,9 @@ class Contestant(NamedTuple):
     needs: packages that have to be installed.
     environment: variables of its process.
     why_not: why it leaves a problem out, as "it ..."; empty if it does not.
+    agreement: the least part of the tokens that must be those of the first
+      contestant, each row up to where it departs; 1 but for narrow weights,
+      which compute another function. The part is reported.
   """
 
   module: str
@@ -29,6 +32,7 @@ class Contestant(NamedTuple):
   needs: tuple[str, ...] = ()
   environment: Mapping[str, str] = {}
   why_not: Callable[[Problem, str], str] = lambda problem, dtype: ""
+  agreement: float = 1.0
 
 
 def _only(why_not: Mapping[str, str]):
@@ -66,8 +70,8 @@ def _keras(backend, side, *needs):
   )
 
 
-def _decoding(option, side):
-  return Contestant(f"{PEERS}.decoding", side, option)
+def _decoding(option, side, agreement=1.0):
+  return Contestant(f"{PEERS}.decoding", side, option, agreement=agreement)
 
 
 def _linear(option, side):
@@ -116,7 +120,9 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
     "torch": TORCH,
   },
   "decode": {
-    "ours": _decoding("stream", "ours"),
+    "ours": _decoding("float32", "ours"),
+    "ours:bfloat16": _decoding("bfloat16", "ours", agreement=0.5),
+    "ours:int8": _decoding("int8", "ours", agreement=0.5),
     "step": _decoding("step", "jax"),
     "call": _decoding("call", "jax"),
     "torch": Contestant(f"{PEERS}.torch_decoding", "torch", needs=("torch",)),

@@ -14,6 +14,8 @@ STYLES = {
   "ours:fused": ("dimgray", "o"),
   "ours:scan": ("darkgray", "o"),
   "ours:newton": ("tab:purple", "o"),
+  "ours:bfloat16": ("dimgray", "o"),
+  "ours:int8": ("darkgray", "o"),
   "scan": ("tab:blue", "s"),
   "flax": ("tab:cyan", "^"),
   "haiku": ("tab:green", "v"),

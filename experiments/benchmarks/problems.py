@@ -120,10 +120,12 @@ PROBLEMS = (
   _newton("lstm", 1_000, "dense"),
   _newton("lstm", 10_000, "dense"),
   _newton("lstm", 100_000, "dense", large=True),
-  Problem("decode", "lstm", 1, 256, 128, 256),
-  Problem("decode", "lstm", 32, 256, 128, 256),
-  Problem("decode", "lstm", 1, 256, 128, 1024),
-  Problem("decode", "lstm", 32, 256, 128, 1024),
+  *(
+    Problem("decode", "lstm", batch, 256, 128, features, layers)
+    for layers in (1, 2)
+    for features in (256, 1024)
+    for batch in (1, 32)
+  ),
 )
 
 

@@ -122,7 +122,7 @@ class Referee:
         built[name] = self._build(problem, table[name], name)
       except WorkerError as error:
         refused[name] = str(error)
-    for name, reason in self._unequal(list(built)).items():
+    for name, reason in self._unequal(built, table).items():
       refused[name] = reason
       del built[name]
     for name, reason in refused.items():
@@ -147,16 +147,29 @@ class Referee:
   def _values_of(self, name):
     return str(Path(self._folder.name) / f"{name.replace(':', '_')}.npz")
 
-  def _unequal(self, names) -> dict[str, str]:
-    """Contestants whose values are not those of the first, and which."""
+  def _unequal(self, built, table) -> dict[str, str]:
+    """Contestants whose values are not those of the first, and which.
+
+    Of those that need not agree on all tokens it is noted how far they do.
+    """
     found = {}
-    first, *others = names or [""]
+    first, *others = built or [""]
     for name in others:
       with (
         np.load(self._values_of(first)) as wanted,
         np.load(self._values_of(name)) as got,
       ):
-        reason = compare(dict(wanted), dict(got), TOLERANCES[self._dtype])
+        want, have = dict(wanted), dict(got)
+      tolerances, least = TOLERANCES[self._dtype], table[name].agreement
+      if least < 1:
+        part = agree(want, have)
+        built[name]["about"]["same_tokens"] = part
+        if part < least:
+          found[name] = f"{part:.0%} of the tokens, not {least:.0%}, are"
+          found[name] += f" those of {first}"
+          continue
+        tolerances = TOLERANCES["bfloat16"]
+      reason = compare(want, have, tolerances)
       if reason:
         found[name] = f"{reason} not that of {first}"
     return found
@@ -226,6 +239,26 @@ def compare(
     if not error <= tolerances[name.startswith("gradient")]:
       return f"{name} is off by {error:.1e} and"
   return ""
+
+
+def agree(wanted: dict[str, Any], got: dict[str, Any]) -> float:
+  """Cuts two contestants' tokens, and their scores, to what they agree on.
+
+  A row is another text after its first other token: from there on tokens and
+  scores of both become zero, in place.
+
+  Args:
+    wanted: `tokens` and `scores`, [batch, N].
+    got: the same.
+
+  Returns:
+    The part of the tokens that is left.
+  """
+  same = np.logical_and.accumulate(wanted["tokens"] == got["tokens"], axis=1)
+  for values in (wanted, got):
+    for name in ("tokens", "scores"):
+      values[name] = np.where(same, values[name], 0)
+  return float(same.mean())
 
 
 class _Worker:

@@ -169,6 +169,35 @@ def test_generate_draws_what_was_asked_for(tmp_path, capsys):
   assert len(result(many)["log_probabilities"]) == 3
 
 
+def test_narrow_weights_draw_and_are_scored_near_float32(tmp_path, capsys):
+  trained = train(capsys, tmp_path)
+  here = f"--workdir={tmp_path}"
+  for weights, bound in (("bfloat16", 2e-3), ("int8", 1e-2)):
+    assert call(evaluate, here, f"--weights={weights}") == 0
+    found = result(capsys.readouterr().out)["test_bpc"]
+    # float32 was scored by the model itself, these are by the packed step.
+    assert found == pytest.approx(trained["test_bpc"], rel=bound)
+    assert found != trained["test_bpc"]
+  sizes = {}
+  for weights in ("float32", "int8"):
+    flags = (f"--weights={weights}", "--num_tokens=300", "--num_samples=2")
+    assert call(generate, here, *flags) == 0
+    drawn = result(capsys.readouterr().out)
+    assert drawn["tokens"] == 600
+    sizes[weights] = drawn["weight_bytes"]
+  assert sizes["int8"] < sizes["float32"]
+
+
+def test_weights_that_cannot_be_are_refused(tmp_path, capsys):
+  train(capsys, tmp_path)
+  here = f"--workdir={tmp_path}"
+  for module in (evaluate, generate):
+    said = refused(capsys, 2, module, here, "--weights=int4")
+    assert "--weights=int4 is unknown" in said and "int8" in said
+  said = refused(capsys, 2, evaluate, here, "--weights=int8", "--dynamic=1e-3")
+  assert "cannot learn" in said
+
+
 def test_generate_refuses_what_it_cannot_do(tmp_path, capsys):
   train(capsys, tmp_path)
   here = f"--workdir={tmp_path}"

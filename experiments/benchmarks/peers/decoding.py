@@ -2,7 +2,8 @@
 
 All draw from the whole softmax and hand every token to the host; on the device
 that is once a block, elsewhere once a token. What is compared are the
-likeliest tokens instead, and their log-probabilities.
+likeliest tokens instead, and their log-probabilities. An option that is a dtype
+is `generate.Stream` with its matrices in that.
 """
 
 import jax
@@ -19,15 +20,15 @@ COMPARED = 64  # tokens
 
 
 def make(problem, drawn, dtype, option):
-  """`generate.Stream`, or a compiled call a token."""
+  """`generate.Stream`, or a compiled call or step a token."""
   graphdef, params = _model(problem, drawn, dtype)
   prompt = drawn.inputs
   key = jax.random.key(0)
 
   def run(temperature):
     sampler = decoding.Sampler(temperature=temperature)
-    if option == "stream":
-      stream = generate.Stream(graphdef, params, sampler)
+    if option in decoding.DTYPES:
+      stream = generate.Stream(graphdef, params, sampler, weights=option)
 
       def draw(tokens):
         blocks = list(stream(prompt, key, tokens))
@@ -51,6 +52,7 @@ def _model(problem, drawn, dtype):
   model = LanguageModel(
     problems.VOCABULARY,
     cell=problem.kind,
+    layers=problem.layers,
     features=problem.features,
     embedding_features=problem.in_features,
     dtype=dtype,
@@ -59,9 +61,10 @@ def _model(problem, drawn, dtype):
   model.embedding[...] = jnp.asarray(drawn.more["embedding"])
   model.output[...] = jnp.asarray(drawn.more["kernel"])
   model.output_bias[...] = jnp.asarray(drawn.more["bias"])
-  model.stack.layers[0].params = nnx.data(
-    jax.tree.map(lambda x: nnx.Param(jnp.asarray(x)), drawn.layers[0][0])
-  )
+  for layer, (params,) in zip(model.stack.layers, drawn.layers, strict=True):
+    layer.params = nnx.data(
+      jax.tree.map(lambda x: nnx.Param(jnp.asarray(x)), params)
+    )
   graphdef, variables = nnx.split(model)
   return graphdef, nnx.as_pure(variables)
 

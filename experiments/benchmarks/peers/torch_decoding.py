@@ -15,7 +15,7 @@ def make(problem, drawn, dtype, option):
   kind = getattr(torch, dtype)
   e, h, v = problem.in_features, problem.features, problems.VOCABULARY
   embedding, output = torch.nn.Embedding(v, e), torch.nn.Linear(h, v)
-  lstm = torch.nn.LSTM(e, h, batch_first=True)
+  lstm = torch.nn.LSTM(e, h, problem.layers, batch_first=True)
   more = {k: torch.tensor(x) for k, x in drawn.more.items()}
   state = converters.to_torch(drawn.layers)
   lstm.load_state_dict({k: torch.tensor(x) for k, x in state.items()})

@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,36 +45,49 @@ def unavailable() -> str:
 
   The first call compiles them, or finds them compiled.
   """
+  loops = [(kind, dtype) for kind in KINDS for dtype in DTYPES.values()]
+  loops += [("linear", dtype) for dtype in LINEAR_DTYPES.values()]
+  ways = ("forward", "backward")
+  names = [f"{kind}_{way}_{dtype}" for kind, dtype in loops for way in ways]
+  return register(SOURCE, names)
+
+
+def register(source: pathlib.Path, names: Sequence[str]) -> str:
+  """Compiles a source, once, and makes its functions known to XLA.
+
+  Args:
+    source: C++, of one library.
+    names: of its functions; XLA knows them with "recurrent_" before.
+
+  Returns:
+    Why it cannot be had on this machine; empty if it can.
+  """
   compiler = next(
     filter(None, map(shutil.which, ("c++", "g++", "clang++"))), ""
   )
   if not compiler:
     return "needs a C++ compiler on the path, and there is none"
   try:
-    library = ctypes.CDLL(str(_compiled(compiler)))
+    library = ctypes.CDLL(str(_compiled(compiler, source)))
   except (OSError, subprocess.CalledProcessError) as error:
     said = getattr(error, "stderr", None) or str(error)
     return f"did not compile: {said.strip().splitlines()[0]}"
-  loops = [(kind, dtype) for kind in KINDS for dtype in DTYPES.values()]
-  loops += [("linear", dtype) for dtype in LINEAR_DTYPES.values()]
-  for kind, dtype in loops:
-    for way in ("forward", "backward"):
-      name = f"{kind}_{way}_{dtype}"
-      jax.ffi.register_ffi_target(
-        f"recurrent_{name}",
-        jax.ffi.pycapsule(getattr(library, name)),
-        platform="cpu",
-      )
+  for name in names:
+    jax.ffi.register_ffi_target(
+      f"recurrent_{name}",
+      jax.ffi.pycapsule(getattr(library, name)),
+      platform="cpu",
+    )
   return ""
 
 
-def _compiled(compiler: str) -> pathlib.Path:
+def _compiled(compiler: str, source: pathlib.Path) -> pathlib.Path:
   """The library for this source, compiler, jaxlib and processor."""
   version = subprocess.run(
     [compiler, "--version"], capture_output=True, text=True, check=True
   ).stdout
   about = (version, jaxlib.__version__, _processor(), *FLAGS)
-  digest = hashlib.sha256(SOURCE.read_bytes())
+  digest = hashlib.sha256(source.read_bytes())
   digest.update("\n".join(about).encode())
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   folder = pathlib.Path(home) / "recurrent"
@@ -85,13 +99,13 @@ def _compiled(compiler: str) -> pathlib.Path:
     mine = False
   if not mine or not os.access(folder, os.W_OK):
     folder = pathlib.Path(tempfile.mkdtemp(prefix="recurrent"))
-  path = folder / f"loops-{digest.hexdigest()[:16]}.so"
+  path = folder / f"{source.stem}-{digest.hexdigest()[:16]}.so"
   if not path.exists():
-    logging.info("compiling the loops for this CPU, once: %s", path)
+    logging.info("compiling %s for this CPU, once: %s", source.name, path)
     with tempfile.TemporaryDirectory(dir=folder) as work:
       made = pathlib.Path(work) / path.name
       subprocess.run(
-        [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", SOURCE, "-o", made],
+        [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", source, "-o", made],
         capture_output=True,
         text=True,
         check=True,
@@ -264,7 +278,7 @@ def linear_scan(
     start.reshape(-1),
     _flags(resets, drive.shape),
     reverse=reverse,
-    threads=np.int64(_threads()),
+    threads=np.int64(threads()),
   )
   return hidden.reshape(drive.shape)
 
@@ -290,7 +304,7 @@ def _linear_backward(reverse, residuals, d_hidden):
     flat(hidden),
     flat(d_hidden),
     reverse=reverse,
-    threads=np.int64(_threads()),
+    threads=np.int64(threads()),
   )
   return (
     d_decay.reshape(decay.shape),
@@ -317,11 +331,11 @@ def _call(name, dtype, results, arguments, reverse, activation):
     *arguments,
     reverse=reverse,
     kind=np.int64(activation),
-    threads=np.int64(_threads()),
+    threads=np.int64(threads()),
   )
 
 
-def _threads() -> int:
+def threads() -> int:
   """As many as this process may run on."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
