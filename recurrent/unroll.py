@@ -249,19 +249,23 @@ def _run(cell, method, reverse, dtype, params, initial, carry, xs):
   # too, and weight gradients are summed over time in the parameters' width.
   narrow = lambda: cell.narrow(params, dtype)
   ticks = _project(cell, method, narrow, xs)
-  if ticks.mask is None and ticks.resets is None and length(xs) == 1:
+  executor = executors.EXECUTORS[method]
+  alone = ticks.mask is None and ticks.resets is None and length(xs) == 1
+  if alone and not executor.projects:
     # One tick, as in decoding: no loop, no custom gradient.
     carry, outputs = cell.step(narrow(), carry, at(ticks.projected, 0))
     return carry, outputs[None]
-  run = executors.EXECUTORS[method].run
-  return run(cell, reverse, narrow, initial, carry, ticks)
+  return executor.run(cell, reverse, narrow, initial, carry, ticks)
 
 
 def _project(cell, method, narrow, xs) -> Ticks:
   """What the loop reads: inputs become projections, all in bulk."""
   inputs, mask, resets = xs
-  for_bulk = executors.EXECUTORS[method].for_bulk
-  return Ticks(cell.project(for_bulk(narrow()), inputs), mask, resets)
+  executor = executors.EXECUTORS[method]
+  if executor.projects:
+    return Ticks(inputs, mask, resets)
+  params = executor.for_bulk(narrow())
+  return Ticks(cell.project(params, inputs), mask, resets)
 
 
 def _in_chunks(run, size, reverse, carry, xs):

@@ -18,6 +18,7 @@ from recurrent.cells.base import (
   MatrixCell,
   param_shapes,
 )
+from recurrent.executors import cudnn, mosaic_gpu
 from recurrent.executors.chunkwise import chunkwise
 from recurrent.executors.fused import bulk_gradients, fused
 from recurrent.executors.linear import associative, kernel
@@ -61,6 +62,7 @@ class Executor(NamedTuple):
     why_not_here: why no cell can run by it in a setting, as "it ...".
     for_bulk: what to do with the parameters before the bulk projection.
     remark: what to know before running by it on this machine; may be empty.
+    projects: whether it projects by itself: its ticks hold plain inputs.
   """
 
   run: Callable[..., Any]
@@ -69,6 +71,7 @@ class Executor(NamedTuple):
   why_not_here: Callable[[Setting], str] = lambda setting: ""
   for_bulk: Callable[[Any], Any] = bulk_gradients
   remark: Callable[[], str] = lambda: ""
+  projects: bool = False
 
 
 def _only(kind: type, reason: str) -> Callable[[Cell], str]:
@@ -145,11 +148,25 @@ EXECUTORS: dict[str, Executor] = {
     "weights and carry stay on the chip",
     remark=remark,
   ),
+  "mosaic_gpu": Executor(
+    mosaic_gpu.mosaic_gpu,
+    mosaic_gpu.why_not,
+    "weights and carry stay on the multiprocessor",
+    mosaic_gpu.why_not_here,
+  ),
+  "cudnn": Executor(
+    cudnn.cudnn,
+    cudnn.why_not,
+    "one call of cuDNN's",
+    cudnn.why_not_here,
+    remark=lambda: "without mask and resets",
+    projects=True,
+  ),
 }
 
 
 def choose(cell: Cell, setting: Setting) -> str:
-  """What "auto" stands for: never "pallas", not yet timed on a TPU."""
+  """What "auto" stands for: never what was not timed on a TPU or GPU."""
   if isinstance(cell, MatrixCell):
     return "chunkwise"
   if isinstance(cell, LinearCell):

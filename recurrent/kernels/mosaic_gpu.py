@@ -127,6 +127,8 @@ class _Plan:
     self.time, self.batch = jax.tree.leaves(xs)[0].shape[:2]
     if self.features < 2:
       raise Unfit("has a single unit")
+    if any(x.shape[1:] != (self.features,) for x in jax.tree.leaves(carry)):
+      raise Unfit("has a carry of several widths")
     # So many rows that no width can be mistaken for them.
     self.traced_rows = 2 * self.features + 1
     self.leaves, self.jaxpr, _ = traced(
