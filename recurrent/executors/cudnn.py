@@ -12,7 +12,7 @@ from recurrent.executors.native import kind
 
 
 def cudnn(cell, reverse, params, initial, carry, ticks):
-  """As all executors, but that `ticks.projected` holds the inputs themselves."""
+  """As all executors, but that `ticks.projected` holds plain inputs."""
   del initial
   for name in ("mask", "resets"):
     if getattr(ticks, name) is not None:

@@ -42,9 +42,7 @@ def why_not(cell) -> str:
     ticks = Ticks(cell.project(params, jnp.ones((1, 2, 1))), flags, flags)
     args = (cell, False, params, carry, carry, ticks)
     results, residuals = forward(*args, loop=loop)
-    backward(
-      cell, False, residuals, results, loop=loop, gate_in_bulk=True
-    )
+    backward(cell, False, residuals, results, loop=loop, gate_in_bulk=True)
 
   jax.eval_shape(both, param_shapes(cell, 1))
   return next(filter(None, reasons), "")

@@ -181,9 +181,7 @@ class _Plan:
       Matrix(i, False, self.leaves[i][1].shape) if self._is_matrix(i) else value
       for i, value in enumerate(values)
     ]
-    return compute(
-      self.jaxpr, values, self.features, self.traced_rows, product
-    )
+    return compute(self.jaxpr, values, self.features, self.traced_rows, product)
 
   def check_size(self):
     """Raises ValueError unless a program has room for the weights."""
@@ -197,7 +195,8 @@ class _Plan:
       raise ValueError(
         f"a tick of {self.features} units takes {shared >> 10} KiB of"
         f" {SHARED >> 10} KiB of shared memory and {self.groups} of"
-        f' {WARPGROUPS} warpgroups; use fewer units, bfloat16, or method="fused"'
+        f" {WARPGROUPS} warpgroups; use fewer units, bfloat16, or"
+        ' method="fused"'
       )
 
   def _weight_dtype(self, what):

@@ -153,7 +153,7 @@ def compute(
     elif any(isinstance(x, Matrix) for x in args):
       results = [_of_matrix(name, args, eqn.params)]
     else:
-      blocks = [_blocks(x.aval.shape, features, rows) for x in eqn.outvars]
+      blocks = [_blocks(_shape(x), features, rows) for x in eqn.outvars]
       results = _apply(eqn, args, blocks[0], features)
     known.update(zip(eqn.outvars, results, strict=True))
   return [read(x) for x in jaxpr.outvars]
@@ -162,7 +162,7 @@ def compute(
 def _apply(eqn, args, blocks, features):
   """One operation that reads no weights."""
   name, params = eqn.primitive.name, eqn.params
-  shapes = [x.aval.shape for x in eqn.invars]
+  shapes = [_shape(x) for x in eqn.invars]
   if name == "convert_element_type":
     return [_convert(args[0], params["new_dtype"])]
   if name in MADE or name in ELEMENTWISE:
@@ -179,15 +179,19 @@ def _apply(eqn, args, blocks, features):
   raise Unfit(f"has `{name}` in a tick, which GPU tiles have no rule for")
 
 
+def _shape(var):
+  return var.aval.shape
+
+
 def _blocks(shape, features, rows) -> int:
   """How many tiles an array has; 0: it is the same in all units."""
-  *lead, columns = (1, *shape)
-  if columns in (1, rows) and max(lead) == 1:
+  lead, columns = shape[:-1], (1, *shape)[-1]
+  if columns in (1, rows) and set(lead) <= {1}:
     return 0
   if columns != 1 and columns % features:
     raise Unfit(f"has an array of {columns} columns, no multiple of its units")
   if len(shape) > 2 or any(n not in (1, rows) for n in lead):
-    raise Unfit("has arrays that are not vectors in each row")
+    raise Unfit("has arrays of a tick that are not vectors in each row")
   return 0 if columns == 1 else columns // features
 
 
