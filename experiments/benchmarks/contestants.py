@@ -21,6 +21,7 @@ class Contestant(NamedTuple):
     needs: packages that have to be installed.
     environment: variables of its process.
     why_not: why it leaves a problem out, as "it ..."; empty if it does not.
+    if_named: whether it takes part only if `--peers` names it.
   """
 
   module: str
@@ -29,6 +30,7 @@ class Contestant(NamedTuple):
   needs: tuple[str, ...] = ()
   environment: Mapping[str, str] = {}
   why_not: Callable[[Problem, str], str] = lambda problem, dtype: ""
+  if_named: bool = False
 
 
 def _only(why_not: Mapping[str, str]):
@@ -54,6 +56,11 @@ OURS = {
   "ours": _ours("auto"),
   "ours:fused": _ours("fused"),
   "ours:scan": _ours("scan"),
+}
+# For one kind of device each.
+ELSEWHERE = {
+  f"ours:{method}": _ours(method)._replace(if_named=True)
+  for method in ("pallas", "mosaic_gpu", "cudnn")
 }
 TORCH = Contestant(f"{PEERS}.torch", "torch", needs=("torch",), why_not=_dense)
 LAX = Contestant(f"{PEERS}.lax", "jax", why_not=_dense)
@@ -81,6 +88,7 @@ def _linear(option, side):
 CONTESTANTS: dict[str, dict[str, Contestant]] = {
   "cells": {
     **OURS,
+    **ELSEWHERE,
     "scan": LAX,
     "flax": Contestant(f"{PEERS}.flax", "jax", why_not=_flax),
     "haiku": Contestant(
@@ -106,6 +114,7 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
   },
   "linear": {
     "ours": _linear("kernel", "ours"),
+    "ours:mosaic_gpu": _linear("mosaic_gpu", "ours")._replace(if_named=True),
     "associative": _linear("associative", "jax"),
     "scan": _linear("scan", "jax"),
   },
@@ -128,7 +137,7 @@ def choose(peers: str, suites: Sequence[str]) -> dict[str, list[str]]:
   """Names of the contestants of each suite, as `--peers` asks for them.
 
   Args:
-    peers: names separated by commas; empty: all.
+    peers: names separated by commas; empty: all that need not be named.
     suites: keys of `CONTESTANTS`.
 
   Raises:
@@ -144,7 +153,11 @@ def choose(peers: str, suites: Sequence[str]) -> dict[str, list[str]]:
         f"--peers: {name!r} is unknown", f"use some of {', '.join(known)}"
       )
   chosen = {
-    suite: [name for name in CONTESTANTS[suite] if name in wanted]
+    suite: [
+      name
+      for name, contestant in CONTESTANTS[suite].items()
+      if name in wanted and (peers or not contestant.if_named)
+    ]
     for suite in suites
   }
   for suite, names in chosen.items():
