@@ -29,7 +29,6 @@ from tests.cells.cases import assert_close, results
 from tests.kernels.pallas_test import drawn
 
 ABLE = [n for n in CELLS if not EXECUTORS["mosaic_gpu"].why_not(CELLS[n](6))]
-# In units that are only there to fill a tile "slstm" divides zero by zero.
 KINDS = ("rnn", "lstm", "gru", "slstm", "rg_lru")
 TABLE = ABLE if os.environ.get("RECURRENT_ALL_LAWS") else KINDS
 
@@ -67,6 +66,28 @@ def same(cell, case, allowed, **how):
 
 
 # Interpreted.
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_loop_is_lax_scan():
+  random = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+  fixed, rows = normal(6, 12) / 4, normal(3, 6)
+  carry, xs = normal(3, 6), 1 + normal(2, 3, 12) ** 2
+
+  def tick(fixed, rows, carry, x):
+    # In units that only fill a tile it is zero by zero, which must stay there.
+    mixed = jnp.dot(carry / x[:, :6], fixed)
+    moved = jnp.pad(mixed[:, :6], ((0, 0), (6, 0))) + mixed
+    both = jnp.concatenate([moved[:, 6:], rows], axis=1)
+    carry = jnp.tanh(both[:, :6] + moved[:, :6])
+    return carry, both
+
+  got = jax.jit(functools.partial(kernels.mosaic_gpu.scan, tick))(
+    fixed, rows, carry, xs
+  )
+  want = jax.lax.scan(functools.partial(tick, fixed, rows), carry, xs)
+  assert_close(got, want, 2e-5)
 
 
 @pytest.mark.usefixtures("interpreted")
