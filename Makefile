@@ -31,6 +31,7 @@ unit: $(VENV)/installed
 laws: $(VENV)/installed
 	RECURRENT_ALL_LAWS=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 \
 	  --dist worksteal tests/cells/laws_test.py tests/kernels/pallas_test.py \
+	  tests/kernels/mosaic_gpu_test.py \
 	  tests/experiments/language_model_test.py
 
 # Known faults put into cells and executors: does a test notice?

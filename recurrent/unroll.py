@@ -147,7 +147,7 @@ def newton(
     narrow,
     start.initial,
     start.carry,
-    _project(cell, "newton", narrow, start.ticks),
+    _project(cell, executors.EXECUTORS["newton"], narrow, start.ticks),
     how,
   )
   return carry, jnp.swapaxes(outputs, 0, 1), report
@@ -301,26 +301,26 @@ def _run(cell, method, gates, reverse, dtype, params, initial, carry, xs):
   # The scan casts inside its loop, so that the cast's pullback stands there
   # too, and weight gradients are summed over time in the parameters' width.
   narrow = lambda: cell.narrow(params, dtype)
+  executor = executors.EXECUTORS[method]
   if xs[1] is None and xs[2] is None and length(xs) == 1:
     # One tick, as in decoding: no loop, no custom gradient.
-    ticks = _project(cell, method, narrow, xs)
-    carry, outputs = cell.step(narrow(), carry, at(ticks.projected, 0))
+    params = narrow()
+    projected = cell.project(params, at(xs[0], 0))
+    carry, outputs = cell.step(params, carry, projected)
     return carry, outputs[None]
-  executor = executors.EXECUTORS[method]
-  ticks = (
-    Ticks(*xs) if executor.projects else _project(cell, method, narrow, xs)
-  )
+  ticks = _project(cell, executor, narrow, xs)
   loop = executor.run
   if gates:
     loop = functools.partial(loop, recompute=True)
   return loop(cell, reverse, narrow, initial, carry, ticks)
 
 
-def _project(cell, method, narrow, xs) -> Ticks:
+def _project(cell, executor, narrow, xs) -> Ticks:
   """What the loop reads: inputs become projections, all in bulk."""
   inputs, mask, resets = xs
-  for_bulk = executors.EXECUTORS[method].for_bulk
-  return Ticks(cell.project(for_bulk(narrow()), inputs), mask, resets)
+  if not executor.projects:
+    inputs = cell.project(executor.for_bulk(narrow()), inputs)
+  return Ticks(inputs, mask, resets)
 
 
 def _in_chunks(run, size, reverse, carry, xs):

@@ -24,6 +24,7 @@ class Contestant(NamedTuple):
     agreement: the least part of the tokens that must be those of the first
       contestant, each row up to where it departs; 1 but for narrow weights,
       which compute another function. The part is reported.
+    if_named: whether it takes part only if `--peers` names it.
   """
 
   module: str
@@ -33,6 +34,7 @@ class Contestant(NamedTuple):
   environment: Mapping[str, str] = {}
   why_not: Callable[[Problem, str], str] = lambda problem, dtype: ""
   agreement: float = 1.0
+  if_named: bool = False
 
 
 def _only(why_not: Mapping[str, str]):
@@ -58,6 +60,11 @@ OURS = {
   "ours": _ours("auto"),
   "ours:fused": _ours("fused"),
   "ours:scan": _ours("scan"),
+}
+# For one kind of device each.
+ELSEWHERE = {
+  f"ours:{method}": _ours(method)._replace(if_named=True)
+  for method in ("pallas", "mosaic_gpu", "cudnn")
 }
 TORCH = Contestant(f"{PEERS}.torch", "torch", needs=("torch",), why_not=_dense)
 LAX = Contestant(f"{PEERS}.lax", "jax", why_not=_dense)
@@ -85,6 +92,7 @@ def _linear(option, side):
 CONTESTANTS: dict[str, dict[str, Contestant]] = {
   "cells": {
     **OURS,
+    **ELSEWHERE,
     "scan": LAX,
     "flax": Contestant(f"{PEERS}.flax", "jax", why_not=_flax),
     "haiku": Contestant(
@@ -110,6 +118,7 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
   },
   "linear": {
     "ours": _linear("kernel", "ours"),
+    "ours:mosaic_gpu": _linear("mosaic_gpu", "ours")._replace(if_named=True),
     "associative": _linear("associative", "jax"),
     "scan": _linear("scan", "jax"),
   },
@@ -134,7 +143,7 @@ def choose(peers: str, suites: Sequence[str]) -> dict[str, list[str]]:
   """Names of the contestants of each suite, as `--peers` asks for them.
 
   Args:
-    peers: names separated by commas; empty: all.
+    peers: names separated by commas; empty: all that need not be named.
     suites: keys of `CONTESTANTS`.
 
   Raises:
@@ -150,7 +159,11 @@ def choose(peers: str, suites: Sequence[str]) -> dict[str, list[str]]:
         f"--peers: {name!r} is unknown", f"use some of {', '.join(known)}"
       )
   chosen = {
-    suite: [name for name in CONTESTANTS[suite] if name in wanted]
+    suite: [
+      name
+      for name, contestant in CONTESTANTS[suite].items()
+      if name in wanted and (peers or not contestant.if_named)
+    ]
     for suite in suites
   }
   for suite, names in chosen.items():

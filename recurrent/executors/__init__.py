@@ -18,6 +18,7 @@ from recurrent.cells.base import (
   MatrixCell,
   param_shapes,
 )
+from recurrent.executors import cudnn, mosaic_gpu
 from recurrent.executors.choice import Setting, Table, choose, no_native, table
 from recurrent.executors.chunkwise import chunkwise
 from recurrent.executors.fused import bulk_gradients, fused
@@ -110,6 +111,19 @@ EXECUTORS: dict[str, Executor] = {
     no_pallas,
     remark=remark,
     recompute=True,
+  ),
+  "mosaic_gpu": Executor(
+    mosaic_gpu.mosaic_gpu,
+    mosaic_gpu.why_not,
+    mosaic_gpu.why_not_here,
+    recompute=True,
+  ),
+  "cudnn": Executor(
+    cudnn.cudnn,
+    cudnn.why_not,
+    cudnn.why_not_here,
+    remark=lambda: "without mask and resets",
+    projects=True,
   ),
 }
 

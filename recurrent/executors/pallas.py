@@ -16,25 +16,37 @@ from recurrent.executors.linear import linear
 from recurrent.executors.scan import tick
 
 
-def pallas(cell, reverse, params, initial, carry, ticks, recompute=False):
-  """As all executors: the carry and the outputs."""
-  if isinstance(cell, LinearCell):
-    scan = kernels.pallas.linear_scan
-    return linear(scan, cell, reverse, params, initial, carry, ticks)
-  return _gated(cell, reverse, recompute, params(), initial, carry, ticks)
+def by_kernels(scan, linear_scan):
+  """An executor of gated and linear cells, of the kernels for each.
+
+  Args:
+    scan: a loop, as `kernels.pallas.scan`.
+    linear_scan: the linear recurrence, as `kernels.pallas.linear_scan`.
+
+  Returns:
+    As all executors: a function that gives the carry and the outputs.
+  """
+
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+  def gated(cell, reverse, recompute, params, initial, carry, ticks):
+    del recompute
+    loop = functools.partial(tick, cell)
+    return scan(loop, params, initial, carry, ticks, reverse)
+
+  gated.defvjp(
+    functools.partial(forward, loop=scan),
+    functools.partial(backward, loop=scan, gate_in_bulk=True),
+  )
+
+  def run(cell, reverse, params, initial, carry, ticks, recompute=False):
+    if isinstance(cell, LinearCell):
+      return linear(linear_scan, cell, reverse, params, initial, carry, ticks)
+    return gated(cell, reverse, recompute, params(), initial, carry, ticks)
+
+  return run
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _gated(cell, reverse, recompute, params, initial, carry, ticks):
-  del recompute
-  loop = functools.partial(tick, cell)
-  return kernels.pallas.scan(loop, params, initial, carry, ticks, reverse)
-
-
-_gated.defvjp(
-  functools.partial(forward, loop=kernels.pallas.scan),
-  functools.partial(backward, loop=kernels.pallas.scan, gate_in_bulk=True),
-)
+pallas = by_kernels(kernels.pallas.scan, kernels.pallas.linear_scan)
 
 
 def why_not(cell) -> str:

@@ -1,6 +1,6 @@
 """Loops worth writing by hand: functions of arrays that know no cell."""
 
-from recurrent.kernels import pallas
+from recurrent.kernels import mosaic_gpu, pallas
 from recurrent.kernels.block_scan import block_scan
 from recurrent.kernels.linear_scan import associative_scan, linear_scan
 from recurrent.kernels.matrix_scan import matrix_scan
@@ -10,5 +10,6 @@ __all__ = [
   "block_scan",
   "linear_scan",
   "matrix_scan",
+  "mosaic_gpu",
   "pallas",
 ]

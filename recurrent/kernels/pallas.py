@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.extend import core
-from jax.interpreters import partial_eval
 
 from recurrent.kernels.linear_scan import own_gradient
+from recurrent.kernels.traced import traced
 from recurrent.types import Array, Carry
 
 # A block has at most so many ticks, and if it can at least so many. More hide
@@ -169,25 +169,7 @@ def _flat(tick, block, fixed, rows, carry, now, xs):
     Pairs of what a leaf is, "f", "r", "c" or "x", and the leaf; the function,
     which gives a list.
   """
-  cut = lambda tree: jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((block, *x.shape[1:]), x.dtype), tree
-  )
-  traced = jax.make_jaxpr(tick)(fixed, cut(rows), cut(carry), cut(now))
-  leaves = [
-    (kind, x)
-    for kind, tree in zip("frcx", (fixed, rows, carry, xs), strict=True)
-    for x in jax.tree.leaves(tree)
-  ]
-  jaxpr, read = partial_eval.dce_jaxpr(
-    traced.jaxpr,
-    [True] * len(traced.jaxpr.outvars),
-    [kind == "c" for kind, _ in leaves],
-  )
-  # What the tick closes over comes first.
-  held = len(traced.consts)
-  leaves = [("f", jnp.asarray(x)) for x in traced.consts] + [
-    leaf for leaf, used in zip(leaves, read, strict=True) if used
-  ]
+  leaves, jaxpr, held = traced(tick, block, fixed, rows, carry, now, xs)
   shapes = [x.shape if kind == "f" else None for kind, x in leaves]
 
   def run(*values):
@@ -266,7 +248,7 @@ def _linear(reverse, decay, drive, start, resets):
     decay, drive, start = decay[:, None], drive[:, None], start[None]
     resets = None if resets is None else resets[:, None]
   split = lambda x, *lead: [
-    part.reshape(*lead, -1, x.shape[-1]) for part in _parts(x)
+    part.reshape(*lead, -1, x.shape[-1]) for part in complex_parts(x)
   ]
   if resets is not None:
     # A reset of whole rows stays one lane wide.
@@ -276,7 +258,7 @@ def _linear(reverse, decay, drive, start, resets):
   def tick(fixed, nothing, state, now):
     del fixed, nothing
     decay, drive, reset = now
-    kept = _multiply(decay, state)
+    kept = multiply(decay, state)
     if reset is not None:
       reset = jnp.broadcast_to(reset, kept[0].shape)
       kept = [jnp.where(reset, jnp.zeros_like(x), x) for x in kept]
@@ -289,13 +271,13 @@ def _linear(reverse, decay, drive, start, resets):
   return jax.lax.complex(*states) if len(states) > 1 else states[0]
 
 
-def _parts(array):
+def complex_parts(array):
   """A complex array as its two parts, a real one as its only part."""
   complex_ = jnp.issubdtype(array.dtype, jnp.complexfloating)
   return [array.real, array.imag] if complex_ else [array]
 
 
-def _multiply(a, b):
+def multiply(a, b):
   """The product of numbers in parts."""
   if len(a) == 1:
     return [a[0] * b[0]]

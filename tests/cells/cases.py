@@ -77,7 +77,8 @@ def methods(cell):
   """The methods, other than "auto", that must run this cell under the laws.
 
   Here "pallas" is interpreted, too slow for all laws: it has tests of its own
-  in `tests/kernels/pallas_test.py`.
+  in `tests/kernels/pallas_test.py`. "mosaic_gpu" and "cudnn" need a GPU: see
+  `tests/kernels/mosaic_gpu_test.py` and `tests/executors/cudnn_test.py`.
   """
   if isinstance(cell, LinearCell):
     matrix = ("chunkwise",) if isinstance(cell, MatrixCell) else ()

@@ -67,8 +67,8 @@ both_directions = pytest.mark.parametrize(
 
 def test_the_laws_try_every_method():
   tried = {method for name in CELLS for method in methods(CELLS[name](1))}
-  # That one has tests of its own: `methods` says why.
-  assert set(METHODS) == {"auto", "pallas", *tried}
+  # Those have tests of their own: `methods` says why.
+  assert set(METHODS) == {"auto", "pallas", "mosaic_gpu", "cudnn", *tried}
 
 
 # One definition, many executors.

@@ -204,6 +204,12 @@ def test_every_suite_has_us_first_and_known_works():
   assert all(names[0] == "ours" for names in chosen.values())
 
 
+def test_what_runs_on_one_kind_of_device_takes_part_if_it_is_named():
+  assert "ours:cudnn" not in contestants.choose("", ["cells"])["cells"]
+  named = contestants.choose("ours,ours:mosaic_gpu", ["cells", "linear"])
+  assert all(names == ["ours", "ours:mosaic_gpu"] for names in named.values())
+
+
 @pytest.mark.parametrize(
   ("flags", "words"),
   [

@@ -40,6 +40,11 @@ def _kernel(decay, drive):
   return kernels.linear_scan(decay, drive, jnp.zeros_like(drive[0]))
 
 
+def _mosaic_gpu(decay, drive):
+  start = jnp.zeros_like(drive[0])
+  return kernels.mosaic_gpu.linear_scan(decay, drive, start)
+
+
 def _associative(decay, drive):
   def compose(early, late):
     return late[0] * early[0], late[0] * early[1] + late[1]
@@ -55,4 +60,9 @@ def _scan(decay, drive):
   return jax.lax.scan(tick, jnp.zeros_like(drive[0]), (decay, drive))[1]
 
 
-HOW = {"kernel": _kernel, "associative": _associative, "scan": _scan}
+HOW = {
+  "kernel": _kernel,
+  "mosaic_gpu": _mosaic_gpu,
+  "associative": _associative,
+  "scan": _scan,
+}

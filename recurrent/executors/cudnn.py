@@ -1,0 +1,60 @@
+"""`"cudnn"`: the LSTM by cuDNN, as `jax.experimental.rnn` binds it.
+
+All of it in one call, the product with the inputs too, in float32 (TF32 factors
+unless `jax_default_matmul_precision` says otherwise). cuDNN knows no resets,
+and of masks only lengths, which a traced mask does not tell.
+"""
+
+import jax.numpy as jnp
+from jax.experimental import rnn
+
+from recurrent.executors.native import kind
+
+
+def cudnn(cell, reverse, params, initial, carry, ticks):
+  """As all executors, but that `ticks.projected` holds plain inputs."""
+  del initial
+  for name in ("mask", "resets"):
+    if getattr(ticks, name) is not None:
+      raise ValueError(
+        f'method="cudnn" takes no {name}: cuDNN has none;'
+        f' leave {name} out, or use method="fused"'
+      )
+  params = params()
+  inputs = jnp.swapaxes(ticks.projected, 0, 1)
+  inputs = inputs[:, ::-1] if reverse else inputs
+  batch, time, width = inputs.shape
+  # Its gates are in our order. It has two biases, which it adds.
+  parts = (params.kernel.T, params.recurrent.T, params.bias)
+  parts = (*parts, jnp.zeros_like(params.bias))
+  outputs, hidden, memory = rnn.lstm(
+    inputs,
+    carry.hidden[None],
+    carry.cell[None],
+    jnp.concatenate([x.ravel() for x in parts]),
+    jnp.full((batch,), time, jnp.int32),
+    width,
+    cell.features,
+    1,
+    0.0,
+    False,
+  )
+  outputs = outputs[:, ::-1] if reverse else outputs
+  return type(carry)(hidden[0], memory[0]), jnp.swapaxes(outputs, 0, 1)
+
+
+def why_not(cell) -> str:
+  """Why cuDNN cannot run a cell, as "it ..."."""
+  return "" if kind(cell) == "lstm" else "is not the LSTM, all that JAX binds"
+
+
+def why_not_here(setting) -> str:
+  """Why cuDNN cannot run in a setting, as "it ..."."""
+  if setting.platform != "gpu":
+    return f"is for NVIDIA GPUs, not for {setting.platform}"
+  if setting.dtype != jnp.float32 or setting.carry_dtype != jnp.float32:
+    return (
+      "computes in float32, carry and all, not in"
+      f" {setting.dtype} with a carry of {setting.carry_dtype}"
+    )
+  return ""

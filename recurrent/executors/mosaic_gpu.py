@@ -1,0 +1,67 @@
+"""`"mosaic_gpu"`: the loop of "fused" or "kernel" as one GPU kernel.
+
+As `"pallas"` on a TPU, with narrower bounds: weights stay in the shared memory
+of one multiprocessor, and a tick must work unit by unit but for its product.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from recurrent import kernels
+from recurrent.cells.base import LinearCell, param_shapes
+from recurrent.executors import pallas
+from recurrent.executors.fused import backward, forward, plain_loop
+from recurrent.executors.ticks import Ticks
+
+CAPABILITY = "9.0"
+
+mosaic_gpu = pallas.by_kernels(
+  kernels.mosaic_gpu.scan, kernels.mosaic_gpu.linear_scan
+)
+
+
+@functools.lru_cache
+def why_not(cell) -> str:
+  """Why the kernels cannot run a cell, as "it ..."."""
+  reason = pallas.why_not(cell)
+  if reason or isinstance(cell, LinearCell):
+    return reason
+  if not cell.takes_vectors:
+    return "takes inputs that are not vectors"
+  reasons = []
+
+  def loop(tick, fixed, rows, carry, xs, reverse):
+    reasons.append(kernels.mosaic_gpu.unfit(tick, fixed, rows, carry, xs))
+    return plain_loop(tick, fixed, rows, carry, xs, reverse)
+
+  def both(params):
+    flags = jnp.ones((1, 2), bool)
+    carry = cell.initial_carry(params, (2,))
+    ticks = Ticks(cell.project(params, jnp.ones((1, 2, 1))), flags, flags)
+    args = (cell, False, False, params, carry, carry, ticks)
+    results, residuals = forward(*args, loop=loop)
+    backward(
+      cell, False, False, residuals, results, loop=loop, gate_in_bulk=True
+    )
+
+  jax.eval_shape(both, param_shapes(cell, 1))
+  return next(filter(None, reasons), "")
+
+
+def why_not_here(setting) -> str:
+  """Why the kernels cannot run in a setting, as "it ..."."""
+  if setting.platform != "gpu":
+    return f"is for NVIDIA GPUs, not for {setting.platform}"
+  # A device that is none of CUDA's does not have one.
+  found = getattr(jax.devices()[0], "compute_capability", CAPABILITY)
+  if found != CAPABILITY:
+    return f"is for compute capability {CAPABILITY}, not for {found}"
+  narrow = setting.dtype in (jnp.float32, jnp.bfloat16)
+  if not narrow or setting.carry_dtype != jnp.float32:
+    return (
+      "computes in float32 or bfloat16 with a carry of float32, not in"
+      f" {setting.dtype} with a carry of {setting.carry_dtype}"
+    )
+  return ""

@@ -1,0 +1,54 @@
+"""A tick as a program: what a kernel reads, and what it is to do with it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+
+def traced(
+  tick: Callable[..., Any],
+  block: int,
+  fixed: Any,
+  rows: Any,
+  carry: Any,
+  now: Any,
+  xs: Any,
+) -> tuple[list[tuple[str, Any]], core.Jaxpr, int]:
+  """The tick of a block of rows as a program of the leaves that it reads.
+
+  Args:
+    tick: `tick(fixed, rows, carry, now) -> (carry, y)`.
+    block: how many rows it sees.
+    fixed: arrays that all rows and ticks share.
+    rows: arrays [batch, ...] that all ticks share.
+    carry: arrays [batch, ...]; the program takes all of them, read or not.
+    now: arrays [batch, ...], shapes of what one tick reads.
+    xs: arrays [time, batch, ...], of which `now` is one tick.
+
+  Returns:
+    Pairs of what a leaf is, "f", "r", "c" or "x" as in the arguments above, and
+    the leaf; the program, which takes them in that order; how many it takes as
+    constants, which are those that the tick closes over and come first.
+  """
+  cut = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((block, *x.shape[1:]), x.dtype), tree
+  )
+  closed = jax.make_jaxpr(tick)(fixed, cut(rows), cut(carry), cut(now))
+  leaves = [
+    (kind, x)
+    for kind, tree in zip("frcx", (fixed, rows, carry, xs), strict=True)
+    for x in jax.tree.leaves(tree)
+  ]
+  jaxpr, read = partial_eval.dce_jaxpr(
+    closed.jaxpr,
+    [True] * len(closed.jaxpr.outvars),
+    [kind == "c" for kind, _ in leaves],
+  )
+  leaves = [("f", jnp.asarray(x)) for x in closed.consts] + [
+    leaf for leaf, used in zip(leaves, read, strict=True) if used
+  ]
+  return leaves, jaxpr, len(closed.consts)
