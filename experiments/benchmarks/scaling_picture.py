@@ -48,7 +48,7 @@ def draw(
   from matplotlib import pyplot as plt
 
   figure, grid = plt.subplots(
-    2, COLUMNS, figsize=(5 * COLUMNS, 10), layout="constrained"
+    2, COLUMNS, figsize=(5 * COLUMNS, 11), layout="constrained"
   )
   axes = list(grid.flat)
   for (part, axis, x_label, y_label), panel in zip(PANELS, axes, strict=False):
@@ -80,7 +80,7 @@ def draw(
     panel.set_ylabel(y_label)
     panel.set_title(f"{part} against {x_label}", fontsize=11)
     if lines:
-      panel.legend(fontsize=8, title="exponent: all, last 3", title_fontsize=8)
+      _legend(panel, 8, "exponent: all, last 3")
   _trade(axes[len(PANELS)], _of(rows, "recompute", None))
   figure.suptitle(
     f"{title}\nmedians; the shade goes from the least to the most", fontsize=11
@@ -94,12 +94,30 @@ def _of(rows, part, axis):
   return [r for r in rows if r["part"] == part and axis in (None, r["axis"])]
 
 
+def _legend(panel, size, title):
+  """Below the panel, where it hides no point."""
+  panel.legend(
+    loc="upper center",
+    bbox_to_anchor=(0.5, -0.13),
+    ncols=2,
+    fontsize=size,
+    title=title,
+    title_fontsize=size,
+    frameon=False,
+  )
+
+
 def _log_log(panel, points):
   """Ticks at the points, and no others."""
   panel.set_xscale("log", base=2)
   panel.set_yscale("log")
   panel.set_xticks(points, [f"{x:g}" for x in points])
   panel.yaxis.set_major_formatter("{x:g}")
+  panel.yaxis.set_minor_formatter("")
+  low, high = panel.get_ylim()
+  if high < 10 * low:
+    panel.yaxis.set_minor_formatter("{x:.2g}")
+    panel.tick_params(axis="y", which="both", labelsize=7)
   panel.grid(alpha=0.3, which="both")
 
 
@@ -130,4 +148,4 @@ def _trade(panel, rows):
   panel.set_xlabel("temporaries, fused with all kept = 1")
   panel.set_ylabel("forward + backward, fused with all kept = 1")
   panel.set_title("time against memory, B x T x H", fontsize=11)
-  panel.legend(fontsize=6)
+  _legend(panel, 6, "B x T x H: method, what is kept")
