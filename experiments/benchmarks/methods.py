@@ -24,6 +24,7 @@ from recurrent.unroll import resolve_method
 LEFT_OUT = ("newton", "pallas")
 SHAPES = ((64, 100, 128, 128), (16, 64, 512, 512), (1, 256, 256, 256))
 MORE_SHAPES = ((32, 10, 1, 64), (20, 35, 648, 648), (1, 4096, 64, 64))
+TURN = 0.02  # seconds, at least
 WELL_KNOWN = ("rnn", "lstm", "gru", "slstm", "lru", "mlstm")
 
 
@@ -115,17 +116,27 @@ def _works(cell, method):
 
 
 def _medians(calls, arguments, rounds, seconds):
-  taken: dict[str, list[float]] = {name: [] for name in calls}
+  """Of each call, the median over rounds of the medians of its turns."""
+  turns: dict[str, list[float]] = {name: [] for name in calls}
   begun = time.perf_counter()
   for turn in range(rounds + 1):
     if turn > 3 and time.perf_counter() - begun > seconds:
       break
     for name, call in calls.items():
-      start = time.perf_counter()
-      jax.block_until_ready(call(*arguments))
+      median = 1e3 * statistics.median(_turn(call, arguments))
       if turn:  # the first is to warm up
-        taken[name].append(1e3 * (time.perf_counter() - start))
-  return {name: statistics.median(times) for name, times in taken.items()}
+        turns[name].append(median)
+  return {name: statistics.median(medians) for name, medians in turns.items()}
+
+
+def _turn(call, arguments):
+  """Seconds of each call in a turn of at least `TURN` seconds."""
+  taken: list[float] = []
+  while sum(taken) < TURN:
+    start = time.perf_counter()
+    jax.block_until_ready(call(*arguments))
+    taken.append(time.perf_counter() - start)
+  return taken
 
 
 def _line(row):

@@ -266,21 +266,19 @@ def linear_scan(
   resets: Array | None,
 ) -> Array:
   """The linear recurrence; arguments and result as `kernels.linear_scan`."""
-  time = len(drive)
-  flat = lambda x: x.reshape(time, -1)
-  hidden = jax.ffi.ffi_call(
+  # Of their own shapes: XLA does not vectorise what ends in a reshape.
+  return jax.ffi.ffi_call(
     f"recurrent_linear_forward_{LINEAR_DTYPES[drive.dtype]}",
-    jax.ShapeDtypeStruct((time, start.size), drive.dtype),
+    jax.ShapeDtypeStruct(drive.shape, drive.dtype),
     vmap_method="sequential",
   )(
-    flat(decay),
-    flat(drive),
-    start.reshape(-1),
+    decay,
+    drive,
+    start,
     _flags(resets, drive.shape),
     reverse=reverse,
     threads=np.int64(threads()),
   )
-  return hidden.reshape(drive.shape)
 
 
 def _linear_forward(reverse, decay, drive, start, resets):
@@ -290,28 +288,23 @@ def _linear_forward(reverse, decay, drive, start, resets):
 
 def _linear_backward(reverse, residuals, d_hidden):
   decay, start, resets, hidden = residuals
-  time, dtype = len(hidden), hidden.dtype
-  flat = lambda x: x.reshape(time, -1)
-  rows = jax.ShapeDtypeStruct((time, start.size), dtype)
+  all_ticks, at = (
+    jax.ShapeDtypeStruct(x.shape, hidden.dtype) for x in (hidden, start)
+  )
   d_decay, d_drive, d_start = jax.ffi.ffi_call(
-    f"recurrent_linear_backward_{LINEAR_DTYPES[dtype]}",
-    (rows, rows, jax.ShapeDtypeStruct((start.size,), dtype)),
+    f"recurrent_linear_backward_{LINEAR_DTYPES[hidden.dtype]}",
+    (all_ticks, all_ticks, at),
     vmap_method="sequential",
   )(
-    flat(decay),
-    start.reshape(-1),
+    decay,
+    start,
     _flags(resets, hidden.shape),
-    flat(hidden),
-    flat(d_hidden),
+    hidden,
+    d_hidden,
     reverse=reverse,
     threads=np.int64(threads()),
   )
-  return (
-    d_decay.reshape(decay.shape),
-    d_drive.reshape(hidden.shape),
-    d_start.reshape(start.shape),
-    None,
-  )
+  return d_decay, d_drive, d_start, None
 
 
 linear_scan.defvjp(_linear_forward, _linear_backward)
@@ -321,7 +314,7 @@ def _flags(resets, shape):
   """Resets for every element, or none at all."""
   if resets is None:
     return jnp.zeros((0,), bool)
-  return jnp.broadcast_to(resets, shape).reshape(shape[0], -1)
+  return jnp.broadcast_to(resets, shape)
 
 
 def _call(name, dtype, results, arguments, reverse, activation):

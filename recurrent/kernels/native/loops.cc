@@ -514,6 +514,8 @@ struct Plan {
     // A thread costs some 10 microseconds to wake.
     threads = work < 4e6 ? 1 : static_cast<int>(most);
     by_rows = batch >= 8 * threads && weight_bytes <= (4 << 20);
+    // Nor is a tick worth a meeting that takes less than it: some 0.3.
+    if (!by_rows && weight_bytes * batch < (64 << 10)) threads = 1;
     int64_t parts = by_rows ? batch : blocks;
     threads = static_cast<int>(std::max<int64_t>(
         1, std::min<int64_t>(threads, parts)));
@@ -976,8 +978,8 @@ template <ffi::DataType type>
 ffi::Error RunLinearForward(In<type> decay, In<type> drive, In<type> start,
                             Flags resets, Out<type> hidden, bool reverse,
                             int64_t threads) {
-  auto shape = drive.dimensions();
-  LinearForward(shape[0], shape[1], reverse, threads, decay.typed_data(),
+  const int64_t time = drive.dimensions()[0];
+  LinearForward(time, start.element_count(), reverse, threads, decay.typed_data(),
                 drive.typed_data(), start.typed_data(),
                 resets.element_count() ? resets.typed_data() : nullptr,
                 hidden->typed_data());
@@ -990,8 +992,8 @@ ffi::Error RunLinearBackward(In<type> decay, In<type> start, Flags resets,
                              Out<type> d_decay, Out<type> d_drive,
                              Out<type> d_start, bool reverse,
                              int64_t threads) {
-  auto shape = hidden.dimensions();
-  LinearBackward(shape[0], shape[1], reverse, threads, decay.typed_data(),
+  const int64_t time = hidden.dimensions()[0];
+  LinearBackward(time, start.element_count(), reverse, threads, decay.typed_data(),
                  start.typed_data(),
                  resets.element_count() ? resets.typed_data() : nullptr,
                  hidden.typed_data(), d_hidden.typed_data(),
