@@ -5,16 +5,44 @@ Here only those between chunks are written down. Within a chunk, what a query
 finds is the sum over the keys since, weighted by the decays between: a product
 of queries and keys, masked to the past.
 
+On a CPU that pays for the reverse pass only, which the plain loop would hand a
+matrix a tick: where no gradient is asked for, the plain loop runs.
+
 Reference:
   Hua et al., "Transformer quality in linear time", 2022; Beck et al., "Tiled
   flash linear attention", 2025, for the mLSTM.
 """
 
+import functools
+
+import jax
+
+from recurrent.executors.scan import scan
 from recurrent.executors.ticks import blank
 from recurrent.kernels import matrix_scan
 
 
 def chunkwise(cell, reverse, params, initial, carry, ticks):
+  """As all executors: the carry and the outputs."""
+  return _chunkwise(cell, reverse, params(), initial, carry, ticks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunkwise(cell, reverse, params, *rows):
+  loop = lambda params, *rows: scan(cell, reverse, lambda: params, *rows)
+  chunks = functools.partial(_chunks, cell, reverse)
+  return jax.lax.platform_dependent(params, *rows, cpu=loop, default=chunks)
+
+
+_chunkwise.defvjp(
+  lambda cell, reverse, *args: jax.vjp(
+    functools.partial(_chunks, cell, reverse), *args
+  ),
+  lambda cell, reverse, pull, cotangents: pull(cotangents),
+)
+
+
+def _chunks(cell, reverse, params, initial, carry, ticks):
   """Folds masks into decays and keys, runs the chunks, reads out."""
   log_decay, key, value, query, skip = ticks.projected
   # A tick that does not take place changes nothing: decay 1, no key.
@@ -29,5 +57,5 @@ def chunkwise(cell, reverse, params, initial, carry, ticks):
     resets=ticks.resets,
     reverse=reverse,
   )
-  outputs = cell.read(params(), found, skip)
+  outputs = cell.read(params, found, skip)
   return cell.unpack(last), blank(ticks.mask, outputs)

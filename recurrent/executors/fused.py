@@ -34,6 +34,8 @@ from recurrent.executors.ticks import (
 # The name of the carries before each tick, by which `unroll` keeps them alone.
 CARRIES = "recurrent_carries"
 
+SMALL = 2048  # elements that a tick reads
+
 
 def fused(cell, reverse, params, initial, carry, ticks, recompute=False):
   """The same as `scan`, with the reverse pass below.
@@ -55,7 +57,7 @@ def plain_loop(tick, fixed, rows, carry, xs, reverse):
 
   On a CPU a tick's slices are cut by a function that is not inlined. XLA's
   compiler puts the cut and the gates in one loop otherwise, which it then does
-  not vectorise: an LSTM's loop took twice as long.
+  not vectorise: an LSTM's loop took twice as long. Small ticks gain nothing.
   """
   tick = functools.partial(tick, fixed, rows)
 
@@ -71,6 +73,8 @@ def plain_loop(tick, fixed, rows, carry, xs, reverse):
     ticks = jnp.arange(length(xs))
     return jax.lax.scan(body, carry, ticks, reverse=reverse)
 
+  if sum(x.size for x in jax.tree.leaves(xs)) < SMALL * length(xs):
+    return plain(carry, xs)
   return jax.lax.platform_dependent(carry, xs, cpu=apart, default=plain)
 
 
