@@ -69,7 +69,7 @@ def measure(
     seconds: that the turns at one case and work may take; 3 rounds even so.
 
   Returns:
-    One row a case and work: `ms` has the median of each method, `auto` what
+    One row a case and work: `ms` has each method's best turn, `auto` what
     `method="auto"` takes.
   """
   memory.keep_freed()
@@ -98,7 +98,7 @@ def measure(
           **case._asdict(),
           "work": work,
           "auto": resolve_method(cell, "auto"),
-          "ms": _medians(calls, (params, inputs), rounds, seconds),
+          "ms": _best_turns(calls, (params, inputs), rounds, seconds),
         }
       )
       print(_line(rows[-1]), flush=True)
@@ -115,8 +115,8 @@ def _works(cell, method):
   return {FORWARD: forward, BACKWARD: jax.grad(loss, argnums=(0, 1))}
 
 
-def _medians(calls, arguments, rounds, seconds):
-  """Of each call, the median over rounds of the medians of its turns."""
+def _best_turns(calls, arguments, rounds, seconds):
+  """Of each call, the least of its turns' medians: noise only adds."""
   turns: dict[str, list[float]] = {name: [] for name in calls}
   begun = time.perf_counter()
   for turn in range(rounds + 1):
@@ -126,12 +126,16 @@ def _medians(calls, arguments, rounds, seconds):
       median = 1e3 * statistics.median(_turn(call, arguments))
       if turn:  # the first is to warm up
         turns[name].append(median)
-  return {name: statistics.median(medians) for name, medians in turns.items()}
+  return {name: min(medians) for name, medians in turns.items()}
 
 
 def _turn(call, arguments):
-  """Seconds of each call in a turn of at least `TURN` seconds."""
+  """Seconds of each call in a turn of at least `TURN` seconds.
+
+  The first is not counted: it finds the memory as the method before left it.
+  """
   taken: list[float] = []
+  jax.block_until_ready(call(*arguments))
   while sum(taken) < TURN:
     start = time.perf_counter()
     jax.block_until_ready(call(*arguments))

@@ -200,7 +200,7 @@ def lowered(cell, dtype, batch=16, time=16, differentiate=False):
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("name", ABLE)
+@pytest.mark.parametrize("name", TABLE)
 def test_it_lowers_to_one_kernel_a_pass(name):
   cell = CELLS[name](64)
   assert lowered(cell, jnp.bfloat16) == 1
