@@ -142,7 +142,10 @@ def run(config: Config) -> dict[str, Any]:
       f"--workdir={workdir} cannot be made: {error.strerror}",
       "name a directory that can be written to",
     ) from error
-  results: dict[str, Any] = {"command": sys.argv, "machine": machine()}
+  results: dict[str, Any] = {
+    "command": ["python", "-m", "experiments.benchmark", *sys.argv[1:]],
+    "machine": machine(),
+  }
   if against_peers:
     results |= compete(config, chosen, names, results["machine"])
   for name in suites:
