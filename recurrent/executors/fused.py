@@ -34,8 +34,6 @@ from recurrent.executors.ticks import (
 # The name of the carries before each tick, by which `unroll` keeps them alone.
 CARRIES = "recurrent_carries"
 
-SMALL = 2048  # elements that a tick reads
-
 
 def fused(cell, reverse, params, initial, carry, ticks, recompute=False):
   """The same as `scan`, with the reverse pass below.
@@ -57,7 +55,8 @@ def plain_loop(tick, fixed, rows, carry, xs, reverse):
 
   On a CPU a tick's slices are cut by a function that is not inlined. XLA's
   compiler puts the cut and the gates in one loop otherwise, which it then does
-  not vectorise: an LSTM's loop took twice as long. Small ticks gain nothing.
+  not vectorise: an LSTM's loop took twice as long. That comes of splitting what
+  was cut; where all is as wide as the carry, as in an RNN, there is no need.
   """
   tick = functools.partial(tick, fixed, rows)
 
@@ -73,7 +72,8 @@ def plain_loop(tick, fixed, rows, carry, xs, reverse):
     ticks = jnp.arange(length(xs))
     return jax.lax.scan(body, carry, ticks, reverse=reverse)
 
-  if sum(x.size for x in jax.tree.leaves(xs)) < SMALL * length(xs):
+  whole = {x.shape for x in jax.tree.leaves(carry)}
+  if all(x.shape[1:] in whole for x in jax.tree.leaves(xs) if x.ndim > 2):
     return plain(carry, xs)
   return jax.lax.platform_dependent(carry, xs, cpu=apart, default=plain)
 
