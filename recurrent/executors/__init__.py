@@ -18,12 +18,11 @@ from recurrent.cells.base import (
   MatrixCell,
   param_shapes,
 )
-from recurrent.executors import cudnn, mosaic_gpu
-from recurrent.executors.choice import Setting, Table, choose, no_native, table
+from recurrent.executors import cudnn, mosaic_gpu, native
+from recurrent.executors.choice import Setting, Table, choose, table
 from recurrent.executors.chunkwise import chunkwise
 from recurrent.executors.fused import bulk_gradients, fused
 from recurrent.executors.linear import associative, kernel
-from recurrent.executors.native import kind, native
 from recurrent.executors.newton import Newton, NewtonReport, newton, solve
 from recurrent.executors.pallas import pallas, remark
 from recurrent.executors.pallas import why_not as no_pallas
@@ -96,9 +95,9 @@ EXECUTORS: dict[str, Executor] = {
     _only(MatrixCell, _NOT_MATRIX),
   ),
   "native": Executor(
-    native,
-    lambda cell: "" if kind(cell) else "has no loop in C++",
-    no_native,
+    native.native,
+    lambda cell: "" if native.kind(cell) else "has no loop in C++",
+    native.why_not_here,
     projects=True,
     recompute=True,
   ),

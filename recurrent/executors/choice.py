@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from recurrent.cells.base import Cell, GatedCell, LinearCell, MatrixCell
-from recurrent.executors.native import kind
-from recurrent.kernels.native import DTYPES, unavailable
+from recurrent.executors import native
 
 
 class Setting(NamedTuple):
@@ -34,6 +33,11 @@ class Setting(NamedTuple):
   carry_dtype: Any
   platform: str
   devices: int
+
+  @property
+  def widths(self) -> str:
+    """The dtypes, in words."""
+    return f"{self.dtype} with a carry of {self.carry_dtype}"
 
   @classmethod
   def here(cls, dtype=jnp.float32, carry_dtype=jnp.float32) -> "Setting":
@@ -64,19 +68,8 @@ def _is(kind: type) -> Callable[[Cell, Setting], bool]:
 
 def _native(cell, setting):
   # A call in C++ is one device's: what is sharded would be gathered for it.
-  return bool(kind(cell)) and setting.devices == 1 and not no_native(setting)
-
-
-def no_native(setting: Setting) -> str:
-  """Why the loops in C++ cannot run in a setting, as "it ..."."""
-  if setting.platform != "cpu":
-    return f"is for CPUs, not for {setting.platform}"
-  if setting.dtype not in DTYPES or setting.dtype != setting.carry_dtype:
-    return (
-      "computes in float32 or float64, carry and all, not in"
-      f" {setting.dtype} with a carry of {setting.carry_dtype}"
-    )
-  return unavailable()
+  alone = setting.devices == 1
+  return bool(native.kind(cell)) and alone and not native.why_not_here(setting)
 
 
 MATRIX = Row(

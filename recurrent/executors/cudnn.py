@@ -53,8 +53,5 @@ def why_not_here(setting) -> str:
   if setting.platform != "gpu":
     return f"is for NVIDIA GPUs, not for {setting.platform}"
   if setting.dtype != jnp.float32 or setting.carry_dtype != jnp.float32:
-    return (
-      "computes in float32, carry and all, not in"
-      f" {setting.dtype} with a carry of {setting.carry_dtype}"
-    )
+    return f"computes in float32, carry and all, not in {setting.widths}"
   return ""

@@ -17,9 +17,18 @@ from recurrent.executors.ticks import Ticks
 
 CAPABILITY = "9.0"
 
-mosaic_gpu = pallas.by_kernels(
-  kernels.mosaic_gpu.scan, kernels.mosaic_gpu.linear_scan
-)
+
+@functools.cache
+def _run():
+  """By the kernels, which are imported here: it takes a while."""
+  return pallas.by_kernels(
+    kernels.mosaic_gpu.scan, kernels.mosaic_gpu.linear_scan
+  )
+
+
+def mosaic_gpu(*args, **options):
+  """As all executors: the carry and the outputs."""
+  return _run()(*args, **options)
 
 
 @functools.lru_cache
@@ -62,6 +71,6 @@ def why_not_here(setting) -> str:
   if not narrow or setting.carry_dtype != jnp.float32:
     return (
       "computes in float32 or bfloat16 with a carry of float32, not in"
-      f" {setting.dtype} with a carry of {setting.carry_dtype}"
+      f" {setting.widths}"
     )
   return ""

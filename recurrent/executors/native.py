@@ -35,6 +35,17 @@ def kind(cell: Cell) -> str:
   return "lstm_coupled" if cell == plain else ""
 
 
+def why_not_here(setting) -> str:
+  """Why the loops in C++ cannot run in a setting, as "it ..."."""
+  if setting.platform != "cpu":
+    return f"is for CPUs, not for {setting.platform}"
+  if setting.dtype not in loops.DTYPES or setting.dtype != setting.carry_dtype:
+    return (
+      f"computes in float32 or float64, carry and all, not in {setting.widths}"
+    )
+  return loops.unavailable()
+
+
 def native(cell, reverse, params, initial, carry, ticks, recompute=False):
   """As all executors, but that `ticks` have inputs, not yet projected.
 

@@ -14,6 +14,7 @@ it is a plain loop in C++ instead (`kernels.native`), which memory bounds.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -106,20 +107,24 @@ def linear_scan(
   return in_chunks(decay, drive, start, resets=resets, reverse=reverse)
 
 
-def in_chunks(
-  decay: Array,
-  drive: Array,
-  start: Array,
-  *,
-  resets: Array | None = None,
-  reverse: bool = False,
-) -> Array:
-  """The recurrence in chunks; see `linear_scan`."""
-  return own_gradient(_in_chunks, reverse, decay, drive, start, resets)
+def with_own_gradient(run: Callable[..., Array]) -> Callable[..., Array]:
+  """A `linear_scan` whose both passes are by `run`.
+
+  Args:
+    run: `(reverse, decay, drive, start, resets) -> states`, without a gradient.
+
+  Returns:
+    A function with the args and results of `associative_scan`.
+  """
+
+  def scan(decay, drive, start, *, resets=None, reverse=False):
+    return _own_gradient(run, reverse, decay, drive, start, resets)
+
+  return scan
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def own_gradient(run, reverse, decay, drive, start, resets):
+def _own_gradient(run, reverse, decay, drive, start, resets):
   """`run(reverse, decay, drive, start, resets)`, backwards in its gradient."""
   return run(reverse, decay, drive, start, resets)
 
@@ -148,7 +153,7 @@ def _backward(run, reverse, residuals, d_hidden):
   return d_decay, d_drive, d_start, None
 
 
-own_gradient.defvjp(_forward, _backward)
+_own_gradient.defvjp(_forward, _backward)
 
 
 def _shift(array, edge, back):
@@ -195,6 +200,10 @@ def _in_chunks(reverse, decay, drive, start, resets):
   hidden = hidden + into(kept, jnp.broadcast_to(entering, hidden.shape))
   hidden = jnp.swapaxes(hidden, 0, 1).reshape(size * chunks, *drive.shape[1:])
   return hidden[short:] if reverse else hidden[:time]
+
+
+# The recurrence in chunks; see `linear_scan`.
+in_chunks = with_own_gradient(_in_chunks)
 
 
 def _sequential(reverse, decay, drive, start, resets, products=False):

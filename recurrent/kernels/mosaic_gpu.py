@@ -27,7 +27,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from recurrent.kernels.linear_scan import own_gradient
+from recurrent.kernels.linear_scan import with_own_gradient
 from recurrent.kernels.pallas import complex_parts, multiply
 from recurrent.kernels.tiles import (
   ROWS,
@@ -40,7 +40,7 @@ from recurrent.kernels.tiles import (
   compute,
   tile,
 )
-from recurrent.kernels.traced import traced
+from recurrent.kernels.traced import by_tick, traced
 from recurrent.types import Array, Carry
 
 SHARED = 227 << 10  # bytes of shared memory that a program can have
@@ -119,10 +119,7 @@ class _Plan:
   """A tick taken apart: what it reads, which products it does."""
 
   def __init__(self, tick, fixed, rows, carry, xs):
-    is_flag = lambda x: x.dtype == jnp.bool_
-    column = lambda x: x[..., None] if is_flag(x) and x.ndim == 2 else x
-    xs = jax.tree.map(column, xs)
-    now = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+    xs, now = by_tick(xs)
     self.features = jax.tree.leaves(carry)[0].shape[-1]
     self.time, self.batch = jax.tree.leaves(xs)[0].shape[:2]
     if self.features < 2:
@@ -444,23 +441,6 @@ def _narrow(x):
   return [high, (x - high.astype(x.dtype)).astype(jnp.bfloat16)]
 
 
-def linear_scan(
-  decay: Array,
-  drive: Array,
-  start: Array,
-  *,
-  resets: Array | None = None,
-  reverse: bool = False,
-) -> Array:
-  """`recurrent.kernels.linear_scan` as one kernel; complex as pairs of reals.
-
-  Every element is a thread's, from the first tick to the last. The reverse pass
-  is the same kernel backwards. Args and results are those of
-  `associative_scan`.
-  """
-  return own_gradient(_linear, reverse, decay, drive, start, resets)
-
-
 def _linear(reverse, decay, drive, start, resets):
   shape, time = drive.shape, len(drive)
   size = math.prod(shape[1:])
@@ -523,3 +503,8 @@ def _linear(reverse, decay, drive, start, resets):
   )(*decays, *drives, *starts, *flags)
   outs = [x.reshape(time, -1)[:, :size].reshape(shape) for x in outs]
   return lax.complex(*outs) if parts > 1 else outs[0]
+
+
+# `recurrent.kernels.linear_scan` as one kernel. Each thread runs one element
+# from the first time step to the last; complex numbers are pairs of reals.
+linear_scan = with_own_gradient(_linear)

@@ -19,8 +19,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.extend import core
 
-from recurrent.kernels.linear_scan import own_gradient
-from recurrent.kernels.traced import traced
+from recurrent.kernels.linear_scan import with_own_gradient
+from recurrent.kernels.traced import by_tick, is_flag, traced
 from recurrent.types import Array, Carry
 
 # A block has at most so many ticks, and if it can at least so many. More hide
@@ -60,11 +60,8 @@ def scan(
     The carry after the last tick, and the ys, a tree of arrays
     [time, batch, ...].
   """
-  is_flag = lambda x: x.dtype == jnp.bool_
-  column = lambda x: x[..., None] if is_flag(x) and x.ndim == 2 else x
-  xs = jax.tree.map(column, xs)
+  xs, now = by_tick(xs)
   time, batch = jax.tree.leaves(xs)[0].shape[:2]
-  now = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
   end = jax.eval_shape(tick, fixed, rows, carry, now)
   moving = jax.tree.leaves((now, end[1]))
   block, size = blocks(batch, time, moving)
@@ -225,23 +222,6 @@ def tiled(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> int:
   return math.prod(lead) * rows * pl.cdiv(lanes, LANES) * LANES * item
 
 
-def linear_scan(
-  decay: Array,
-  drive: Array,
-  start: Array,
-  *,
-  resets: Array | None = None,
-  reverse: bool = False,
-) -> Array:
-  """`recurrent.kernels.linear_scan` as one kernel; complex as pairs of reals.
-
-  Channels stand in lanes, [time, ..., channels]; all other axes are rows. The
-  reverse pass is the same kernel backwards. Args and results are those of
-  `associative_scan`.
-  """
-  return own_gradient(_linear, reverse, decay, drive, start, resets)
-
-
 def _linear(reverse, decay, drive, start, resets):
   shape, time = drive.shape, len(drive)
   if not start.ndim:
@@ -269,6 +249,11 @@ def _linear(reverse, decay, drive, start, resets):
   states = scan(tick, (), (), split(start), xs, reverse)[1]
   states = [x.reshape(shape) for x in states]
   return jax.lax.complex(*states) if len(states) > 1 else states[0]
+
+
+# `recurrent.kernels.linear_scan` as one kernel; complex as pairs of reals.
+# Channels stand in lanes, [time, ..., channels]; all other axes are rows.
+linear_scan = with_own_gradient(_linear)
 
 
 def complex_parts(array):

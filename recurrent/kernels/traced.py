@@ -9,6 +9,26 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 
+def is_flag(x: Any) -> bool:
+  """Whether an array is of flags."""
+  return x.dtype == jnp.bool_
+
+
+def by_tick(xs: Any) -> tuple[Any, Any]:
+  """What a loop reads, as its kernels take it.
+
+  Args:
+    xs: arrays [time, batch, ...]; flags may be [time, batch].
+
+  Returns:
+    The same, flags [time, batch, 1]; and the shapes of one tick.
+  """
+  column = lambda x: x[..., None] if is_flag(x) and x.ndim == 2 else x
+  xs = jax.tree.map(column, xs)
+  now = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+  return xs, now
+
+
 def traced(
   tick: Callable[..., Any],
   block: int,
