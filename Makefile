@@ -24,15 +24,18 @@ lint: $(VENV)/installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# As a user with one CPU has it; then what needs several devices.
 unit: $(VENV)/installed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist worksteal
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist worksteal --devices=8
 
 # Every law for every cell, and every cell trained; about an hour.
 laws: $(VENV)/installed
 	RECURRENT_ALL_LAWS=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 \
 	  --dist worksteal tests/cells/laws_test.py tests/kernels/pallas_test.py \
-	  tests/kernels/mosaic_gpu_test.py \
 	  tests/experiments/language_model_test.py
+	RECURRENT_ALL_LAWS=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 \
+	  --dist worksteal --devices=8 tests/kernels/mosaic_gpu_test.py
 
 # Known faults put into cells and executors: does a test notice?
 mutants: $(VENV)/installed

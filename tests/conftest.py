@@ -1,4 +1,13 @@
-"""What every test runs under: strict numerics, eight CPU devices."""
+"""What every test runs under: strict numerics, and one CPU device.
+
+One device is what a user with one CPU has, so `method="auto"` takes the same
+paths in the tests. A test that needs several is marked `several_devices`:
+
+  pytest                # all tests but those
+  pytest --devices=8    # those tests, with eight CPU devices
+
+JAX fixes the number of CPU devices when it first uses one, hence two runs.
+"""
 
 import os
 import pathlib
@@ -16,9 +25,32 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--devices",
+    type=int,
+    default=1,
+    help="CPU devices; with more than one only the tests that need several run",
+  )
+
+
+def pytest_configure(config):
+  jax.config.update("jax_num_cpu_devices", config.getoption("devices"))
+
+
+def pytest_collection_modifyitems(config, items):
+  several = config.getoption("devices") > 1
+  chosen, others = [], []
+  for item in items:
+    marked = item.get_closest_marker("several_devices") is not None
+    (chosen if marked == several else others).append(item)
+  if others:
+    config.hook.pytest_deselected(items=others)
+    items[:] = chosen
 
 
 _TESTS_A_CLEARING = 200

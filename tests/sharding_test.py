@@ -6,6 +6,8 @@ from jax.sharding import AxisType
 from recurrent import sharding
 from recurrent.errors import ConfigError
 
+pytestmark = pytest.mark.several_devices
+
 DEVICES = (1, 2, 4, 8)
 
 

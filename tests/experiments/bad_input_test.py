@@ -79,6 +79,7 @@ def test_flags_that_contradict(tmp_path, capsys, flags):
   assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.several_devices
 def test_a_batch_that_the_devices_do_not_divide(tmp_path, capsys):
   workdir = f"--workdir={tmp_path / 'run'}"
   said = refused(

@@ -143,6 +143,7 @@ def test_bits_a_character_do_not_depend_on_the_batch_size(tmp_path, capsys):
   assert found["valid_bpc"] == pytest.approx(best, rel=1e-6)
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_any_number_of_devices_gives_the_same_curve(tmp_path, capsys, devices):
   flags = ("--output_dropout=0.1", "--steps=24")

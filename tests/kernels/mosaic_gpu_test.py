@@ -1,7 +1,7 @@
 """The GPU kernels, interpreted, and as far as they compile without a GPU.
 
 JAX's interpreter of such kernels runs their warpgroups as threads of the CPU
-client, which must have as many: `conftest.py` asks for eight devices.
+client, which must have as many: one a device, so that these tests need several.
 """
 
 import functools
@@ -27,6 +27,8 @@ from recurrent.cells import (
 from recurrent.executors import EXECUTORS, Setting
 from tests.cells.cases import assert_close, results
 from tests.kernels.pallas_test import drawn
+
+pytestmark = pytest.mark.several_devices
 
 ABLE = [n for n in CELLS if not EXECUTORS["mosaic_gpu"].why_not(CELLS[n](6))]
 KINDS = ("rnn", "lstm", "gru", "slstm", "rg_lru")

@@ -191,6 +191,7 @@ def test_vmap_is_a_loop(name):
   assert_close(got, want, 1e-12)
 
 
+@pytest.mark.several_devices
 @pytest.mark.usefixtures("x64")
 def test_over_devices_it_runs_under_shard_map():
   cell = GRU(6)

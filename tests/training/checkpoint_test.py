@@ -60,6 +60,7 @@ def test_every_bit_comes_back(folder):
   assert tree_sha256(found.state) == tree_sha256(state_at(3))
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("devices", [2, 8])
 def test_every_bit_comes_back_on_another_mesh(folder, devices):
   found = restore(folder, devices)
