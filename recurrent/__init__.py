@@ -6,6 +6,7 @@ modules of them. docs/architecture.md shows the floors of the house.
 
 from recurrent import cells
 from recurrent.executors.ticks import restart
+from recurrent.trace import trace
 from recurrent.unroll import METHODS, explain, newton, unroll
 from recurrent.version import __version__
 
@@ -16,5 +17,6 @@ __all__ = [
   "explain",
   "newton",
   "restart",
+  "trace",
   "unroll",
 ]

@@ -1,0 +1,77 @@
+"""`trace`: the carry after every time step, to look inside a cell."""
+
+import jax
+import jax.numpy as jnp
+
+from recurrent.cells.base import Cell
+from recurrent.executors.scan import tick
+from recurrent.executors.ticks import Ticks
+from recurrent.types import Array, Carry, Mask, Params, PyTree
+from recurrent.unroll import _begin
+
+
+def trace(
+  cell: Cell,
+  params: Params,
+  carry: Carry | None,
+  inputs: PyTree,
+  *,
+  mask: Mask | None = None,
+  resets: Mask | None = None,
+  initial: Carry | None = None,
+  reverse: bool = False,
+) -> tuple[Carry, Array]:
+  """Runs a cell over time and keeps the carry after every time step.
+
+  It is a plain `jax.lax.scan`, which JAX differentiates, and it computes what
+  `recurrent.unroll` computes with `method="scan"`. It holds O(time) carries in
+  memory, so it is meant for looking at a network, not for training it. Gates
+  follow from the carries: `cell.step` of the carry before and the inputs of a
+  time step makes them again.
+
+  Example:
+    >>> import jax
+    >>> import recurrent
+    >>> cell = recurrent.cells.LSTM(4)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> inputs = jax.random.normal(jax.random.key(1), (2, 5, 3))
+    >>> carries, outputs = recurrent.trace(cell, params, None, inputs)
+    >>> carries.cell.shape  # [batch, time, features]
+    (2, 5, 4)
+    >>> bool((carries.hidden == outputs).all())
+    True
+
+    Of a module `nn.Recurrent`, give `module.cell` and `module.cell_params()`.
+
+  Args:
+    cell: any cell.
+    params: its parameters, as in `recurrent.unroll`, like all that follows.
+    carry: [batch, ...], or None for the initial one.
+    inputs: [batch, time, features], or what the cell takes.
+    mask: [batch, time], True where a time step is real. Elsewhere the carry is
+      held, and outputs are zero.
+    resets: [batch, time], True where a time step starts from the initial carry.
+    initial: [batch, ...]; None: `cell.initial_carry`.
+    reverse: from the last time step to the first. Carries and outputs stay at
+      the places of their inputs, so the last carry is `carries[:, 0]`.
+
+  Returns:
+    The carry after each time step, each leaf [batch, time, ...], and outputs
+    [batch, time, H]. The carry before the first time step is not among them.
+
+  Raises:
+    ValueError: if an argument has the wrong shape or dtype.
+  """
+  start = _begin(cell, params, carry, inputs, mask, resets, initial)
+  # As in `unroll`, the parameters are cast inside the loop: their gradient is
+  # then summed over time in their own dtype.
+  narrow = lambda: cell.narrow(params, start.dtype)
+  inputs, mask, resets = start.ticks
+  steps = Ticks(cell.project(narrow(), inputs), mask, resets)
+
+  def step(carry, now):
+    carry, outputs = tick(cell, narrow(), start.initial, carry, now)
+    return carry, (carry, outputs)
+
+  _, found = jax.lax.scan(step, start.carry, steps, reverse=reverse)
+  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), found)
