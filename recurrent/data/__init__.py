@@ -5,11 +5,13 @@
   store.py       where prepared TFDS datasets are: the cache, the catalogue
   tokenizers.py  text to ids and back: bytes, characters, words, pieces
   bptt.py        windows of a long text, for training and for scoring
+  examples.py    batches of separate examples, likewise
 
 `builders` and `store` import TFDS, so they are imported only when needed.
 """
 
 from recurrent.data.bptt import ContiguousBatches, EvalStreams
+from recurrent.data.examples import EvalBatches, ExampleBatches
 from recurrent.data.text import Corpus, load_text
 from recurrent.data.tokenizers import (
   TOKENIZERS,
@@ -26,7 +28,9 @@ __all__ = [
   "CharTokenizer",
   "ContiguousBatches",
   "Corpus",
+  "EvalBatches",
   "EvalStreams",
+  "ExampleBatches",
   "SentencePieceTokenizer",
   "Tokenizer",
   "WordTokenizer",

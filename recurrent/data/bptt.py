@@ -46,9 +46,9 @@ class ContiguousBatches:
 
   def __post_init__(self):
     _check_tokens(self.tokens)
-    _check_least("batch_size", self.batch_size, 1)
-    _check_least("seq_len", self.seq_len, 1)
-    _check_least("seed", self.seed, 0)
+    check_least("batch_size", self.batch_size, 1)
+    check_least("seq_len", self.seq_len, 1)
+    check_least("seed", self.seed, 0)
     if self.windows_per_pass < 1:
       size, rows, ticks = len(self.tokens), self.batch_size, self.seq_len
       most_rows, most_ticks = size // ticks - 1, size // (rows + 1)
@@ -80,7 +80,7 @@ class ContiguousBatches:
       `inputs` and `targets`, int32 [B, T], a target being the token after its
       input; `resets`, bool [B], the same for all rows.
     """
-    _check_least("step", step, 0)
+    check_least("step", step, 0)
     number, window = divmod(step, self.windows_per_pass)
     offset = np.random.default_rng((self.seed, number)).integers(self.seq_len)
     stretch = self.windows_per_pass * self.seq_len
@@ -122,9 +122,9 @@ class EvalStreams:
 
   def __post_init__(self):
     _check_tokens(self.tokens)
-    _check_least("rows", self.rows, 1)
-    _check_least("seq_len", self.seq_len, 1)
-    _check_least("warm_up", self.warm_up, 0)
+    check_least("rows", self.rows, 1)
+    check_least("seq_len", self.seq_len, 1)
+    check_least("warm_up", self.warm_up, 0)
     if len(self.tokens) < 2:
       raise DataError(
         f"a text of {len(self.tokens)} tokens has none to predict",
@@ -183,6 +183,7 @@ def _check_tokens(tokens: np.ndarray):
     )
 
 
-def _check_least(name: str, value: int, least: int):
+def check_least(name: str, value: int, least: int) -> None:
+  """Raises ValueError unless a number is `least` or more."""
   if value < least:
     raise ValueError(f"{name} must be {least} or more, got {value}")
