@@ -9,6 +9,13 @@ from recurrent.nn.attention import (
 )
 from recurrent.nn.bidirectional import Bidirectional, sequence_ends
 from recurrent.nn.dropout import dropout, embedding_dropout, word_dropout
+from recurrent.nn.pooling import (
+  Pooling,
+  pool_ends,
+  pool_last,
+  pool_max,
+  pool_mean,
+)
 from recurrent.nn.recurrent import Recurrent
 from recurrent.nn.residual import Residual
 from recurrent.nn.stack import Stack
@@ -20,6 +27,7 @@ __all__ = [
   "Keys",
   "MultiHeadAttention",
   "MultiplicativeAttention",
+  "Pooling",
   "Recurrent",
   "Residual",
   "SelfAttention",
@@ -28,6 +36,10 @@ __all__ = [
   "TransformerCarry",
   "dropout",
   "embedding_dropout",
+  "pool_ends",
+  "pool_last",
+  "pool_max",
+  "pool_mean",
   "sequence_ends",
   "word_dropout",
 ]

@@ -541,7 +541,12 @@ def take(array: Num[Array, "B S ..."], index: Int[Array, "B T"]) -> Array:
 
 
 def check_sequence(
-  inputs: Array, features: int, mask: Mask | None, resets: Mask | None
+  inputs: Array,
+  features: int,
+  mask: Mask | None,
+  resets: Mask | None,
+  *,
+  name: str = "inputs",
 ) -> None:
   """Refuses inputs that are not a sequence, and flags that do not fit.
 
@@ -550,10 +555,10 @@ def check_sequence(
   """
   if inputs.ndim != 3 or inputs.shape[1] < 1 or inputs.shape[2] != features:
     raise ValueError(
-      f"inputs must be [batch, time, {features}] with at least one tick, got"
-      f" {inputs.shape}"
+      f"{name} must be [batch, time, {features}] with at least one time step,"
+      f" got {inputs.shape}"
     )
-  _check_floating("inputs", inputs)
+  _check_floating(name, inputs)
   check_flags("mask", mask, inputs.shape[:2])
   check_flags("resets", resets, inputs.shape[:2])
 
