@@ -19,11 +19,18 @@ from recurrent.nn.pooling import (
 from recurrent.nn.recurrent import Recurrent
 from recurrent.nn.residual import Residual
 from recurrent.nn.stack import Stack
-from recurrent.nn.transformer import TransformerBlock, TransformerCarry
+from recurrent.nn.transformer import (
+  DecoderCarry,
+  TransformerBlock,
+  TransformerCarry,
+  TransformerDecoderBlock,
+  TransformerEncoderBlock,
+)
 
 __all__ = [
   "AdditiveAttention",
   "Bidirectional",
+  "DecoderCarry",
   "Keys",
   "MultiHeadAttention",
   "MultiplicativeAttention",
@@ -34,6 +41,8 @@ __all__ = [
   "Stack",
   "TransformerBlock",
   "TransformerCarry",
+  "TransformerDecoderBlock",
+  "TransformerEncoderBlock",
   "dropout",
   "embedding_dropout",
   "pool_ends",

@@ -284,16 +284,19 @@ class SelfAttention(nnx.Module):
     window: with `causal`, each tick sees itself and the window - 1 real ticks
       before it; None: all. Long sequences run in blocks of a window, each of
       which sees itself and the one before: memory is O(time * window).
+    rotary: scores depend on how many real time steps lie between two, by rotary
+      positions; otherwise the order of what a time step sees does not matter.
     rngs: source of the keys that draw the parameters.
 
   Raises:
-    ValueError: if `heads` does not divide `features`, or `window` is not a
-      positive integer or stands without `causal`.
+    ValueError: if `heads` does not divide `features`, or, with `rotary`,
+      `features` is not an even multiple of it, or `window` is not a positive
+      integer or stands without `causal`.
 
   Reference:
     Vaswani et al., "Attention is all you need", 2017; window: De et al.,
     "Griffin: mixing gated linear recurrences with local attention for
-    efficient language models", 2024.
+    efficient language models", 2024; positions: Su et al., "RoFormer", 2021.
   """
 
   def __init__(
@@ -303,9 +306,14 @@ class SelfAttention(nnx.Module):
     heads: int,
     causal: bool = False,
     window: int | None = None,
+    rotary: bool = False,
     rngs: nnx.Rngs,
   ):
     self.heads = _check_heads(features, heads)
+    if rotary and features // heads % 2:
+      raise ValueError(
+        f"features must be an even multiple of heads={heads}, got {features}"
+      )
     if window is not None:
       check_positive("window", window)
       if not causal:
@@ -313,6 +321,7 @@ class SelfAttention(nnx.Module):
     self.features = features
     self.causal = causal
     self.window = window
+    self.rotary = rotary
     self.query_key_value = drawn(rngs, features, 3 * features)
     self.output = drawn(rngs, features, features)
 
@@ -349,7 +358,11 @@ class SelfAttention(nnx.Module):
       visible &= mask[:, None, :]
     if self.causal:
       visible &= jnp.tri(time, dtype=bool)[None]
-    context, _ = attend(*self.project(inputs), visible)
+    places = jnp.arange(time, dtype=jnp.int32)
+    if mask is not None:
+      # Time steps that are not real do not count.
+      places = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
+    context, _ = attend(*self._turned(inputs, places), visible)
     return blank(mask, self.merge(context))
 
   def project(self, inputs: Float[Array, "*B D"]) -> tuple[Array, Array, Array]:
@@ -363,10 +376,18 @@ class SelfAttention(nnx.Module):
     flat = context.reshape(*context.shape[:-2], self.features)
     return _product(flat, self.output)
 
+  def _turned(self, inputs, places):
+    """`project`, and with `rotary` queries and keys turned by their places."""
+    query, key, value = self.project(inputs)
+    if self.rotary:
+      query, key = rotate(query, places), rotate(key, places)
+    return query, key, value
+
   def _locally(self, inputs, mask, segments):
     if mask is not None:
       inputs, segments = compact(mask, (inputs, segments))
-    query, key, value = self.project(inputs)
+    places = jnp.arange(inputs.shape[1], dtype=jnp.int32)
+    query, key, value = self._turned(inputs, places)
     before = lambda x, fill: jnp.pad(
       x,
       [(0, 0), (self.window, 0), *[(0, 0)] * (x.ndim - 2)],
@@ -555,8 +576,8 @@ def check_sequence(
   """
   if inputs.ndim != 3 or inputs.shape[1] < 1 or inputs.shape[2] != features:
     raise ValueError(
-      f"{name} must be [batch, time, {features}] with at least one time step,"
-      f" got {inputs.shape}"
+      f"{name} must be [batch, time, {features}] with at least one tick, got"
+      f" {inputs.shape}"
     )
   _check_floating(name, inputs)
   check_flags("mask", mask, inputs.shape[:2])

@@ -137,9 +137,7 @@ class Pooling(nnx.Module):
     Raises:
       ValueError: if an argument has the wrong shape or dtype.
     """
-    attention.check_sequence(
-      outputs, self.features, mask, None, name="outputs"
-    )
+    attention.check_sequence(outputs, self.features, mask, None, name="outputs")
     if self.query is None:
       return POOLINGS[self.kind](outputs, mask)
     outputs = blank(mask, outputs)

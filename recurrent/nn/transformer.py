@@ -1,7 +1,12 @@
-"""`TransformerBlock`: a Transformer's layer, with the methods of `Recurrent`.
+"""A Transformer's layers, which stand in a `Stack` as `Recurrent` does.
 
-Its carry is the keys and values of the last ticks. So it trains on windows
-that follow each other, stands in a `Stack`, and decodes like a recurrent layer.
+  TransformerBlock         sees the past: for language models
+  TransformerEncoderBlock  sees both sides: for what is there as a whole
+  TransformerDecoderBlock  sees the past, and what was encoded: for translation
+
+The carry of the first is the keys and values of the last time steps. So it
+trains on windows that follow each other, and decodes like a recurrent layer.
+The third carries what was encoded as well.
 """
 
 from typing import NamedTuple
@@ -14,7 +19,15 @@ from recurrent.cells import base
 from recurrent.executors.ticks import blank
 from recurrent.nn import attention
 from recurrent.nn.dropout import dropout
-from recurrent.types import Activations, Array, Float, Int, Mask, PRNGKey
+from recurrent.types import (
+  Activations,
+  Array,
+  Bool,
+  Float,
+  Int,
+  Mask,
+  PRNGKey,
+)
 
 
 class TransformerCarry(NamedTuple):
@@ -33,8 +46,20 @@ class TransformerCarry(NamedTuple):
   ticks: Int[Array, "B"]
 
 
+class DecoderCarry(NamedTuple):
+  """Carry of a `TransformerDecoderBlock`: every leaf is [batch, ...].
+
+  Attributes:
+    past: keys and values of the last time steps.
+    encoded: keys and values of what was encoded; never changed.
+  """
+
+  past: TransformerCarry
+  encoded: attention.Keys
+
+
 class Projected(NamedTuple):
-  """What `TransformerBlock.step` consumes: all that one tick is alone."""
+  """What `step` consumes: all that one time step is alone."""
 
   inputs: Float[Array, "*B D"]
   query: Float[Array, "*B N K"]
@@ -57,6 +82,211 @@ def rms_norm(array: Float[Array, "*B H"], scale: Float[Array, "H"]) -> Array:
 NORMS = {"layer": base.layer_norm, "rms": rms_norm}
 
 
+class _Sublayer(nnx.Module):
+  """outputs = inputs + dropout(found), `found` being made of norm(inputs)."""
+
+  def __init__(self, features: int, norm: str, dropout: float):
+    if norm not in NORMS:
+      raise ValueError(f"norm must be one of {[*NORMS]}, got {norm!r}")
+    self.features = attention.check_positive("features", features)
+    self.norm = norm
+    self.dropout = dropout
+    self.scale = nnx.Param(jnp.ones((features,)))
+
+  def _normalise(self, inputs):
+    return NORMS[self.norm](inputs, self.scale[...])
+
+  def _add(self, inputs, found, key=None):
+    return inputs + dropout(key, found, self.dropout)
+
+
+class MLP(_Sublayer):
+  """x + mlp(norm(x)): mlp(x) = gelu(x W + b) U + c, maybe with a gate."""
+
+  def __init__(self, features, norm, dropout, width, gated, rngs):
+    super().__init__(features, norm, dropout)
+    width = 4 * features if width is None else width
+    inside = (1 + gated) * attention.check_positive("mlp_features", width)
+    self.gated = gated
+    self.inside = attention.drawn(rngs, features, inside)
+    self.inside_bias = nnx.Param(jnp.zeros((inside,)))
+    self.output = attention.drawn(rngs, width, features)
+    self.output_bias = nnx.Param(jnp.zeros((features,)))
+
+  def __call__(self, inputs, key=None):
+    """Outputs like the inputs, [*batch, features]."""
+    inside = self._affine(
+      self._normalise(inputs), self.inside, self.inside_bias
+    )
+    if self.gated:
+      inside, gate = jnp.split(inside, 2, axis=-1)
+      inside = jax.nn.gelu(inside, approximate=False) * gate
+    else:
+      inside = jax.nn.gelu(inside, approximate=False)
+    found = self._affine(inside, self.output, self.output_bias)
+    return self._add(inputs, found, key)
+
+  def _affine(self, array, kernel, bias):
+    kernel, bias = base.cast((kernel[...], bias[...]), array.dtype)
+    return base.affine(array, kernel, bias)
+
+
+class AttentionToAll(_Sublayer):
+  """x + attention(norm(x)), each time step seeing its whole sequence."""
+
+  def __init__(self, features, norm, dropout, heads, rngs):
+    super().__init__(features, norm, dropout)
+    self.heads = attention.SelfAttention(
+      features, heads=heads, rotary=True, rngs=rngs
+    )
+
+  def __call__(self, inputs, mask, resets, key):
+    """Outputs like the inputs, [batch, time, features]."""
+    found = self.heads(self._normalise(inputs), mask=mask, resets=resets)
+    return self._add(inputs, found, key)
+
+
+class AttentionToEncoded(_Sublayer):
+  """x + attention(norm(x), encoded)."""
+
+  def __init__(self, features, norm, dropout, heads, encoded_features, rngs):
+    super().__init__(features, norm, dropout)
+    self.heads = attention.MultiHeadAttention(
+      features, encoded_features, features, heads=heads, rngs=rngs
+    )
+
+  def __call__(self, encoded, inputs, key=None):
+    """Outputs like the inputs: [batch, features] or [batch, time, features]."""
+    found, _ = self.heads(encoded, self._normalise(inputs))
+    return self._add(inputs, found, key)
+
+
+class AttentionToPast(_Sublayer):
+  """x + attention(norm(x)) to the last `context` time steps, which it carries.
+
+  Methods are those of `TransformerBlock`; outputs are before its MLP.
+  """
+
+  def __init__(self, features, norm, dropout, heads, context, rngs):
+    super().__init__(features, norm, dropout)
+    self.context = attention.check_positive("context", context)
+    self.heads = attention.SelfAttention(
+      features,
+      heads=heads,
+      causal=True,
+      window=context,
+      rotary=True,
+      rngs=rngs,
+    )
+
+  def initial_carry(self, batch_size: int) -> TransformerCarry:
+    """The carry before the first time step: empty, [batch, ...]."""
+    heads = self.heads.heads
+    empty = base.zeros(
+      self.heads.query_key_value[...],
+      (batch_size,),
+      self.context,
+      heads,
+      self.features // heads,
+    )
+    return TransformerCarry(empty, empty, jnp.zeros((batch_size,), jnp.int32))
+
+  def __call__(self, carry, inputs, mask, resets, key):
+    """The carry after the last time step, and outputs like the inputs."""
+    batch, time, _ = inputs.shape
+    initial = self.initial_carry(batch)
+    carry = initial if carry is None else carry
+    got, want = (
+      jax.tree.map(lambda x: (x.shape, str(x.dtype)), x)
+      for x in (carry, initial)
+    )
+    if got != want:
+      raise ValueError(f"carry must be {want}, got {got}")
+    number = jnp.full((batch,), time, jnp.int32)
+    if mask is not None:
+      number = mask.sum(axis=1, dtype=jnp.int32)
+      # With all real time steps in front, places differ as positions do.
+      inputs, resets = attention.compact(mask, blank(mask, (inputs, resets)))
+    segments = attention.count_resets(resets, (batch, time))
+    projected = self.project(inputs)
+    dtype = inputs.dtype
+
+    carried, taken = self._in_order(carry)
+    keys, values = (
+      jnp.concatenate([old, new.astype(old.dtype)], axis=1)
+      for old, new in zip(
+        carried, (projected.key, projected.value), strict=True
+      )
+    )
+    places = jnp.arange(self.context + time, dtype=jnp.int32)
+    context = attention.attend_locally(
+      attention.rotate(projected.query, places[self.context :]),
+      attention.rotate(keys.astype(dtype), places),
+      values.astype(dtype),
+      segments,
+      jnp.concatenate([jnp.where(taken, 0, -1), segments], axis=1),
+    )
+    outputs = self._add(inputs, self.heads.merge(context), key)
+    if mask is not None:
+      outputs = attention.expand(mask, outputs)
+
+    last = segments[:, -1]
+    real = places[None, :time] < number[:, None]
+    since = jnp.sum(real & (segments == last[:, None]), axis=1, dtype=jnp.int32)
+    ticks = self._fold(jnp.where(last == 0, carry.ticks, 0) + since)
+    age, taken = self._slots(ticks)
+    newest = self.context + number[:, None] - 1
+    keys, values = blank(
+      taken, tuple(attention.take(x, newest - age) for x in (keys, values))
+    )
+    return TransformerCarry(keys, values, ticks), outputs
+
+  def project(self, inputs: Float[Array, "*B D"]) -> Projected:
+    """What `step` consumes, for inputs with any batch axes."""
+    return Projected(inputs, *self.heads.project(self._normalise(inputs)))
+
+  def step(self, carry, projected, dtype):
+    """One time step: the next carry, and outputs [batch, features]."""
+    inputs, query, key, value = base.cast(projected, dtype)
+    rows = jnp.arange(len(carry.ticks))
+    slot = carry.ticks % self.context
+    keys, values = (
+      old.at[rows, slot].set(new.astype(old.dtype))
+      for old, new in ((carry.keys, key), (carry.values, value))
+    )
+    ticks = self._fold(carry.ticks + 1)
+    age, taken = self._slots(ticks)
+    # Keys are turned by their age, when they are read: positions then stay
+    # below `context`, however long the sequence is.
+    context, _ = attention.attend(
+      query[:, None],
+      attention.rotate(keys.astype(dtype), -age),
+      values.astype(dtype),
+      taken[:, None, :],
+    )
+    outputs = self._add(inputs, self.heads.merge(context[:, 0]))
+    return TransformerCarry(keys, values, ticks), outputs
+
+  def _fold(self, ticks):
+    """Less a multiple of W, so that nothing overflows."""
+    return jnp.where(
+      ticks < self.context, ticks, self.context + ticks % self.context
+    )
+
+  def _slots(self, ticks):
+    """Ticks since each slot was written, and whether it is taken; [B, W]."""
+    slots = jnp.arange(self.context, dtype=jnp.int32)[None]
+    age = (ticks[:, None] - 1 - slots) % self.context
+    return age, age < ticks[:, None]
+
+  def _in_order(self, carry):
+    """Keys and values, the newest last, and which of them are there."""
+    places = jnp.arange(self.context, dtype=jnp.int32)[None]
+    slots = (carry.ticks[:, None] + places) % self.context
+    both = tuple(attention.take(x, slots) for x in carry[:2])
+    return both, self.context - places <= carry.ticks[:, None]
+
+
 class TransformerBlock(nnx.Module):
   """h = x + attention(norm(x)); outputs = h + mlp(norm(h)).
 
@@ -64,6 +294,17 @@ class TransformerBlock(nnx.Module):
   present one among them; more never count, however the sequence is cut.
   Positions are relative (rotary). mlp(x) = gelu(x W + b) U + c, or, gated,
   (gelu(x W + b) * (x V + d)) U + c.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> block = nn.TransformerBlock(8, heads=2, context=16, rngs=nnx.Rngs(0))
+    >>> carry, outputs = block(None, jnp.ones((1, 5, 8)))
+    >>> inputs = jnp.ones((1, 8))  # one time step more
+    >>> carry, outputs = block.step(carry, block.project(inputs), inputs.dtype)
+    >>> outputs.shape, int(carry.ticks[0])
+    ((1, 8), 6)
 
   Args:
     features: width of inputs and outputs.
@@ -98,42 +339,14 @@ class TransformerBlock(nnx.Module):
     dropout: float = 0.0,
     rngs: nnx.Rngs,
   ):
-    width = 4 * features if mlp_features is None else mlp_features
-    attention.check_positive("context", context)
-    attention.check_positive("mlp_features", width)
-    if norm not in NORMS:
-      raise ValueError(f"norm must be one of {[*NORMS]}, got {norm!r}")
-    self.attention = attention.SelfAttention(
-      features, heads=heads, causal=True, window=context, rngs=rngs
-    )
-    if features // heads % 2:
-      raise ValueError(
-        f"features must be an even multiple of heads={heads}, got {features}"
-      )
+    shared = features, norm, dropout
     self.features = features
-    self.context = context
-    self.norm = norm
-    self.gated = gated
-    self.dropout = dropout
-    inside = (1 + gated) * width
-    self.attention_scale = nnx.Param(jnp.ones((features,)))
-    self.mlp_scale = nnx.Param(jnp.ones((features,)))
-    self.mlp_in = attention.drawn(rngs, features, inside)
-    self.mlp_in_bias = nnx.Param(jnp.zeros((inside,)))
-    self.mlp_out = attention.drawn(rngs, width, features)
-    self.mlp_out_bias = nnx.Param(jnp.zeros((features,)))
+    self.attention = AttentionToPast(*shared, heads, context, rngs)
+    self.mlp = MLP(*shared, mlp_features, gated, rngs)
 
   def initial_carry(self, batch_size: int) -> TransformerCarry:
     """The carry before the first tick: empty, [batch, ...]."""
-    heads = self.attention.heads
-    empty = base.zeros(
-      self.attention.query_key_value[...],
-      (batch_size,),
-      self.context,
-      heads,
-      self.features // heads,
-    )
-    return TransformerCarry(empty, empty, jnp.zeros((batch_size,), jnp.int32))
+    return self.attention.initial_carry(batch_size)
 
   def __call__(
     self,
@@ -162,59 +375,13 @@ class TransformerBlock(nnx.Module):
       ValueError: if an argument has the wrong shape or dtype.
     """
     attention.check_sequence(inputs, self.features, mask, resets)
-    batch, time, _ = inputs.shape
-    initial = self.initial_carry(batch)
-    carry = initial if carry is None else carry
-    got, want = (
-      jax.tree.map(lambda x: (x.shape, str(x.dtype)), x)
-      for x in (carry, initial)
-    )
-    if got != want:
-      raise ValueError(f"carry must be {want}, got {got}")
-    number = jnp.full((batch,), time, jnp.int32)
-    if mask is not None:
-      number = mask.sum(axis=1, dtype=jnp.int32)
-      inputs, resets = blank(mask, (inputs, resets))
-      # With all real ticks in front, places differ as positions do.
-      inputs, resets = attention.compact(mask, (inputs, resets))
-    segments = attention.count_resets(resets, (batch, time))
-    projected = self.project(inputs)
-    dtype = inputs.dtype
-
-    carried, taken = self._in_order(carry)
-    keys, values = (
-      jnp.concatenate([old, new.astype(old.dtype)], axis=1)
-      for old, new in zip(
-        carried, (projected.key, projected.value), strict=True
-      )
-    )
-    places = jnp.arange(self.context + time, dtype=jnp.int32)
-    context = attention.attend_locally(
-      attention.rotate(projected.query, places[self.context :]),
-      attention.rotate(keys.astype(dtype), places),
-      values.astype(dtype),
-      segments,
-      jnp.concatenate([jnp.where(taken, 0, -1), segments], axis=1),
-    )
-    outputs = self._finish(inputs, context, key)
-    if mask is not None:
-      outputs = attention.expand(mask, outputs)
-
-    last = segments[:, -1]
-    real = places[None, :time] < number[:, None]
-    since = jnp.sum(real & (segments == last[:, None]), axis=1, dtype=jnp.int32)
-    ticks = self._fold(jnp.where(last == 0, carry.ticks, 0) + since)
-    age, taken = self._slots(ticks)
-    newest = self.context + number[:, None] - 1
-    keys, values = blank(
-      taken, tuple(attention.take(x, newest - age) for x in (keys, values))
-    )
-    return TransformerCarry(keys, values, ticks), outputs
+    keys = _split(key, 2)
+    carry, hidden = self.attention(carry, inputs, mask, resets, keys[0])
+    return carry, blank(mask, self.mlp(hidden, keys[1]))
 
   def project(self, inputs: Float[Array, "*B D"]) -> Projected:
     """What `step` consumes, for inputs with any batch axes."""
-    normal = self._normalise(inputs, self.attention_scale)
-    return Projected(inputs, *self.attention.project(normal))
+    return self.attention.project(inputs)
 
   def step(
     self,
@@ -223,64 +390,250 @@ class TransformerBlock(nnx.Module):
     dtype: jax.typing.DTypeLike,
   ) -> tuple[TransformerCarry, Float[Array, "B D"]]:
     """One tick after `project`, as decoders need it, computed in `dtype`."""
-    inputs, query, key, value = base.cast(projected, dtype)
-    rows = jnp.arange(len(carry.ticks))
-    slot = carry.ticks % self.context
-    keys, values = (
-      old.at[rows, slot].set(new.astype(old.dtype))
-      for old, new in ((carry.keys, key), (carry.values, value))
-    )
-    ticks = self._fold(carry.ticks + 1)
-    age, taken = self._slots(ticks)
-    # Keys are turned by their age, when they are read: positions then stay
-    # below `context`, however long the sequence is.
-    context, _ = attention.attend(
-      query[:, None],
-      attention.rotate(keys.astype(dtype), -age),
-      values.astype(dtype),
-      taken[:, None, :],
-    )
-    outputs = self._finish(inputs, context[:, 0], None)
-    return TransformerCarry(keys, values, ticks), outputs
+    carry, hidden = self.attention.step(carry, projected, dtype)
+    return carry, self.mlp(hidden)
 
-  def _finish(self, inputs, context, key):
-    """The block after attention has found its context."""
-    keys = (None, None) if key is None else jax.random.split(key)
-    found = self.attention.merge(context)
-    hidden = inputs + dropout(keys[0], found, self.dropout)
-    inside = self._affine(
-      self._normalise(hidden, self.mlp_scale), self.mlp_in, self.mlp_in_bias
-    )
-    if self.gated:
-      inside, gate = jnp.split(inside, 2, axis=-1)
-      inside = jax.nn.gelu(inside, approximate=False) * gate
-    else:
-      inside = jax.nn.gelu(inside, approximate=False)
-    found = self._affine(inside, self.mlp_out, self.mlp_out_bias)
-    return hidden + dropout(keys[1], found, self.dropout)
 
-  def _normalise(self, array, scale):
-    return NORMS[self.norm](array, scale[...])
+class TransformerEncoderBlock(nnx.Module):
+  """`TransformerBlock` with attention to both sides, over the whole sequence.
 
-  def _affine(self, array, kernel, bias):
-    kernel, bias = base.cast((kernel[...], bias[...]), array.dtype)
-    return base.affine(array, kernel, bias)
+  h = x + attention(norm(x)); outputs = h + mlp(norm(h)). Positions are relative
+  (rotary). What comes later is seen, so nothing is carried: the carry is empty,
+  and there is no `step`. Memory is O(time ** 2).
 
-  def _fold(self, ticks):
-    """Less a multiple of W, so that nothing overflows."""
-    return jnp.where(
-      ticks < self.context, ticks, self.context + ticks % self.context
-    )
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> rngs = nnx.Rngs(0)
+    >>> block = lambda: nn.TransformerEncoderBlock(8, heads=2, rngs=rngs)
+    >>> mask = jnp.array([[True, True, True, False]])
+    >>> _, encoded = nn.Stack([block(), block()])(
+    ...   None, jnp.ones((1, 4, 8)), mask=mask
+    ... )
+    >>> encoded.shape
+    (1, 4, 8)
 
-  def _slots(self, ticks):
-    """Ticks since each slot was written, and whether it is taken; [B, W]."""
-    slots = jnp.arange(self.context, dtype=jnp.int32)[None]
-    age = (ticks[:, None] - 1 - slots) % self.context
-    return age, age < ticks[:, None]
+  Args:
+    features: width of inputs and outputs.
+    heads: number of heads.
+    mlp_features: width inside the MLP; None: 4 times `features`.
+    norm: "layer" (layer norm, a scale and no bias) or "rms".
+    gated: a gate in the MLP.
+    dropout: rate on what attention and MLP add.
+    rngs: source of the keys that draw the parameters.
 
-  def _in_order(self, carry):
-    """Keys and values, the newest last, and which of them are there."""
-    places = jnp.arange(self.context, dtype=jnp.int32)[None]
-    slots = (carry.ticks[:, None] + places) % self.context
-    both = tuple(attention.take(x, slots) for x in carry[:2])
-    return both, self.context - places <= carry.ticks[:, None]
+  Raises:
+    ValueError: as `TransformerBlock` does.
+
+  Reference:
+    Vaswani et al., "Attention is all you need", 2017; the rest: see
+    `TransformerBlock`.
+  """
+
+  def __init__(
+    self,
+    features: int,
+    *,
+    heads: int,
+    mlp_features: int | None = None,
+    norm: str = "layer",
+    gated: bool = False,
+    dropout: float = 0.0,
+    rngs: nnx.Rngs,
+  ):
+    shared = features, norm, dropout
+    self.features = features
+    self.attention = AttentionToAll(*shared, heads, rngs)
+    self.mlp = MLP(*shared, mlp_features, gated, rngs)
+
+  def initial_carry(self, batch_size: int) -> tuple[()]:
+    """Nothing: there is no carry."""
+    del batch_size
+    return ()
+
+  def __call__(
+    self,
+    carry: tuple[()] | None,
+    inputs: Activations,
+    *,
+    mask: Mask | None = None,
+    resets: Mask | None = None,
+    key: PRNGKey | None = None,
+  ) -> tuple[tuple[()], Activations]:
+    """Runs over a sequence.
+
+    Args:
+      carry: () or None.
+      inputs: [batch, time, features].
+      mask: [batch, time], True where a time step is real. No other is seen or
+        counted, and its outputs are zero.
+      resets: [batch, time], True where a sequence begins; those of one row do
+        not see each other. At a masked time step a reset does nothing.
+      key: draws the dropout masks; None for evaluation.
+
+    Returns:
+      () and outputs [batch, time, features].
+
+    Raises:
+      ValueError: if an argument has the wrong shape or dtype.
+    """
+    if jax.tree.leaves(carry):
+      raise ValueError(
+        f"carry must be () or None, got {jax.tree.structure(carry)}"
+      )
+    attention.check_sequence(inputs, self.features, mask, resets)
+    keys = _split(key, 2)
+    # NaN would come back in the gradient of the norm if it were hidden later.
+    hidden = self.attention(blank(mask, inputs), mask, resets, keys[0])
+    return (), blank(mask, self.mlp(hidden, keys[1]))
+
+
+class TransformerDecoderBlock(nnx.Module):
+  """`TransformerBlock` with attention to an encoded sequence before its MLP.
+
+  g = x + attention(norm(x)); h = g + attention(norm(g), encoded);
+  outputs = h + mlp(norm(h)). The first attention is that of `TransformerBlock`.
+
+  The keys and values of what is encoded are computed once, by `begin`, and are
+  in the carry, [batch, S, ...]. So a decoder treats it as any other carry, and
+  beams that are reordered keep what they attend to.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> block = nn.TransformerDecoderBlock(
+    ...   8, heads=2, context=16, encoded_features=6, rngs=nnx.Rngs(0)
+    ... )
+    >>> carry = block.begin(jnp.ones((1, 7, 6)))  # the encoder's outputs
+    >>> carry, outputs = block(carry, jnp.ones((1, 5, 8)))
+    >>> inputs = jnp.ones((1, 8))  # one time step more
+    >>> carry, outputs = block.step(carry, block.project(inputs), inputs.dtype)
+    >>> outputs.shape
+    (1, 8)
+
+    In a `Stack` each layer has a carry of its own:
+
+    >>> stack, encoded = nn.Stack([block]), jnp.ones((1, 7, 6))
+    >>> begun = tuple(layer.begin(encoded) for layer in stack.layers)
+    >>> stack(begun, jnp.ones((1, 5, 8)))[1].shape
+    (1, 5, 8)
+
+  Args:
+    features: width of inputs and outputs.
+    heads: number of heads, of each attention.
+    context: number of time steps that a time step sees, itself among them.
+    encoded_features: width of what is encoded.
+    mlp_features: width inside the MLP; None: 4 times `features`.
+    norm: "layer" (layer norm, a scale and no bias) or "rms".
+    gated: a gate in the MLP.
+    dropout: rate on what each attention and the MLP add.
+    rngs: source of the keys that draw the parameters.
+
+  Raises:
+    ValueError: as `TransformerBlock` does.
+
+  Reference:
+    Vaswani et al., "Attention is all you need", 2017; the rest: see
+    `TransformerBlock`.
+  """
+
+  def __init__(
+    self,
+    features: int,
+    *,
+    heads: int,
+    context: int,
+    encoded_features: int,
+    mlp_features: int | None = None,
+    norm: str = "layer",
+    gated: bool = False,
+    dropout: float = 0.0,
+    rngs: nnx.Rngs,
+  ):
+    shared = features, norm, dropout
+    self.features = features
+    self.attention = AttentionToPast(*shared, heads, context, rngs)
+    self.cross = AttentionToEncoded(*shared, heads, encoded_features, rngs)
+    self.mlp = MLP(*shared, mlp_features, gated, rngs)
+
+  def begin(
+    self,
+    encoded: Float[Array, "B S E"],
+    mask: Bool[Array, "B S"] | None = None,
+  ) -> DecoderCarry:
+    """The carry before the first time step, for what is to be attended to.
+
+    It stands for `initial_carry`, which this layer cannot have.
+
+    Args:
+      encoded: [batch, S, encoded_features], of the dtype of the inputs to come.
+      mask: [batch, S], True where `encoded` is real; None: everywhere. A row
+        without any attends to nothing.
+
+    Returns:
+      The carry.
+
+    Raises:
+      ValueError: if an argument has the wrong shape or dtype.
+    """
+    keys = self.cross.heads.precompute(encoded, mask)
+    return DecoderCarry(self.attention.initial_carry(len(encoded)), keys)
+
+  def __call__(
+    self,
+    carry: DecoderCarry,
+    inputs: Activations,
+    *,
+    mask: Mask | None = None,
+    resets: Mask | None = None,
+    key: PRNGKey | None = None,
+  ) -> tuple[DecoderCarry, Activations]:
+    """Runs over a sequence.
+
+    Args:
+      carry: from `begin`, or from the window before.
+      inputs: [batch, time, features].
+      mask: [batch, time], as for `TransformerBlock`.
+      resets: [batch, time], as for `TransformerBlock`; what is encoded is seen
+        by all time steps of its row, before a reset and after.
+      key: draws the dropout masks; None for evaluation.
+
+    Returns:
+      The carry after the last time step, and outputs [batch, time, features].
+
+    Raises:
+      ValueError: if an argument has the wrong shape or dtype.
+    """
+    if not isinstance(carry, DecoderCarry):
+      raise ValueError(
+        "carry must come from `begin(encoded)` or a call, got"
+        f" {type(carry).__name__}"
+      )
+    attention.check_sequence(inputs, self.features, mask, resets)
+    keys = _split(key, 3)
+    past, hidden = self.attention(carry.past, inputs, mask, resets, keys[0])
+    hidden = self.cross(carry.encoded, hidden, keys[1])
+    outputs = blank(mask, self.mlp(hidden, keys[2]))
+    return carry._replace(past=past), outputs
+
+  def project(self, inputs: Float[Array, "*B D"]) -> Projected:
+    """What `step` consumes, for inputs with any batch axes."""
+    return self.attention.project(inputs)
+
+  def step(
+    self,
+    carry: DecoderCarry,
+    projected: Projected,
+    dtype: jax.typing.DTypeLike,
+  ) -> tuple[DecoderCarry, Float[Array, "B D"]]:
+    """One time step after `project`, computed in `dtype`."""
+    past, hidden = self.attention.step(carry.past, projected, dtype)
+    hidden = self.cross(carry.encoded, hidden)
+    return carry._replace(past=past), self.mlp(hidden)
+
+
+def _split(key, number):
+  """As many keys as asked for, or Nones."""
+  return (None,) * number if key is None else jax.random.split(key, number)

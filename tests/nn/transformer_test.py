@@ -13,7 +13,14 @@ from jax.test_util import check_grads
 
 from recurrent import cells, decoding, restart
 from recurrent.executors.ticks import blank, hold
-from recurrent.nn import Recurrent, Stack, TransformerBlock, TransformerCarry
+from recurrent.nn import (
+  Recurrent,
+  Stack,
+  TransformerBlock,
+  TransformerCarry,
+  TransformerDecoderBlock,
+  TransformerEncoderBlock,
+)
 from recurrent.nn.attention import rotate
 from tests.cells.cases import jit, law
 
@@ -35,9 +42,15 @@ CONTEXTS = (1, 3, 4, 16)
 
 
 def make(context=4, dtype=np.float64, seed=0, **options):
-  module = TransformerBlock(
-    D, heads=HEADS, context=context, rngs=nnx.Rngs(seed), **options
+  return shifted(
+    TransformerBlock(
+      D, heads=HEADS, context=context, rngs=nnx.Rngs(seed), **options
+    ),
+    dtype,
   )
+
+
+def shifted(module, dtype=np.float64):
   graphdef, params = nnx.split(module)
   # Biases and scales that are not zero and one.
   shift = lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape)
@@ -69,54 +82,80 @@ def assert_close(got, want, tolerance=1e-12):
   )
 
 
-# The block, from the formulas.
+# The blocks, from the formulas.
 
 
-def by_hand(module, row, mask, resets):
-  """One row, tick by tick; it keeps all there was, and looks back `context`."""
-  p = lambda x: np.asarray(x[...], np.float64)
-  width = D // HEADS
-  rates = 10000.0 ** (-2 * np.arange(width // 2) / width)
+def p(param):
+  return np.asarray(param[...], np.float64)
 
-  def norm(x, scale):
-    centred = x - x.mean() if module.norm == "layer" else x
-    return centred / np.sqrt(np.mean(centred**2) + 1e-5) * scale
 
-  def turn(x, position):
-    pairs = x[: width // 2] + 1j * x[width // 2 :]
-    pairs = pairs * np.exp(1j * position * rates)
-    return np.concatenate([pairs.real, pairs.imag])
+def norm(x, sublayer):
+  centred = x - x.mean() if sublayer.norm == "layer" else x
+  return centred / np.sqrt(np.mean(centred**2) + 1e-5) * p(sublayer.scale)
 
+
+def turn(x, position):
+  """[heads, K] at a position: pairs of features as complex numbers."""
+  half = x.shape[-1] // 2
+  rates = 10000.0 ** -(np.arange(half) / half)
+  pairs = x[:, :half] + 1j * x[:, half:]
+  pairs = pairs * np.exp(1j * position * rates)
+  return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+
+def attend_by_hand(query, keys, values):
+  """One query [heads, K] over lists of keys and values of that shape."""
+  found = np.zeros(query.shape)
+  for n in range(len(query)):
+    exps = [np.exp(query[n] @ k[n] / math.sqrt(len(query[n]))) for k in keys]
+    for a, v in zip(exps, values, strict=True):
+      found[n] += a / sum(exps) * v[n]
+  return found.ravel()
+
+
+def mlp_by_hand(mlp, x):
   gelu = np.vectorize(lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2)
-  outputs, past = np.zeros((len(row), D)), []
-  for t, x in enumerate(row):
-    if not mask[t]:
-      continue
-    past = [] if resets[t] else past
-    all_three = norm(x, p(module.attention_scale)) @ p(
-      module.attention.query_key_value
+  inside = norm(x, mlp) @ p(mlp.inside) + p(mlp.inside_bias)
+  if mlp.gated:
+    inside, gate = np.split(inside, 2)
+    inside = gelu(inside) * gate
+  else:
+    inside = gelu(inside)
+  return inside @ p(mlp.output) + p(mlp.output_bias)
+
+
+def by_hand(module, row, mask, resets, encoded=()):
+  """One row: the real time steps of each sequence, and whom each sees."""
+  numbers = np.cumsum(resets & mask)
+  outputs = np.zeros((len(row), D))
+  # One sequence to another: real time steps between two resets.
+  for number in range(numbers[-1] + 1):
+    places = np.flatnonzero(mask & (numbers == number))
+    all_three = [
+      (
+        norm(row[t], module.attention)
+        @ p(module.attention.heads.query_key_value)
+      ).reshape(3, HEADS, -1)
+      for t in places
+    ]
+    queries, keys = (
+      [turn(both[i], at) for at, both in enumerate(all_three)] for i in (0, 1)
     )
-    query, key, value = all_three.reshape(3, HEADS, width)
-    past.append((key, value))
-    position, found = len(past) - 1, []
-    for n in range(HEADS):
-      window = range(max(0, position + 1 - module.context), position + 1)
-      q = turn(query[n], position)
-      scores = [q @ turn(past[s][0][n], s) / math.sqrt(width) for s in window]
-      exps = np.exp(scores)
-      found.append(
-        sum(a * past[s][1][n] for a, s in zip(exps, window, strict=True))
-        / exps.sum()
+    values = [both[2] for both in all_three]
+    for at, t in enumerate(places):
+      seen = slice(None)
+      if not isinstance(module, TransformerEncoderBlock):
+        seen = slice(max(0, at + 1 - module.attention.context), at + 1)
+      h = row[t] + attend_by_hand(queries[at], keys[seen], values[seen]) @ p(
+        module.attention.heads.output
       )
-    h = x + np.concatenate(found) @ p(module.attention.output)
-    inside = norm(h, p(module.mlp_scale)) @ p(module.mlp_in)
-    inside = inside + p(module.mlp_in_bias)
-    if module.gated:
-      inside, gate = np.split(inside, 2)
-      inside = gelu(inside) * gate
-    else:
-      inside = gelu(inside)
-    outputs[t] = h + inside @ p(module.mlp_out) + p(module.mlp_out_bias)
+      if len(encoded):
+        cross = module.cross.heads
+        query = (norm(h, module.cross) @ p(cross.query)).reshape(HEADS, -1)
+        both = [(e @ p(cross.key_value)).reshape(2, HEADS, -1) for e in encoded]
+        found = attend_by_hand(query, *zip(*both, strict=True))
+        h = h + found @ p(cross.output)
+      outputs[t] = h + mlp_by_hand(module.mlp, h)
   return outputs
 
 
@@ -357,8 +396,8 @@ def test_dropout_is_on_what_attention_and_mlp_add_each_by_itself():
     np.testing.assert_allclose(added[kept], 2 * before[kept], atol=1e-5)
     return kept
 
-  attention = kept(without(make_it(), "mlp_out", "mlp_out_bias"))
-  mlp = kept(without(make_it(), "attention.output"))
+  attention = kept(without(make_it(), "mlp.output", "mlp.output_bias"))
+  mlp = kept(without(make_it(), "attention.heads.output"))
   # 1,600 entries: four standard deviations.
   for rate in (attention.mean(), mlp.mean(), (attention == mlp).mean()):
     np.testing.assert_allclose(rate, 0.5, atol=0.05)
@@ -372,11 +411,11 @@ def test_without_a_key_nothing_is_dropped():
 
 def test_in_a_stack_each_block_has_a_key_of_its_own():
   blocks = [
-    without(make(dtype=np.float32, dropout=0.5), "attention.output")
+    without(make(dtype=np.float32, dropout=0.5), "attention.heads.output")
     for _ in range(2)
   ]
   for block in blocks:  # it adds one, dropped or doubled
-    without(block, "mlp_out").mlp_out_bias[...] = jnp.ones((D,))
+    without(block, "mlp.output").mlp.output_bias[...] = jnp.ones((D,))
   run = jit(lambda x, key: Stack(blocks)(None, x, key=key)[1])
   outputs = np.asarray(run(jnp.zeros((20, 10, D)), jax.random.key(0)))
   assert set(np.unique(outputs).tolist()) == {0, 2, 4}
