@@ -393,6 +393,47 @@ def test_self_attention_is_a_loop_over_what_each_tick_sees(x64, kind, flags):
       np.testing.assert_allclose(outputs[row, t], want, rtol=0, atol=1e-12)
 
 
+@each_kind
+@pytest.mark.parametrize("flags", FLAGS)
+def test_rotary_scores_depend_on_how_many_real_time_steps_lie_between(
+  x64, kind, flags
+):
+  features, width = 8, 4
+  module = SelfAttention(
+    features, heads=HEADS, rotary=True, rngs=nnx.Rngs(0), **KINDS[kind]
+  )
+  module, inputs = cast(module, np.float64), drawn(4, TIME, features)
+  outputs = np.asarray(jit(lambda x: module(x, **FLAGS[flags]))(inputs))
+  rates = np.tile(10000.0 ** -(np.arange(width // 2) / (width // 2)), HEADS)
+  cut = lambda x: x.reshape(HEADS, 2, -1)
+
+  def turned(x, position):
+    pairs = cut(x)[:, 0] + 1j * cut(x)[:, 1]
+    pairs = pairs * np.exp(1j * position * rates.reshape(HEADS, -1))
+    return np.stack([pairs.real, pairs.imag], axis=1)
+
+  for row in range(4):
+    mask, resets = flags_of(row, FLAGS[flags])
+    queries, keys, values = np.split(
+      inputs[row] @ np.asarray(module.query_key_value[...]), 3, axis=-1
+    )
+    for t in range(TIME):
+      ticks = seen(t, mask, resets, **KINDS[kind])
+      found = np.zeros((HEADS, width))
+      for n in range(HEADS):
+        # Positions count from the query: only distances matter.
+        places = mask.cumsum() - mask[: t + 1].sum()
+        scores = [
+          np.sum(cut(queries[t])[n] * turned(keys[s], places[s])[n])
+          for s in ticks
+        ]
+        if ticks:
+          weights = softmax(np.array(scores) / math.sqrt(width))
+          found[n] = weights @ values[ticks].reshape(-1, HEADS, width)[:, n]
+      want = found.ravel() @ np.asarray(module.output[...])
+      np.testing.assert_allclose(outputs[row, t], want, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
   "causal,cross", [(False, False), (True, False), (False, True)]
 )
