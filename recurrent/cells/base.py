@@ -313,7 +313,17 @@ class ComplexLinearCell(LinearCell):
 
 def like(array: Array, other: Array) -> Array:
   """The array [H] in the shape [*batch, H] and dtype of another."""
-  return jnp.broadcast_to(array, other.shape).astype(other.dtype)
+  wide = array.astype(wide_dtype(other.dtype))
+  return spread(wide, other.shape).astype(other.dtype)
+
+
+def spread(array: Array, shape: tuple[int, ...]) -> Array:
+  """`jnp.broadcast_to` whose gradient is summed in float32 at least.
+
+  A broadcast's gradient is a sum over what it repeats, which may be all
+  positions of a batch. A sum of ones that is kept in bfloat16 stops at 256.
+  """
+  return jnp.broadcast_to(widen(array), shape).astype(array.dtype)
 
 
 def check_features(features: int) -> int:
@@ -431,10 +441,8 @@ def layer_norm(array: Array, scale: Array, blocks: int = 1) -> Array:
 
 def add_bias(array: Array, bias: Array) -> Array:
   """`array + bias` for array [*batch, H] and bias [H]."""
-  # In float32 at least, since the bias's gradient is a sum over all ticks.
-  wide = wide_dtype(array.dtype)
-  total = array.astype(wide) + jnp.broadcast_to(bias.astype(wide), array.shape)
-  return total.astype(array.dtype)
+  wide = widen(array)
+  return (wide + like(bias, wide)).astype(array.dtype)
 
 
 def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
