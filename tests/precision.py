@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 
 def narrow_sums(function, *args):
@@ -37,9 +38,5 @@ def _search(jaxpr):
       ) == math.prod(after[0].shape)
       if not squeezed:
         yield name, *(x.str_short() for x in (*before, *after))
-    for inner in jax.tree.leaves(
-      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-    ):
-      inner = getattr(inner, "jaxpr", inner)
-      if hasattr(inner, "eqns"):
-        yield from _search(inner)
+    for inner in jaxprs_in_params(eqn.params):
+      yield from _search(inner)
