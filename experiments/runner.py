@@ -132,8 +132,12 @@ def train(
   with Preemption() as preemption:
     mesh = sharding.make_mesh(config.devices)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
-    optimizer = optim.make_optimizer(config, config.steps)
+    optim.make_optimizer(config, config.steps)  # Refuses bad flags early.
     task = make_task(config)
+    shapes = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+    optimizer = optim.make_optimizer(
+      config, config.steps, optim.decayed(shapes)
+    )
     with Workdir(config.workdir) as workdir:
       identity = {
         "experiment": task.name,

@@ -8,11 +8,13 @@ the whole; schedules count updates, not micro-steps.
 import dataclasses
 import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from optax import contrib
 
 from recurrent.errors import ConfigError
@@ -22,6 +24,9 @@ from recurrent.types import PyTree
 # has; the others take no schedule, or are deprecated.
 NOT_HERE = ("lbfgs", "rprop", "sm3", "noisy_sgd", "optimistic_adam")
 SCHEDULES = ("constant", "cosine", "plateau")
+# How the names of parameters end that are no matrix, whatever their rank: the
+# bias of a stack of layers has two axes.
+NO_MATRIX = tuple("bias biases scale scales gain gains peephole peepholes".split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,8 @@ class OptimizerConfig:
     clip_adaptive: largest ratio of gradient to parameter norm, unit by unit
       (Brock et al., 2021).
     weight_decay: decoupled decay of matrices, times the learning rate
-      (Loshchilov & Hutter, 2019). Biases and scales are left alone.
+      (Loshchilov & Hutter, 2019). Biases, scales and the like are left alone,
+      see `decayed`.
     l1: penalty l1 * sum |w| over matrices, as a gradient.
     l2: penalty l2 / 2 * sum w^2 over matrices, as a gradient.
     accumulate: gradients averaged before each update, at least 1.
@@ -94,13 +100,18 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: OptimizerConfig, steps: int
+  config: OptimizerConfig,
+  steps: int,
+  matrices: PyTree | Callable[[PyTree], PyTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """The whole chain.
 
   Args:
     config: what to build.
     steps: number of training steps, for the schedule.
+    matrices: True at the parameters that are decayed and penalised, or a
+      function from parameters to that; by default `is_matrix`. Of an NNX model
+      it is `decayed(model)`.
 
   Returns:
     A gradient transformation; pass the loss as `update(..., value=loss)`.
@@ -109,11 +120,12 @@ def make_optimizer(
     ConfigError: on an unknown optimiser or schedule.
   """
   schedule = make_schedule(config, steps)
+  matrices = is_matrix if matrices is None else matrices
   chain: list[Any] = []
   if config.l1:
-    chain.append(_l1_penalty(config.l1))
+    chain.append(_l1_penalty(config.l1, matrices))
   if config.l2:
-    chain.append(optax.add_decayed_weights(config.l2, mask=is_matrix))
+    chain.append(optax.add_decayed_weights(config.l2, mask=matrices))
   if config.clip_value:
     chain.append(optax.clip(config.clip_value))
   if config.clip_norm:
@@ -122,7 +134,7 @@ def make_optimizer(
     chain.append(optax.adaptive_grad_clip(config.clip_adaptive))
   chain.append(_named_optimizer(config, schedule))
   if config.weight_decay:
-    chain.append(_decoupled_decay(config.weight_decay, schedule))
+    chain.append(_decoupled_decay(config.weight_decay, schedule, matrices))
   if config.schedule == "plateau":
     if not 0 < config.plateau_factor < 1:
       raise ConfigError(
@@ -155,8 +167,49 @@ def make_optimizer(
 
 
 def is_matrix(params: PyTree) -> PyTree:
-  """True at matrices, which are decayed; False at biases and scales."""
-  return jax.tree.map(lambda p: p.ndim > 1, params)
+  """True at matrices, by rank and name: more than one axis, no `NO_MATRIX`.
+
+  Args:
+    params: arrays in dicts, NamedTuples or the like. The name of an array is
+      the last one on its path.
+
+  Returns:
+    A tree of bools.
+  """
+
+  def judge(path, leaf):
+    keys = (getattr(k, "key", getattr(k, "name", None)) for k in path)
+    name = ([""] + [key for key in keys if isinstance(key, str)])[-1]
+    return leaf.ndim > 1 and not name.lower().endswith(NO_MATRIX)
+
+  return jax.tree.map_with_path(judge, params)
+
+
+def decayed(model: nnx.Module) -> PyTree:
+  """True at the parameters of a model that weight decay and penalties change.
+
+  These are its matrices by `is_matrix`. A parameter that is something else, or
+  is not to be decayed, says so: `nnx.Param(array, decayed=False)`. A cell says
+  it by `Cell.undecayed`.
+
+  Args:
+    model: any NNX module; its shapes, from `nnx.eval_shape`, are enough.
+
+  Returns:
+    A tree of bools like `nnx.as_pure(nnx.state(model, nnx.Param))`.
+  """
+  variables = nnx.state(model, nnx.Param)
+  by_name = is_matrix(nnx.as_pure(variables))
+  said = [
+    variable.get_metadata().get("decayed")
+    for variable in jax.tree.leaves(
+      variables, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
+  ]
+  leaves, treedef = jax.tree.flatten(by_name)
+  return treedef.unflatten(
+    [a if b is None else b for a, b in zip(leaves, said, strict=True)]
+  )
 
 
 def _named_optimizer(config, schedule):
@@ -206,18 +259,26 @@ def _takes_learning_rate(make) -> bool:
   return "learning_rate" in parameters and not others
 
 
-def _l1_penalty(strength):
+def _map_matrices(function, matrices, updates, params):
+  """`function(update, param)` at matrices, the update elsewhere."""
+  where = matrices(params) if callable(matrices) else matrices
+  return jax.tree.map(
+    lambda is_matrix, u, p: function(u, p) if is_matrix else u,
+    where,
+    updates,
+    params,
+  )
+
+
+def _l1_penalty(strength, matrices):
   def update(updates, params):
-    return jax.tree.map(
-      lambda g, p: g + strength * jnp.sign(p) if p.ndim > 1 else g,
-      updates,
-      params,
-    )
+    penalised = lambda g, p: g + strength * jnp.sign(p)
+    return _map_matrices(penalised, matrices, updates, params)
 
   return optax.stateless(update)
 
 
-def _decoupled_decay(decay, schedule):
+def _decoupled_decay(decay, schedule, matrices):
   """Subtracts learning rate * decay * w, whatever the optimiser was."""
 
   def init(params):
@@ -226,9 +287,8 @@ def _decoupled_decay(decay, schedule):
 
   def update(updates, state, params):
     rate = decay * schedule(state.count)
-    updates = jax.tree.map(
-      lambda u, p: u - rate * p if p.ndim > 1 else u, updates, params
-    )
+    shrunk = lambda u, p: u - rate * p
+    updates = _map_matrices(shrunk, matrices, updates, params)
     return updates, optax.ScaleByScheduleState(count=state.count + 1)
 
   return optax.GradientTransformation(init, update)

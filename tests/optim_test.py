@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from recurrent import optim
+from recurrent import cells, nn, optim
+from recurrent.cells.noise import WeightNorm
 from recurrent.errors import ConfigError
 from recurrent.optim import OptimizerConfig, make_optimizer, make_schedule
 
@@ -163,6 +165,89 @@ def test_l2_adds_a_share_of_each_matrix_entry():
 def test_biases_are_neither_decayed_nor_penalised(part):
   [update], _ = run_config(plain(**{part: 0.25}), [zeros()])
   assert (update["bias"] == 0).all()
+
+
+# What of each cell is a matrix of a product, by its nature. All else, whatever
+# its rank, is a bias, a scale, a rate, a peephole or a gain. A new cell has to
+# be written down here.
+USUAL = {"kernel", "recurrent"}
+DECAYED = {
+  **dict.fromkeys(("rnn", "rnn_relu", "rnn_sigmoid"), USUAL),
+  "indrnn": {"kernel"},  # each unit's own recurrent weight, [1, H], is a factor
+  **dict.fromkeys(
+    ("lstm", "lstm_peephole", "lstm_coupled", "lstm_layer_norm"), USUAL
+  ),
+  "lstm_projected": USUAL | {"projection"},
+  **dict.fromkeys(("slstm", "gru", "gru_layer_norm", "conv_lstm"), USUAL),
+  **dict.fromkeys(("gru_reset_before", "gru_complement", "mgu"), USUAL),
+  "mogrifier": USUAL | {"by_hidden", "by_inputs"},
+  "rhn": USUAL,
+  "gru_d": USUAL | {"observed_kernel", "hidden_decay"},
+  **dict.fromkeys(("lru", "s5"), {"kernel", "output", "skip"}),
+  **dict.fromkeys(("rg_lru", "mlstm"), {"kernel", "gates"}),
+  **dict.fromkeys(("min_gru", "min_lstm", "qrnn", "sru"), {"kernel"}),
+}
+
+
+def decayed_names(model):
+  """The last names on the paths of what is decayed."""
+  found = jax.tree.leaves_with_path(optim.decayed(model))
+  names = lambda path: [k.key for k in path if isinstance(k.key, str)]
+  return {names(path)[-1] for path, is_decayed in found if is_decayed}
+
+
+@pytest.mark.parametrize("name", cells.CELLS)
+def test_what_is_decayed_of_a_cell_are_its_matrices(name):
+  assert name in DECAYED, "classify the parameters of the new cell above"
+  layer = lambda: nn.Recurrent(
+    cells.CELLS[name](8), 3, learn_carry=True, rngs=nnx.Rngs(0)
+  )
+  assert decayed_names(nnx.eval_shape(layer)) == DECAYED[name]
+
+
+def test_gains_of_weight_norm_and_diagonals_within_noise_are_not_decayed():
+  diagonal = cells.RNN(4, structure=cells.Diagonal())
+  for cell, names in [
+    (WeightNorm(cells.LSTM(4)), USUAL),
+    (cells.RecurrentDropout(diagonal), {"kernel"}),
+    (cells.LSTM(4, structure=cells.LowRank(2)), {"kernel", "down", "up"}),
+  ]:
+    layer = nn.Recurrent(cell, 3, rngs=nnx.Rngs(0))
+    assert decayed_names(layer) == names
+
+
+def test_a_module_of_its_own_is_judged_by_names_and_says_otherwise():
+  class Own(nnx.Module):
+    def __init__(self, rngs):
+      self.linear = nnx.Linear(3, 3, rngs=rngs)
+      self.norm = nnx.LayerNorm(3, rngs=rngs)
+      self.embed = nnx.Embed(5, 3, rngs=rngs)
+      self.attention = nnx.MultiHeadAttention(
+        2, 4, 4, decode=False, rngs=rngs
+      )
+      self.layers_bias = nnx.Param(jnp.zeros((2, 3)))
+      self.log_rate = nnx.Param(jnp.zeros((2, 3)), decayed=False)
+      self.vector = nnx.Param(jnp.zeros(3), decayed=True)
+
+  names = {"kernel", "embedding", "vector"}
+  assert decayed_names(Own(nnx.Rngs(0))) == names
+
+
+@pytest.mark.parametrize("part", ["l1", "l2", "weight_decay"])
+def test_the_bias_of_a_stack_of_layers_is_left_alone(part):
+  params = cells.RHN(3).init(jax.random.key(0), 2)
+  optimizer = make_optimizer(plain(**{part: 0.25}), 10)
+  still = jax.tree.map(jnp.zeros_like, params)
+  [update], _ = run(optimizer, [still], params=params)
+  assert (update.bias == 0).all() and (update.recurrent != 0).any()
+
+
+def test_what_is_decayed_may_be_given():
+  given = {"kernel": False, "bias": True}
+  optimizer = make_optimizer(plain(weight_decay=0.5), 10, given)
+  [update], _ = run(optimizer, [zeros()])
+  assert (update["kernel"] == 0).all()
+  assert_close(update["bias"], -0.5 * PARAMS["bias"])
 
 
 def test_decay_with_adam_is_adamw_under_the_same_schedule():

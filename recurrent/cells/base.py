@@ -44,6 +44,16 @@ class Cell(abc.ABC):
   def __post_init__(self):
     check_features(self.features)
 
+  @property
+  def undecayed(self) -> tuple[str, ...]:
+    """Names of parameters that weight decay is to leave alone.
+
+    Parameters of one axis, and those whose names end as `optim.NO_MATRIX` has
+    it, such as `bias`, are left alone anyway. To be named here: arrays of more
+    axes that multiply elementwise, such as rates and decays.
+    """
+    return ()
+
   @abc.abstractmethod
   def init(self, key: PRNGKey, in_features: int) -> Params:
     """Draws float32 parameters for inputs of width `in_features`."""

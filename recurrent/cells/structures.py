@@ -205,6 +205,11 @@ class Structured(base.Cell):
     """Whether the structure is diagonal."""
     return isinstance(self.structure, Diagonal)
 
+  @property
+  def undecayed(self) -> tuple[str, ...]:
+    """Diagonal weights: [G, H] are factors of single units, no matrix."""
+    return ("recurrent",) if self.channelwise else ()
+
 
 def parameter_budget(
   cell: base.Cell | Callable[[int], base.Cell],
