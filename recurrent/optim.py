@@ -18,7 +18,7 @@ from flax import nnx
 from optax import contrib
 
 from recurrent.errors import ConfigError
-from recurrent.types import PyTree
+from recurrent.types import Array, Float, PyTree
 
 # lbfgs searches along a line with more evaluations of the loss than a step
 # has; the others take no schedule, or are deprecated.
@@ -42,6 +42,7 @@ class OptimizerConfig:
     plateau_factor: what a plateau multiplies the rate with.
     plateau_patience: windows without a better loss before it does.
     plateau_window: updates whose loss is averaged to one value.
+    plateau_min: least rate, as a fraction of the peak; below 1.
     clip_norm: largest global norm of the gradient.
     clip_value: largest absolute value of a gradient's entry.
     clip_adaptive: largest ratio of gradient to parameter norm, unit by unit
@@ -64,6 +65,7 @@ class OptimizerConfig:
   plateau_factor: float = 0.5
   plateau_patience: int = 5
   plateau_window: int = 100
+  plateau_min: float = 1e-3
   clip_norm: float = 1.0
   clip_value: float = 0.0
   clip_adaptive: float = 0.0
@@ -146,6 +148,11 @@ def make_optimizer(
         f"--plateau_patience={config.plateau_patience} is out of range",
         "use at least 1",
       )
+    if not 0 <= config.plateau_min < 1:
+      raise ConfigError(
+        f"--plateau_min={config.plateau_min} is out of range",
+        "use a number from 0, for no bound, to below 1",
+      )
     chain.append(
       contrib.reduce_on_plateau(
         factor=config.plateau_factor,
@@ -154,6 +161,7 @@ def make_optimizer(
         # Absolute, for a loss may be negative.
         rtol=0.0,
         atol=1e-4,
+        min_scale=config.plateau_min,
       )
     )
   optimizer = optax.with_extra_args_support(optax.chain(*chain))
@@ -164,6 +172,41 @@ def make_optimizer(
       steps_of.init, steps_of.update
     )
   return optimizer
+
+
+def make_learning_rate(
+  config: OptimizerConfig, steps: int
+) -> Callable[[PyTree], Float[Array, ""]]:
+  """A function that reads the learning rate off the optimiser's state.
+
+  Args:
+    config: what the optimiser was built from.
+    steps: number of training steps, for the schedule.
+
+  Returns:
+    A function from the state of `make_optimizer`'s optimiser to the rate of
+    its last update, the plateau's factor included. Steps that only accumulate,
+    or were skipped, change nothing; before all updates it is the first rate.
+  """
+  schedule = make_schedule(config, steps)
+
+  def learning_rate(state):
+    # Each optimiser counts its updates there, within MultiSteps too.
+    kinds = optax.ScaleByScheduleState, contrib.ReduceLROnPlateauState
+    found = [
+      leaf
+      for leaf in jax.tree.leaves(
+        state, is_leaf=lambda leaf: isinstance(leaf, kinds)
+      )
+      if isinstance(leaf, kinds)
+    ]
+    rate = jnp.asarray(schedule(jnp.maximum(found[0].count - 1, 0)))
+    rate = rate.astype(jnp.float32)
+    if config.schedule == "plateau":
+      rate = rate * found[-1].scale.astype(jnp.float32)
+    return rate
+
+  return learning_rate
 
 
 def is_matrix(params: PyTree) -> PyTree:

@@ -405,11 +405,68 @@ def test_a_plateau_slows_the_decay_too():
 
 @pytest.mark.parametrize(
   "impossible",
-  [{"plateau_factor": 0.0}, {"plateau_factor": 1.0}, {"plateau_patience": 0}],
+  [
+    {"plateau_factor": 0.0},
+    {"plateau_factor": 1.0},
+    {"plateau_patience": 0},
+    {"plateau_min": 1.0},
+    {"plateau_min": -0.1},
+  ],
 )
 def test_a_plateau_that_cannot_work_is_refused(impossible):
   with pytest.raises(ConfigError, match="|".join(impossible)):
     make_optimizer(OptimizerConfig(schedule="plateau", **impossible), 10)
+
+
+def test_a_plateau_has_a_least_rate():
+  fast = {"plateau_window": 1, "plateau_patience": 1, "plateau_factor": 0.1}
+  config = plain(schedule="plateau", learning_rate=2.0, **fast)
+  np.testing.assert_allclose(rates(config, 9)[-1], 2.0 * 1e-3, rtol=1e-6)
+  config = plain(schedule="plateau", plateau_min=0.05, **fast)
+  np.testing.assert_allclose(
+    rates(config, 4), [1.0, 0.1, 0.05, 0.05], rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("schedule", optim.SCHEDULES)
+def test_the_rate_that_is_read_off_the_state_is_the_one_used(
+  schedule, accumulate, decay
+):
+  choices = {"plateau_window": 1, "plateau_patience": 1}
+  choices = choices if schedule == "plateau" else {}
+  config = plain(
+    schedule=schedule,
+    accumulate=accumulate,
+    warmup_steps=2,
+    weight_decay=decay,
+    **choices,
+  )
+  optimizer = make_optimizer(config, 18)
+  read = jax.jit(optim.make_learning_rate(config, 18))
+  params = jax.tree.map(jnp.asarray, PARAMS)
+  ones = jax.tree.map(jnp.ones_like, params)
+  state = optimizer.init(params)
+  got, used = [], []
+  for _ in range(18):
+    update, state = optimizer.update(
+      ones, state, params, value=jnp.float32(1.0)
+    )
+    # Nothing moves while gradients accumulate; biases are not decayed.
+    used.append(-float(update["bias"][0]) or (used or [1 / 3])[-1])
+    got.append(float(read(state)))
+  np.testing.assert_allclose(got, used, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_the_rate_can_be_read_off_every_optimiser(name):
+  config = OptimizerConfig(optimizer=name, learning_rate=0.5, weight_decay=0.1)
+  try:
+    state = make_optimizer(config, 10).init(PARAMS)
+  except ConfigError:
+    return
+  assert float(optim.make_learning_rate(config, 10)(state)) == 0.5
 
 
 # Accumulation.

@@ -243,3 +243,21 @@ def test_penalties_are_added_with_their_weights():
   )
   np.testing.assert_allclose(penalised, want, rtol=1e-6)
   assert same["nats"] == metrics["nats"]
+
+
+def test_the_rows_have_the_learning_rate_that_was_used(tmp_path, capsys):
+  # A loss that a rate of 1e-9 leaves where it is: a plateau at every window.
+  flags = (
+    "--learning_rate=1e-9",
+    "--schedule=plateau",
+    "--plateau_window=1",
+    "--plateau_patience=1",
+    "--plateau_factor=0.1",
+    "--plateau_min=0.01",
+    "--warmup_steps=0",
+    "--log_every=1",
+  )
+  train(capsys, tmp_path, *flags)
+  rates = [r["learning_rate"] for r in rows(tmp_path) if "train_loss" in r]
+  assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+  assert rates[0] == pytest.approx(1e-9) and rates[-1] == pytest.approx(1e-11)
