@@ -56,9 +56,11 @@ class Config(runner.TrainConfig):
   """Flags of the language model; the defaults are the recipe of README.md.
 
   Args:
-    dataset: pydoc, stdlib, or any prepared text of the TFDS catalogue.
+    dataset: pydoc, stdlib, or any prepared text of the TFDS catalogue. What
+      part of valid and test occurs in the splits before is in the log.
     data_dir: where that was prepared.
-    text_file: a UTF-8 text of your own, instead of a dataset.
+    text_file: a UTF-8 text of your own, instead of a dataset; the same part of
+      it is in the log.
     tokenizer: char, byte, word or sentencepiece.
     vocab_size: of sentencepiece, and at most of word; 0: their default.
     min_count: occurrences that make a word one, for word; 0: its default.
