@@ -311,7 +311,9 @@ def make_task(config: Config) -> runner.Task:
     return evaluate
 
   def name_score(split, nats):
-    shares = {} if tokenizer.exact else {f"{split}_unknown_share": unknown[split]}
+    shares = (
+      {} if tokenizer.exact else {f"{split}_unknown_share": unknown[split]}
+    )
     return {**measure(split, nats), **shares}
 
   def evaluate_dynamically(graphdef, params, split, rate, decay):

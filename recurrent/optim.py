@@ -26,7 +26,9 @@ NOT_HERE = ("lbfgs", "rprop", "sm3", "noisy_sgd", "optimistic_adam")
 SCHEDULES = ("constant", "cosine", "plateau")
 # How the names of parameters end that are no matrix, whatever their rank: the
 # bias of a stack of layers has two axes.
-NO_MATRIX = tuple("bias biases scale scales gain gains peephole peepholes".split())
+NO_MATRIX = tuple(
+  "bias biases scale scales gain gains peephole peepholes".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,8 +252,8 @@ def decayed(model: nnx.Module) -> PyTree:
     )
   ]
   leaves, treedef = jax.tree.flatten(by_name)
-  return treedef.unflatten(
-    [a if b is None else b for a, b in zip(leaves, said, strict=True)]
+  return jax.tree.unflatten(
+    treedef, [a if b is None else b for a, b in zip(leaves, said, strict=True)]
   )
 
 

@@ -222,9 +222,7 @@ def test_a_module_of_its_own_is_judged_by_names_and_says_otherwise():
       self.linear = nnx.Linear(3, 3, rngs=rngs)
       self.norm = nnx.LayerNorm(3, rngs=rngs)
       self.embed = nnx.Embed(5, 3, rngs=rngs)
-      self.attention = nnx.MultiHeadAttention(
-        2, 4, 4, decode=False, rngs=rngs
-      )
+      self.attention = nnx.MultiHeadAttention(2, 4, 4, decode=False, rngs=rngs)
       self.layers_bias = nnx.Param(jnp.zeros((2, 3)))
       self.log_rate = nnx.Param(jnp.zeros((2, 3)), decayed=False)
       self.vector = nnx.Param(jnp.zeros(3), decayed=True)

@@ -114,16 +114,13 @@ def without_repeated_paragraphs(
 def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
   """Of the base and of its inverse, modulo 2^64, for one chunk."""
   inverse = pow(_BASE, -1, 1 << 64)
-  size = _CHUNK + length
-  return tuple(
-    np.cumprod(
-      np.concatenate(
-        [np.ones(1, np.uint64), np.full(size, factor, np.uint64)]
-      ),
-      dtype=np.uint64,
-    )
-    for factor in (_BASE, inverse)
-  )
+
+  def powers(factor):
+    factors = np.full(_CHUNK + length, factor, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, dtype=np.uint64)
+
+  return powers(_BASE), powers(inverse)
 
 
 def _hashes(text: str, length: int) -> Iterator[np.ndarray]:

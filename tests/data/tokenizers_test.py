@@ -102,7 +102,9 @@ def test_characters_that_the_train_text_lacks_are_spelt_out(train, text):
   assert len(ids) == len(text) + lacking * digits
 
 
-@pytest.mark.parametrize("ids", [[0], [0, 1], [0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]])
+@pytest.mark.parametrize(
+  "ids", [[0], [0, 1], [0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]]
+)
 def test_what_spells_no_character_is_decoded_as_one_replacement(ids):
   # To the base of 3 the largest code point has 13 digits.
   tokenizer = tokenizers.CharTokenizer("ab")
@@ -133,7 +135,9 @@ def test_char_ids_are_positions_in_the_sorted_alphabet(train, data):
   text = data.draw(st.text(sorted(set(train)), max_size=60))
   alphabet = sorted(set(train))
   assert tokenizer.vocab_size == len(alphabet) + 1
-  assert tokenizer.encode(text).tolist() == [1 + alphabet.index(c) for c in text]
+  assert tokenizer.encode(text).tolist() == [
+    1 + alphabet.index(c) for c in text
+  ]
 
 
 def test_char_ids_do_not_depend_on_the_chunk(monkeypatch, built):
