@@ -129,7 +129,7 @@ class RunConfig(Checked):
     " plateau_window".split()
   )
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(
-    "ema b1 b2 plateau_factor".split()
+    "ema b1 b2 plateau_factor plateau_min".split()
   )
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
     "dtype": ("float32", "bfloat16")
@@ -145,6 +145,7 @@ class RunConfig(Checked):
     "plateau_factor": ("schedule", ("plateau",)),
     "plateau_patience": ("schedule", ("plateau",)),
     "plateau_window": ("schedule", ("plateau",)),
+    "plateau_min": ("schedule", ("plateau",)),
   }
 
   def identity(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def curves(metrics: Path, figures: Path) -> Path:
   series: dict[str, dict[str, tuple[list, list]]] = {}
   for row in writers.read(metrics):
     for name, value in row.items():
-      split, _, kind = name.rpartition("_")
+      split, _, kind = name.partition("_")
       if split not in ("train", "valid", "test"):
         split, kind = "", name
       if name == "step" or value is None:

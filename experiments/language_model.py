@@ -5,7 +5,9 @@
 Truncated back-propagation through time: each row of the batch reads one
 contiguous stretch of the text, window by window, and the carry goes from one
 window to the next. Bits per character (bpc) are over the characters of the
-text, whatever the tokens are.
+text, whatever the tokens are. A tokenizer that cannot write every text, such as
+word, has no bpc, since what it cannot write would cost nothing: its results
+have the perplexity of its tokens and the share of them that are unknown.
 """
 
 import contextlib
@@ -54,9 +56,11 @@ class Config(runner.TrainConfig):
   """Flags of the language model; the defaults are the recipe of README.md.
 
   Args:
-    dataset: pydoc, stdlib, or any prepared text of the TFDS catalogue.
+    dataset: pydoc, stdlib, or any prepared text of the TFDS catalogue. What
+      part of valid and test occurs in the splits before is in the log.
     data_dir: where that was prepared.
-    text_file: a UTF-8 text of your own, instead of a dataset.
+    text_file: a UTF-8 text of your own, instead of a dataset; the same part of
+      it is in the log.
     tokenizer: char, byte, word or sentencepiece.
     vocab_size: of sentencepiece, and at most of word; 0: their default.
     min_count: occurrences that make a word one, for word; 0: its default.
@@ -283,11 +287,17 @@ def make_task(config: Config) -> runner.Task:
     seed=config.seed,
   )
 
+  unknown = {k: float((v == 0).mean()) for k, v in tokens.items()}
+
+  def measure(split, nats):
+    if tokenizer.exact:
+      bits = nats / math.log(2)
+      return {f"{split}_loss": nats, f"{split}_bpc": bits * density[split]}
+    return {f"{split}_loss": nats, f"{split}_perplexity": float(np.exp(nats))}
+
   def describe(means):
-    bits = means["nats"] / math.log(2)
     return {
-      "train_loss": means["nats"],
-      "train_bpc": bits * density["train"],
+      **measure("train", means["nats"]),
       "grad_norm": means["grad_norm"],
     }
 
@@ -301,8 +311,10 @@ def make_task(config: Config) -> runner.Task:
     return evaluate
 
   def name_score(split, nats):
-    bits = nats / math.log(2)
-    return {f"{split}_loss": nats, f"{split}_bpc": bits * density[split]}
+    shares = (
+      {} if tokenizer.exact else {f"{split}_unknown_share": unknown[split]}
+    )
+    return {**measure(split, nats), **shares}
 
   def evaluate_dynamically(graphdef, params, split, rate, decay):
     return name_score(
@@ -352,7 +364,7 @@ def make_task(config: Config) -> runner.Task:
     batches=batches,
     units=("tokens", config.batch_size * config.seq_len),
     make_evaluate=make_evaluate,
-    objective="valid_bpc",
+    objective="valid_bpc" if tokenizer.exact else "valid_perplexity",
     describe=describe,
     make_sample=make_sample,
     splits=("valid", "test"),

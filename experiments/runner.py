@@ -132,8 +132,12 @@ def train(
   with Preemption() as preemption:
     mesh = sharding.make_mesh(config.devices)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
-    optimizer = optim.make_optimizer(config, config.steps)
+    optim.make_optimizer(config, config.steps)  # Refuses bad flags early.
     task = make_task(config)
+    shapes = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+    optimizer = optim.make_optimizer(
+      config, config.steps, optim.decayed(shapes)
+    )
     with Workdir(config.workdir) as workdir:
       identity = {
         "experiment": task.name,
@@ -192,12 +196,6 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   )
   evaluate = task.make_evaluate(graphdef, mesh)
   sample = task.make_sample(graphdef)
-  schedule = optim.make_schedule(config, config.steps)
-
-  def describe(means, at_step):
-    rate = schedule((at_step - 1) // config.accumulate)
-    return {**task.describe(means), "learning_rate": float(rate)}
-
   begun = int(state.step)
   with (
     MetricsWriter(workdir.path, begun) as writer,
@@ -212,13 +210,14 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
         mesh,
         seed=config.seed,
         ema_decay=config.ema,
+        learning_rate=optim.make_learning_rate(config, config.steps),
       ),
       task.batches,
       loop.Hooks(
         put=lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
         evaluate=lambda params, stop: evaluate(params, "valid", stop),
         on_evaluation=lambda at_step, params: sample(params, at_step),
-        describe=describe,
+        describe=lambda means, at_step: task.describe(means),
       ),
       loop.Schedule(
         steps=config.steps,

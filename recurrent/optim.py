@@ -8,20 +8,27 @@ the whole; schedules count updates, not micro-steps.
 import dataclasses
 import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from optax import contrib
 
 from recurrent.errors import ConfigError
-from recurrent.types import PyTree
+from recurrent.types import Array, Float, PyTree
 
 # lbfgs searches along a line with more evaluations of the loss than a step
 # has; the others take no schedule, or are deprecated.
 NOT_HERE = ("lbfgs", "rprop", "sm3", "noisy_sgd", "optimistic_adam")
 SCHEDULES = ("constant", "cosine", "plateau")
+# How the names of parameters end that are no matrix, whatever their rank: the
+# bias of a stack of layers has two axes.
+NO_MATRIX = tuple(
+  "bias biases scale scales gain gains peephole peepholes".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +44,14 @@ class OptimizerConfig:
     plateau_factor: what a plateau multiplies the rate with.
     plateau_patience: windows without a better loss before it does.
     plateau_window: updates whose loss is averaged to one value.
+    plateau_min: least rate, as a fraction of the peak; below 1.
     clip_norm: largest global norm of the gradient.
     clip_value: largest absolute value of a gradient's entry.
     clip_adaptive: largest ratio of gradient to parameter norm, unit by unit
       (Brock et al., 2021).
     weight_decay: decoupled decay of matrices, times the learning rate
-      (Loshchilov & Hutter, 2019). Biases and scales are left alone.
+      (Loshchilov & Hutter, 2019). Biases, scales and the like are left alone,
+      see `decayed`.
     l1: penalty l1 * sum |w| over matrices, as a gradient.
     l2: penalty l2 / 2 * sum w^2 over matrices, as a gradient.
     accumulate: gradients averaged before each update, at least 1.
@@ -58,6 +67,7 @@ class OptimizerConfig:
   plateau_factor: float = 0.5
   plateau_patience: int = 5
   plateau_window: int = 100
+  plateau_min: float = 1e-3
   clip_norm: float = 1.0
   clip_value: float = 0.0
   clip_adaptive: float = 0.0
@@ -94,13 +104,18 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: OptimizerConfig, steps: int
+  config: OptimizerConfig,
+  steps: int,
+  matrices: PyTree | Callable[[PyTree], PyTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """The whole chain.
 
   Args:
     config: what to build.
     steps: number of training steps, for the schedule.
+    matrices: True at the parameters that are decayed and penalised, or a
+      function from parameters to that; by default `is_matrix`. Of an NNX model
+      it is `decayed(model)`.
 
   Returns:
     A gradient transformation; pass the loss as `update(..., value=loss)`.
@@ -109,11 +124,12 @@ def make_optimizer(
     ConfigError: on an unknown optimiser or schedule.
   """
   schedule = make_schedule(config, steps)
+  matrices = is_matrix if matrices is None else matrices
   chain: list[Any] = []
   if config.l1:
-    chain.append(_l1_penalty(config.l1))
+    chain.append(_l1_penalty(config.l1, matrices))
   if config.l2:
-    chain.append(optax.add_decayed_weights(config.l2, mask=is_matrix))
+    chain.append(optax.add_decayed_weights(config.l2, mask=matrices))
   if config.clip_value:
     chain.append(optax.clip(config.clip_value))
   if config.clip_norm:
@@ -122,7 +138,7 @@ def make_optimizer(
     chain.append(optax.adaptive_grad_clip(config.clip_adaptive))
   chain.append(_named_optimizer(config, schedule))
   if config.weight_decay:
-    chain.append(_decoupled_decay(config.weight_decay, schedule))
+    chain.append(_decoupled_decay(config.weight_decay, schedule, matrices))
   if config.schedule == "plateau":
     if not 0 < config.plateau_factor < 1:
       raise ConfigError(
@@ -134,6 +150,11 @@ def make_optimizer(
         f"--plateau_patience={config.plateau_patience} is out of range",
         "use at least 1",
       )
+    if not 0 <= config.plateau_min < 1:
+      raise ConfigError(
+        f"--plateau_min={config.plateau_min} is out of range",
+        "use a number from 0, for no bound, to below 1",
+      )
     chain.append(
       contrib.reduce_on_plateau(
         factor=config.plateau_factor,
@@ -142,6 +163,7 @@ def make_optimizer(
         # Absolute, for a loss may be negative.
         rtol=0.0,
         atol=1e-4,
+        min_scale=config.plateau_min,
       )
     )
   optimizer = optax.with_extra_args_support(optax.chain(*chain))
@@ -154,9 +176,85 @@ def make_optimizer(
   return optimizer
 
 
+def make_learning_rate(
+  config: OptimizerConfig, steps: int
+) -> Callable[[PyTree], Float[Array, ""]]:
+  """A function that reads the learning rate off the optimiser's state.
+
+  Args:
+    config: what the optimiser was built from.
+    steps: number of training steps, for the schedule.
+
+  Returns:
+    A function from the state of `make_optimizer`'s optimiser to the rate of
+    its last update, the plateau's factor included. Steps that only accumulate,
+    or were skipped, change nothing; before all updates it is the first rate.
+  """
+  schedule = make_schedule(config, steps)
+
+  def learning_rate(state):
+    # Each optimiser counts its updates there, within MultiSteps too.
+    kinds = optax.ScaleByScheduleState, contrib.ReduceLROnPlateauState
+    found = [
+      leaf
+      for leaf in jax.tree.leaves(
+        state, is_leaf=lambda leaf: isinstance(leaf, kinds)
+      )
+      if isinstance(leaf, kinds)
+    ]
+    rate = jnp.asarray(schedule(jnp.maximum(found[0].count - 1, 0)))
+    rate = rate.astype(jnp.float32)
+    if config.schedule == "plateau":
+      rate = rate * found[-1].scale.astype(jnp.float32)
+    return rate
+
+  return learning_rate
+
+
 def is_matrix(params: PyTree) -> PyTree:
-  """True at matrices, which are decayed; False at biases and scales."""
-  return jax.tree.map(lambda p: p.ndim > 1, params)
+  """True at matrices, by rank and name: more than one axis, no `NO_MATRIX`.
+
+  Args:
+    params: arrays in dicts, NamedTuples or the like. The name of an array is
+      the last one on its path.
+
+  Returns:
+    A tree of bools.
+  """
+
+  def judge(path, leaf):
+    keys = (getattr(k, "key", getattr(k, "name", None)) for k in path)
+    name = ([""] + [key for key in keys if isinstance(key, str)])[-1]
+    return leaf.ndim > 1 and not name.lower().endswith(NO_MATRIX)
+
+  return jax.tree.map_with_path(judge, params)
+
+
+def decayed(model: nnx.Module) -> PyTree:
+  """True at the parameters of a model that weight decay and penalties change.
+
+  These are its matrices by `is_matrix`. A parameter that is something else, or
+  is not to be decayed, says so: `nnx.Param(array, decayed=False)`. A cell says
+  it by `Cell.undecayed`.
+
+  Args:
+    model: any NNX module; its shapes, from `nnx.eval_shape`, are enough.
+
+  Returns:
+    A tree of bools like `nnx.as_pure(nnx.state(model, nnx.Param))`.
+  """
+  variables = nnx.state(model, nnx.Param)
+  by_name = is_matrix(nnx.as_pure(variables))
+  said = [
+    variable.get_metadata().get("decayed")
+    for variable in jax.tree.leaves(
+      variables, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
+  ]
+  leaves, treedef = jax.tree.flatten(by_name)
+  return jax.tree.unflatten(
+    treedef, [a if b is None else b for a, b in zip(leaves, said, strict=True)]
+  )
 
 
 def _named_optimizer(config, schedule):
@@ -206,18 +304,26 @@ def _takes_learning_rate(make) -> bool:
   return "learning_rate" in parameters and not others
 
 
-def _l1_penalty(strength):
+def _map_matrices(function, matrices, updates, params):
+  """`function(update, param)` at matrices, the update elsewhere."""
+  where = matrices(params) if callable(matrices) else matrices
+  return jax.tree.map(
+    lambda is_matrix, u, p: function(u, p) if is_matrix else u,
+    where,
+    updates,
+    params,
+  )
+
+
+def _l1_penalty(strength, matrices):
   def update(updates, params):
-    return jax.tree.map(
-      lambda g, p: g + strength * jnp.sign(p) if p.ndim > 1 else g,
-      updates,
-      params,
-    )
+    penalised = lambda g, p: g + strength * jnp.sign(p)
+    return _map_matrices(penalised, matrices, updates, params)
 
   return optax.stateless(update)
 
 
-def _decoupled_decay(decay, schedule):
+def _decoupled_decay(decay, schedule, matrices):
   """Subtracts learning rate * decay * w, whatever the optimiser was."""
 
   def init(params):
@@ -226,9 +332,8 @@ def _decoupled_decay(decay, schedule):
 
   def update(updates, state, params):
     rate = decay * schedule(state.count)
-    updates = jax.tree.map(
-      lambda u, p: u - rate * p if p.ndim > 1 else u, updates, params
-    )
+    shrunk = lambda u, p: u - rate * p
+    updates = _map_matrices(shrunk, matrices, updates, params)
     return updates, optax.ScaleByScheduleState(count=state.count + 1)
 
   return optax.GradientTransformation(init, update)

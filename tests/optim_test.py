@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from recurrent import optim
+from recurrent import cells, nn, optim
+from recurrent.cells.noise import WeightNorm
 from recurrent.errors import ConfigError
 from recurrent.optim import OptimizerConfig, make_optimizer, make_schedule
 
@@ -163,6 +165,87 @@ def test_l2_adds_a_share_of_each_matrix_entry():
 def test_biases_are_neither_decayed_nor_penalised(part):
   [update], _ = run_config(plain(**{part: 0.25}), [zeros()])
   assert (update["bias"] == 0).all()
+
+
+# What of each cell is a matrix of a product, by its nature. All else, whatever
+# its rank, is a bias, a scale, a rate, a peephole or a gain. A new cell has to
+# be written down here.
+USUAL = {"kernel", "recurrent"}
+DECAYED = {
+  **dict.fromkeys(("rnn", "rnn_relu", "rnn_sigmoid"), USUAL),
+  "indrnn": {"kernel"},  # each unit's own recurrent weight, [1, H], is a factor
+  **dict.fromkeys(
+    ("lstm", "lstm_peephole", "lstm_coupled", "lstm_layer_norm"), USUAL
+  ),
+  "lstm_projected": USUAL | {"projection"},
+  **dict.fromkeys(("slstm", "gru", "gru_layer_norm", "conv_lstm"), USUAL),
+  **dict.fromkeys(("gru_reset_before", "gru_complement", "mgu"), USUAL),
+  "mogrifier": USUAL | {"by_hidden", "by_inputs"},
+  "rhn": USUAL,
+  "gru_d": USUAL | {"observed_kernel", "hidden_decay"},
+  **dict.fromkeys(("lru", "s5"), {"kernel", "output", "skip"}),
+  **dict.fromkeys(("rg_lru", "mlstm"), {"kernel", "gates"}),
+  **dict.fromkeys(("min_gru", "min_lstm", "qrnn", "sru"), {"kernel"}),
+}
+
+
+def decayed_names(model):
+  """The last names on the paths of what is decayed."""
+  found = jax.tree.leaves_with_path(optim.decayed(model))
+  names = lambda path: [k.key for k in path if isinstance(k.key, str)]
+  return {names(path)[-1] for path, is_decayed in found if is_decayed}
+
+
+@pytest.mark.parametrize("name", cells.CELLS)
+def test_what_is_decayed_of_a_cell_are_its_matrices(name):
+  assert name in DECAYED, "classify the parameters of the new cell above"
+  layer = lambda: nn.Recurrent(
+    cells.CELLS[name](8), 3, learn_carry=True, rngs=nnx.Rngs(0)
+  )
+  assert decayed_names(nnx.eval_shape(layer)) == DECAYED[name]
+
+
+def test_gains_of_weight_norm_and_diagonals_within_noise_are_not_decayed():
+  diagonal = cells.RNN(4, structure=cells.Diagonal())
+  for cell, names in [
+    (WeightNorm(cells.LSTM(4)), USUAL),
+    (cells.RecurrentDropout(diagonal), {"kernel"}),
+    (cells.LSTM(4, structure=cells.LowRank(2)), {"kernel", "down", "up"}),
+  ]:
+    layer = nn.Recurrent(cell, 3, rngs=nnx.Rngs(0))
+    assert decayed_names(layer) == names
+
+
+def test_a_module_of_its_own_is_judged_by_names_and_says_otherwise():
+  class Own(nnx.Module):
+    def __init__(self, rngs):
+      self.linear = nnx.Linear(3, 3, rngs=rngs)
+      self.norm = nnx.LayerNorm(3, rngs=rngs)
+      self.embed = nnx.Embed(5, 3, rngs=rngs)
+      self.attention = nnx.MultiHeadAttention(2, 4, 4, decode=False, rngs=rngs)
+      self.layers_bias = nnx.Param(jnp.zeros((2, 3)))
+      self.log_rate = nnx.Param(jnp.zeros((2, 3)), decayed=False)
+      self.vector = nnx.Param(jnp.zeros(3), decayed=True)
+
+  names = {"kernel", "embedding", "vector"}
+  assert decayed_names(Own(nnx.Rngs(0))) == names
+
+
+@pytest.mark.parametrize("part", ["l1", "l2", "weight_decay"])
+def test_the_bias_of_a_stack_of_layers_is_left_alone(part):
+  params = cells.RHN(3).init(jax.random.key(0), 2)
+  optimizer = make_optimizer(plain(**{part: 0.25}), 10)
+  still = jax.tree.map(jnp.zeros_like, params)
+  [update], _ = run(optimizer, [still], params=params)
+  assert (update.bias == 0).all() and (update.recurrent != 0).any()
+
+
+def test_what_is_decayed_may_be_given():
+  given = {"kernel": False, "bias": True}
+  optimizer = make_optimizer(plain(weight_decay=0.5), 10, given)
+  [update], _ = run(optimizer, [zeros()])
+  assert (update["kernel"] == 0).all()
+  assert_close(update["bias"], -0.5 * PARAMS["bias"])
 
 
 def test_decay_with_adam_is_adamw_under_the_same_schedule():
@@ -320,11 +403,68 @@ def test_a_plateau_slows_the_decay_too():
 
 @pytest.mark.parametrize(
   "impossible",
-  [{"plateau_factor": 0.0}, {"plateau_factor": 1.0}, {"plateau_patience": 0}],
+  [
+    {"plateau_factor": 0.0},
+    {"plateau_factor": 1.0},
+    {"plateau_patience": 0},
+    {"plateau_min": 1.0},
+    {"plateau_min": -0.1},
+  ],
 )
 def test_a_plateau_that_cannot_work_is_refused(impossible):
   with pytest.raises(ConfigError, match="|".join(impossible)):
     make_optimizer(OptimizerConfig(schedule="plateau", **impossible), 10)
+
+
+def test_a_plateau_has_a_least_rate():
+  fast = {"plateau_window": 1, "plateau_patience": 1, "plateau_factor": 0.1}
+  config = plain(schedule="plateau", learning_rate=2.0, **fast)
+  np.testing.assert_allclose(rates(config, 9)[-1], 2.0 * 1e-3, rtol=1e-6)
+  config = plain(schedule="plateau", plateau_min=0.05, **fast)
+  np.testing.assert_allclose(
+    rates(config, 4), [1.0, 0.1, 0.05, 0.05], rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("schedule", optim.SCHEDULES)
+def test_the_rate_that_is_read_off_the_state_is_the_one_used(
+  schedule, accumulate, decay
+):
+  choices = {"plateau_window": 1, "plateau_patience": 1}
+  choices = choices if schedule == "plateau" else {}
+  config = plain(
+    schedule=schedule,
+    accumulate=accumulate,
+    warmup_steps=2,
+    weight_decay=decay,
+    **choices,
+  )
+  optimizer = make_optimizer(config, 18)
+  read = jax.jit(optim.make_learning_rate(config, 18))
+  params = jax.tree.map(jnp.asarray, PARAMS)
+  ones = jax.tree.map(jnp.ones_like, params)
+  state = optimizer.init(params)
+  got, used = [], []
+  for _ in range(18):
+    update, state = optimizer.update(
+      ones, state, params, value=jnp.float32(1.0)
+    )
+    # Nothing moves while gradients accumulate; biases are not decayed.
+    used.append(-float(update["bias"][0]) or (used or [1 / 3])[-1])
+    got.append(float(read(state)))
+  np.testing.assert_allclose(got, used, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_the_rate_can_be_read_off_every_optimiser(name):
+  config = OptimizerConfig(optimizer=name, learning_rate=0.5, weight_decay=0.1)
+  try:
+    state = make_optimizer(config, 10).init(PARAMS)
+  except ConfigError:
+    return
+  assert float(optim.make_learning_rate(config, 10)(state)) == 0.5
 
 
 # Accumulation.

@@ -44,6 +44,16 @@ class Cell(abc.ABC):
   def __post_init__(self):
     check_features(self.features)
 
+  @property
+  def undecayed(self) -> tuple[str, ...]:
+    """Names of parameters that weight decay is to leave alone.
+
+    Parameters of one axis, and those whose names end as `optim.NO_MATRIX` has
+    it, such as `bias`, are left alone anyway. To be named here: arrays of more
+    axes that multiply elementwise, such as rates and decays.
+    """
+    return ()
+
   @abc.abstractmethod
   def init(self, key: PRNGKey, in_features: int) -> Params:
     """Draws float32 parameters for inputs of width `in_features`."""
@@ -313,7 +323,17 @@ class ComplexLinearCell(LinearCell):
 
 def like(array: Array, other: Array) -> Array:
   """The array [H] in the shape [*batch, H] and dtype of another."""
-  return jnp.broadcast_to(array, other.shape).astype(other.dtype)
+  wide = array.astype(wide_dtype(other.dtype))
+  return spread(wide, other.shape).astype(other.dtype)
+
+
+def spread(array: Array, shape: tuple[int, ...]) -> Array:
+  """`jnp.broadcast_to` whose gradient is summed in float32 at least.
+
+  A broadcast's gradient is a sum over what it repeats, which may be all
+  positions of a batch. A sum of ones that is kept in bfloat16 stops at 256.
+  """
+  return jnp.broadcast_to(widen(array), shape).astype(array.dtype)
 
 
 def check_features(features: int) -> int:
@@ -431,10 +451,8 @@ def layer_norm(array: Array, scale: Array, blocks: int = 1) -> Array:
 
 def add_bias(array: Array, bias: Array) -> Array:
   """`array + bias` for array [*batch, H] and bias [H]."""
-  # In float32 at least, since the bias's gradient is a sum over all ticks.
-  wide = wide_dtype(array.dtype)
-  total = array.astype(wide) + jnp.broadcast_to(bias.astype(wide), array.shape)
-  return total.astype(array.dtype)
+  wide = widen(array)
+  return (wide + like(bias, wide)).astype(array.dtype)
 
 
 def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:

@@ -53,6 +53,11 @@ class Wrapper(base.GatedCell):
     """As the other cell."""
     return self.cell.channelwise
 
+  @property
+  def undecayed(self):
+    """As the other cell."""
+    return self.cell.undecayed
+
   def init(self, key, in_features):
     """Draws the other cell's parameters."""
     return self.cell.init(key, in_features)

@@ -137,7 +137,7 @@ class Diagonal(Structure):
     """Elementwise, once a gate."""
     shape = (*hidden.shape[:-1], *weights.shape)
     hidden = hidden.astype(weights.dtype)[..., None, :]
-    mixed = jnp.broadcast_to(hidden, shape) * jnp.broadcast_to(weights, shape)
+    mixed = base.spread(hidden, shape) * base.spread(weights, shape)
     return mixed.reshape(*shape[:-2], -1)
 
   def take(self, weights, gates):
@@ -204,6 +204,11 @@ class Structured(base.Cell):
   def channelwise(self) -> bool:
     """Whether the structure is diagonal."""
     return isinstance(self.structure, Diagonal)
+
+  @property
+  def undecayed(self) -> tuple[str, ...]:
+    """Diagonal weights: [G, H] are factors of single units, no matrix."""
+    return ("recurrent",) if self.channelwise else ()
 
 
 def parameter_budget(

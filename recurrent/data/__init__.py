@@ -2,6 +2,7 @@
 
   text.py        a text in three splits, from a file, from Python, from TFDS
   builders.py    TFDS builders of the texts that come with Python
+  overlap.py     what of a split occurs word for word in another
   store.py       where prepared TFDS datasets are: the cache, the catalogue
   tokenizers.py  text to ids and back: bytes, characters, words, pieces
   bptt.py        windows of a long text, for training and for scoring

@@ -5,10 +5,14 @@ TFDS is imported only for what comes through it.
 
 import codecs
 import collections
+import logging
 import os
 from typing import NamedTuple
 
+from recurrent.data import overlap
 from recurrent.errors import ConfigError, DataError
+
+LOG = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20  # Bytes decoded at once.
 _VALID_NAMES = ("valid", "validation", "dev", "val")
@@ -38,7 +42,8 @@ def load_text(
 
   A dataset's text is its examples joined by "\n". A split that it lacks is cut
   off the end of its train text: 5 % of the characters each, valid before test.
-  A file is cut in the same way, 90/5/5; a byte-order mark is dropped.
+  A file is cut in the same way, 90/5/5; a byte-order mark is dropped. How much
+  of valid and test occurs in the splits before is logged, see `overlap`.
 
   Args:
     dataset: `pydoc` or `stdlib`, which every machine has, or any prepared TFDS
@@ -80,7 +85,27 @@ def load_text(
         f"of which the {split} split has {len(text)}",
         "give a text of 40 characters or more; useful ones have 100,000",
       )
+  _log_overlap(corpus)
   return corpus
+
+
+def _log_overlap(corpus: Corpus) -> None:
+  """Says what of valid and test a model has met before it is scored on it."""
+  valid = overlap.share(corpus.valid, [corpus.train])
+  test = overlap.share(corpus.test, [corpus.train, corpus.valid])
+  LOG.info(
+    "%.1f %% of the valid characters stand in runs of %d or more that occur in"
+    " train, and %.1f %% of the test characters in such that occur in train or"
+    " valid%s.",
+    100 * valid,
+    overlap.LENGTH,
+    100 * test,
+    f" (looked at: {overlap.MOST:,} characters, and {overlap.MOST_OTHERS:,} of"
+    " what is before them)"
+    if max(map(len, corpus[1:])) > overlap.MOST
+    or sum(map(len, corpus[:2])) > overlap.MOST_OTHERS
+    else "",
+  )
 
 
 def _load_dataset(dataset: str, data_dir: str | os.PathLike | None) -> Corpus:

@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator
 from typing import ClassVar, Self
 
@@ -33,6 +34,9 @@ class Tokenizer(abc.ABC):
   """What every tokenizer does. Its fields are its vocabulary."""
 
   name: ClassVar[str]
+  # Whether decoding gives back every text. Only then are bits a character
+  # those of the text: an unknown word that is one id costs next to nothing.
+  exact: ClassVar[bool] = True
 
   @classmethod
   @abc.abstractmethod
@@ -95,15 +99,27 @@ class ByteTokenizer(Tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class CharTokenizer(Tokenizer):
-  """Characters. Id 0 is any that the train text lacks, decoded as U+FFFD.
+  """Characters; one that the train text lacks is spelt out: exact.
+
+  It is written as id 0 and then its code point, in digits to the base of
+  `vocab_size`, as many as the largest code point has. So a text with rare
+  characters needs no larger vocabulary. What is no code point is decoded as
+  U+FFFD.
 
   Args:
     alphabet: the characters of ids 1, 2, ...
+
+  Raises:
+    ValueError: if there is none.
   """
 
   alphabet: str
 
   name = "char"
+
+  def __post_init__(self):
+    if not self.alphabet:
+      raise ValueError("alphabet must have a character, got none")
 
   @classmethod
   def train(cls, text):
@@ -112,8 +128,16 @@ class CharTokenizer(Tokenizer):
 
   @property
   def vocab_size(self):
-    """The characters and the unknown one."""
+    """The characters, and 0."""
     return len(self.alphabet) + 1
+
+  @functools.cached_property
+  def _places(self) -> np.ndarray:
+    """What the digits of a code point count, the greatest first."""
+    places = [1]
+    while places[0] * self.vocab_size <= sys.maxunicode:
+      places.insert(0, places[0] * self.vocab_size)
+    return np.array(places)
 
   @functools.cached_property
   def _codes(self) -> np.ndarray:
@@ -129,18 +153,35 @@ class CharTokenizer(Tokenizer):
     return ids
 
   def encode(self, text):
-    """One id a character."""
-    ids = np.empty(len(text), self._ids.dtype)
+    """One id a known character, 0 and digits for another."""
+    parts = [self._ids[:0]]
     for start in range(0, len(text), _CHUNK):
       codes = _codepoints(text[start : start + _CHUNK])
-      last = len(self._ids) - 1
-      ids[start : start + _CHUNK] = self._ids[np.minimum(codes, last)]
-    return ids
+      ids = self._ids[np.minimum(codes, len(self._ids) - 1)]
+      [lacking] = np.nonzero(ids == 0)
+      digits = codes[lacking, None] // self._places % self.vocab_size
+      after = np.repeat(lacking + 1, len(self._places))
+      parts.append(np.insert(ids, after, digits.ravel()))
+    return np.concatenate(parts)
 
   def decode(self, ids):
-    """One character an id."""
-    codes = self._codes[_checked(ids, self.vocab_size)]
-    return codes.tobytes().decode("utf-32-le", errors="surrogatepass")
+    """The characters."""
+    ids = _checked(ids, self.vocab_size)
+    codes, place = [], 0
+    for zero in np.flatnonzero(ids == 0).tolist():
+      if zero < place:
+        continue  # A digit.
+      codes.append(self._codes[ids[place:zero]])
+      place = zero + 1 + len(self._places)
+      digits = ids[zero + 1 : place]
+      code = int(self._codes[0])
+      if len(digits) == len(self._places):
+        spelt = int(digits @ self._places)
+        code = spelt if spelt <= sys.maxunicode else code
+      codes.append(np.array([code], self._codes.dtype))
+    codes.append(self._codes[ids[place:]])
+    joined = np.concatenate(codes).tobytes()
+    return joined.decode("utf-32-le", errors="surrogatepass")
 
   def unknown(self, text):
     """The characters that the train text lacks."""
@@ -149,7 +190,7 @@ class CharTokenizer(Tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class WordTokenizer(Tokenizer):
-  """Words, each with the space before it; so decoding known words is exact.
+  """Words, each with the space before it: a closed vocabulary.
 
   Runs of other white space, and of punctuation, are words as well. Id 0 is a
   word that is not in the vocabulary, decoded as ` <unk>`.
@@ -165,6 +206,7 @@ class WordTokenizer(Tokenizer):
   words: tuple[str, ...]
 
   name = "word"
+  exact = False
 
   @classmethod
   def train(cls, text, *, min_count=2, vocab_size=None):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent import cells, nn
+from recurrent.cells import base
 from recurrent.types import (
   Activations,
   Array,
@@ -151,7 +152,8 @@ class LanguageModel(nnx.Module):
     table = nn.embedding_dropout(
       row_key, self.embedding[...], self.embedding_row_dropout
     )
-    inputs = table.astype(self.dtype)[tokens]
+    # Cast after the look-up: a row's gradient is a sum over all its tokens.
+    inputs = table[tokens].astype(self.dtype)
     inputs = nn.dropout(keys[0], inputs, self.embedding_dropout, locked=True)
     carry, raw = self.stack(
       carry, inputs, mask=mask, resets=resets, key=keys[1]
@@ -166,7 +168,7 @@ class LanguageModel(nnx.Module):
 
     The same function as `__call__` over one tick, without dropout.
     """
-    step = self.stack.step_over(self.embedding[...].astype(self.dtype))
+    step = self.stack.step_over(self.embedding[...], self.dtype)
 
     def decode(carry, token):
       carry, activations = step(carry, token)
@@ -177,5 +179,6 @@ class LanguageModel(nnx.Module):
   def logits(self, activations: Float[Array, "*B H"]) -> Logits:
     """Float32 logits [*batch, V] of outputs [*batch, H]."""
     kernel = self.embedding[...].T if self.tied else self.output[...]
-    logits = (activations @ kernel.astype(self.dtype)).astype(jnp.float32)
+    logits = base.product(activations, kernel.astype(self.dtype))
+    logits = logits.astype(jnp.float32)
     return logits + jnp.broadcast_to(self.output_bias[...], logits.shape)

@@ -176,7 +176,9 @@ class AdditiveAttention(Attention):
 
   def _read(self, keys, query):
     query = _product(query, self.query)
-    sums = query[..., :, None, :] + keys.keys[..., None, :, :]
+    query, key = query[..., :, None, :], keys.keys[..., None, :, :]
+    shape = jnp.broadcast_shapes(query.shape, key.shape)
+    sums = base.spread(query, shape) + base.spread(key, shape)
     score = self.score[...].astype(query.dtype)
     scores = _einsum("...f,f->...", jnp.tanh(sums), score)
     return _weighted_mean(scores, keys)

@@ -49,11 +49,22 @@ class Recurrent(nnx.Module):
     self.method = method
     self.remat = remat
     params = cell.init(rngs.params(), in_features)
-    self.params = nnx.data(jax.tree.map(nnx.Param, params))
+    # `optim.decayed` reads the metadata.
+    undecayed = lambda array: nnx.Param(array, decayed=False)
+    self.params = nnx.data(
+      jax.tree.map_with_path(
+        lambda path, array: (
+          undecayed(array)
+          if any(getattr(k, "name", None) in cell.undecayed for k in path)
+          else nnx.Param(array)
+        ),
+        params,
+      )
+    )
     self.start = None
     if learn_carry:
       start = cell.initial_carry(params, ())
-      self.start = nnx.data(jax.tree.map(nnx.Param, start))
+      self.start = nnx.data(jax.tree.map(undecayed, start))
 
   def cell_params(self) -> Params:
     """The cell's NamedTuple of plain arrays."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from recurrent.cells import base
 from recurrent.executors.ticks import blank
 from recurrent.nn.dropout import dropout
 from recurrent.types import Activations, Array, Carry, Float, Int, Mask, PRNGKey
@@ -94,7 +95,9 @@ class Stack(nnx.Module):
     return tuple(new_carries), self._out(outputs)
 
   def step_over(
-    self, table: Float[Array, "V D"]
+    self,
+    table: Float[Array, "V D"],
+    dtype: jax.typing.DTypeLike | None = None,
   ) -> Callable[
     [tuple[Carry, ...], Int[Array, "B"]],
     tuple[tuple[Carry, ...], Float[Array, "B H"]],
@@ -105,23 +108,32 @@ class Stack(nnx.Module):
     computed for the whole table once and then looked up.
 
     Args:
-      table: the inputs there can be, such as an embedding.
+      table: the inputs there can be, such as an embedding. A row is looked up
+        before it is cast, so that its gradient is summed in the table's dtype.
+      dtype: what to compute in; None: the table's dtype.
 
     Returns:
       `step(carry, row) -> (carry, outputs)`.
     """
-    projected_table = self.layers[0].project(table)
+    dtype = table.dtype if dtype is None else jnp.dtype(dtype)
+    projected_table = self.layers[0].project(table.astype(dtype))
+
+    def look_up(array, row):
+      if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array[row]
+      # The gradient of a look-up is a sum over all that look up one row.
+      return base.widen(array)[row].astype(array.dtype)
 
     def step(carry, row):
-      first = below = table[row]
+      first = below = table[row].astype(dtype)
       new_carries, outputs = [], []
       for index, layer in enumerate(self.layers):
         projected = (
           layer.project(self._seen(index, first, below))
           if index
-          else jax.tree.map(lambda x: x[row], projected_table)
+          else jax.tree.map(lambda x: look_up(x, row), projected_table)
         )
-        new_carry, above = layer.step(carry[index], projected, table.dtype)
+        new_carry, above = layer.step(carry[index], projected, dtype)
         new_carries.append(new_carry)
         below = self._join(below, above)
         outputs.append(below)

@@ -137,6 +137,8 @@ def fit(
         {k: v.compute() for k, v in jax.device_get(row.metrics).items()},
         row.step,
       )
+      if row.status.learning_rate is not None:
+        values["learning_rate"] = float(row.status.learning_rate)
       values["skipped"] = int(row.status.skipped)
       writer.write(row.step, values)
       writer.board(row.step, progress.report(row.step, values))

@@ -29,6 +29,7 @@ class Status(NamedTuple):
   loss: Float[Array, ""]
   skipped: Int[Array, ""]
   skipped_in_a_row: Int[Array, ""]
+  learning_rate: Float[Array, ""] | None = None  # of the last update
 
 
 def make_train_step(
@@ -39,6 +40,7 @@ def make_train_step(
   *,
   seed: int,
   ema_decay: float = 0.0,
+  learning_rate: Callable[[Any], Array] | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Status]]:
   """Compiles a step over the mesh; it donates the state it is given.
 
@@ -49,6 +51,8 @@ def make_train_step(
     mesh: from `recurrent.sharding`.
     seed: the step's key is fold_in(key(seed), step).
     ema_decay: decay of the parameters' moving average, if there is one.
+    learning_rate: reads the last update's rate off the optimiser's state, from
+      `optim.make_learning_rate`; the status then has it.
 
   Returns:
     `step(state, batch) -> (state, status)`. If anything in the new state or
@@ -93,7 +97,8 @@ def make_train_step(
       skipped=state.skipped + bad,
       skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
     )
-    return new, Status(value, new.skipped, new.skipped_in_a_row)
+    rate = learning_rate(new.opt_state) if learning_rate else None
+    return new, Status(value, new.skipped, new.skipped_in_a_row, rate)
 
   return jax.jit(
     step,

@@ -4,7 +4,7 @@ from pydoc_data.topics import topics
 import pytest
 import tensorflow_datasets as tfds
 
-from recurrent.data import builders
+from recurrent.data import builders, overlap
 from recurrent.errors import DataError
 
 
@@ -15,10 +15,20 @@ def texts(builder_cls, folder):
 def test_pydoc_is_the_sorted_topics_cut_at_90_and_95_percent(tmp_path):
   splits = texts(builders.Pydoc, tmp_path)
   whole = "\n".join(text for _, text in sorted(topics.items()))
-  assert "".join(splits.values()) == whole
   assert list(splits) == ["train", "valid", "test"]
+  assert whole.startswith(splits["train"] + splits["valid"])
   assert len(splits["train"]) == int(0.9 * len(whole))
-  assert len(splits["test"]) == len(whole) - int(0.95 * len(whole))
+  last = whole[int(0.95 * len(whole)) :]
+  assert set(splits["test"].split("\n\n")) < set(last.split("\n\n"))
+
+
+def test_no_paragraph_of_pydocs_test_split_is_in_the_splits_before(tmp_path):
+  splits = texts(builders.Pydoc, tmp_path)
+  for paragraph in splits["test"].split("\n\n"):
+    before = [splits["train"], splits["valid"]]
+    assert not overlap.repeated(paragraph, before).any()
+  # It is not what was cached under the version before it was cleaned.
+  assert str(builders.Pydoc.VERSION) != str(builders.Stdlib.VERSION)
 
 
 def test_stdlib_has_each_source_once_and_no_tests(tmp_path):
@@ -78,7 +88,7 @@ def test_records_are_whole_lines_in_order(tmp_path):
 def test_the_version_is_pythons(tmp_path):
   import platform
 
-  builder = builders.Pydoc(data_dir=tmp_path, file_format="array_record")
+  builder = builders.Stdlib(data_dir=tmp_path, file_format="array_record")
   assert str(builder.version) == platform.python_version().rstrip("+")
   assert tfds.builder_cls("pydoc") is builders.Pydoc
 

@@ -69,51 +69,81 @@ def test_an_id_outside_of_the_vocabulary_is_a_value_error(built, name):
       built[name].decode([0, wrong])
 
 
-@pytest.mark.parametrize("name", ["byte", "sentencepiece"])
+EXACT = [name for name, kind in TOKENIZERS.items() if kind.exact]
+
+
+def test_all_but_words_are_exact():
+  assert EXACT == ["byte", "char", "sentencepiece"]
+
+
+@pytest.mark.parametrize("name", EXACT)
 @settings(deadline=None)
 @given(text=TEXT)
-def test_bytes_and_pieces_are_exact_for_any_text(built, name, text):
+def test_exact_tokenizers_give_back_any_text(built, name, text):
   assert built[name].decode(built[name].encode(text)) == text
-  assert built[name].unknown(text) == []
+  if name != "char":
+    assert built[name].unknown(text) == []
 
 
-@pytest.mark.parametrize("name", ["byte", "sentencepiece"])
-def test_bytes_and_pieces_are_exact_for_hard_text(built, name):
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_tokenizers_give_back_hard_text(built, name):
   assert built[name].decode(built[name].encode(HARD)) == HARD
 
 
-@pytest.mark.parametrize("name", ["char", "word"])
+@settings(deadline=None)
+@given(train=st.text(min_size=1, max_size=9), text=st.text(max_size=60))
+def test_characters_that_the_train_text_lacks_are_spelt_out(train, text):
+  tokenizer = tokenizers.build("char", train)
+  ids = tokenizer.encode(text)
+  assert tokenizer.decode(ids) == text
+  assert not ids.size or ids.max() < tokenizer.vocab_size
+  lacking = sum(c not in train for c in text)
+  digits = np.ceil(np.log(0x110000) / np.log(tokenizer.vocab_size))
+  assert len(ids) == len(text) + lacking * digits
+
+
+@pytest.mark.parametrize(
+  "ids", [[0], [0, 1], [0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]]
+)
+def test_what_spells_no_character_is_decoded_as_one_replacement(ids):
+  # To the base of 3 the largest code point has 13 digits.
+  tokenizer = tokenizers.CharTokenizer("ab")
+  assert len(tokenizer.encode("c")) == 14
+  assert tokenizer.decode([1, *ids]) == "a\ufffd"
+  assert tokenizer.decode([0, *[2] * 13, 1]) == "\ufffda"
+
+
 @settings(deadline=None)
 @given(text=TEXT)
-def test_what_is_unknown_gets_id_zero(name, text):
-  options = {"min_count": 1} if name == "word" else {}
-  tokenizer = tokenizers.build(name, "a b, c\nd  e", **options)
-  pieces = list(text) if name == "char" else list(tokenizers._words(text))
+def test_an_unknown_word_gets_id_zero(text):
+  tokenizer = tokenizers.build("word", "a b, c\nd  e", min_count=1)
+  pieces = list(tokenizers._words(text))
   assert "".join(pieces) == text
   ids = tokenizer.encode(text)
   assert len(ids) == len(pieces)
   lacking = {piece for piece, id_ in zip(pieces, ids, strict=True) if id_ == 0}
   assert tokenizer.unknown(text) == sorted(lacking)
-  sign = {"char": "\ufffd", "word": " <unk>"}[name]
   assert tokenizer.decode(ids) == "".join(
-    sign if piece in lacking else piece for piece in pieces
+    " <unk>" if piece in lacking else piece for piece in pieces
   )
 
 
 @settings(deadline=None)
-@given(train=st.text(min_size=1, max_size=60), text=st.text(max_size=60))
-def test_char_ids_are_positions_in_the_sorted_alphabet(train, text):
+@given(train=st.text(min_size=1, max_size=60), data=st.data())
+def test_char_ids_are_positions_in_the_sorted_alphabet(train, data):
   tokenizer = tokenizers.build("char", train)
+  text = data.draw(st.text(sorted(set(train)), max_size=60))
   alphabet = sorted(set(train))
-  expected = [1 + alphabet.index(c) if c in alphabet else 0 for c in text]
   assert tokenizer.vocab_size == len(alphabet) + 1
-  assert tokenizer.encode(text).tolist() == expected
+  assert tokenizer.encode(text).tolist() == [
+    1 + alphabet.index(c) for c in text
+  ]
 
 
 def test_char_ids_do_not_depend_on_the_chunk(monkeypatch, built):
-  whole = built["char"].encode(TRAIN)
+  whole = built["char"].encode(TRAIN + HARD)
   monkeypatch.setattr(tokenizers, "_CHUNK", 7)
-  assert (built["char"].encode(TRAIN) == whole).all()
+  np.testing.assert_array_equal(built["char"].encode(TRAIN + HARD), whole)
 
 
 def test_ids_take_the_smallest_type(built):
@@ -216,6 +246,7 @@ def test_pieces_need_the_extra(built, monkeypatch):
     json.dumps({"tokenizer": "char"}),
     json.dumps({"tokenizer": "char", "alphabet": "a", "extra": 1}),
     json.dumps({"tokenizer": "char", "alphabet": 3}),
+    json.dumps({"tokenizer": "char", "alphabet": ""}),
     json.dumps({"tokenizer": "sentencepiece", "model": "?"}),
     json.dumps({"tokenizer": "sentencepiece", "model": "AAAA"}),
     "\xff",

@@ -88,7 +88,33 @@ def test_flags_go_together(tmp_path, capsys, flags):
     found = result(capsys.readouterr().out)
   else:
     found = train(capsys, tmp_path, *flags)
-  assert math.isfinite(found["valid_bpc"])
+  word = "--tokenizer=word" in flags
+  assert math.isfinite(found["valid_perplexity" if word else "valid_bpc"])
+
+
+def test_a_closed_vocabulary_has_a_perplexity_and_no_bits_a_character(
+  tmp_path, capsys
+):
+  # Nearly all words are unknown, and cost nearly nothing.
+  flags = ("--tokenizer=word", "--vocab_size=2", "--learning_rate=0.05")
+  found = train(capsys, tmp_path, *flags)
+  written = {name for row in rows(tmp_path) for name in row}
+  assert not [name for name in {*found, *written} if "bpc" in name]
+  assert {"train_perplexity", "valid_perplexity"} <= written
+  for split in ("valid", "test"):
+    assert found[f"{split}_perplexity"] == pytest.approx(
+      math.exp(found[f"{split}_loss"])
+    )
+    assert 0.5 < found[f"{split}_unknown_share"] < 1
+  # What was best was chosen by it, and evaluate tells the same.
+  perplexities = [
+    r["valid_perplexity"] for r in rows(tmp_path) if "valid_perplexity" in r
+  ]
+  assert found["valid_perplexity"] == pytest.approx(min(perplexities), rel=1e-6)
+  assert call(evaluate, f"--workdir={tmp_path}") == 0
+  again = result(capsys.readouterr().out)
+  assert again["test_unknown_share"] == found["test_unknown_share"]
+  assert "test_bpc" not in again
 
 
 def test_sentencepiece_trains(tmp_path, capsys, text_file):
@@ -243,3 +269,21 @@ def test_penalties_are_added_with_their_weights():
   )
   np.testing.assert_allclose(penalised, want, rtol=1e-6)
   assert same["nats"] == metrics["nats"]
+
+
+def test_the_rows_have_the_learning_rate_that_was_used(tmp_path, capsys):
+  # A loss that a rate of 1e-9 leaves where it is: a plateau at every window.
+  flags = (
+    "--learning_rate=1e-9",
+    "--schedule=plateau",
+    "--plateau_window=1",
+    "--plateau_patience=1",
+    "--plateau_factor=0.1",
+    "--plateau_min=0.01",
+    "--warmup_steps=0",
+    "--log_every=1",
+  )
+  train(capsys, tmp_path, *flags)
+  rates = [r["learning_rate"] for r in rows(tmp_path) if "train_loss" in r]
+  assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+  assert rates[0] == pytest.approx(1e-9) and rates[-1] == pytest.approx(1e-11)

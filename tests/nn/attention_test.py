@@ -17,6 +17,7 @@ from recurrent.nn import (
 )
 from recurrent.nn.attention import masked_softmax
 from tests.cells.cases import jit
+from tests.precision import narrow_sums
 
 B, T, S, Q, E, HEADS = 3, 4, 5, 6, 6, 2
 MASK = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
@@ -629,3 +630,19 @@ def test_self_attention_keeps_bfloat16(kind):
 def test_what_is_no_sequence_is_refused(inputs, options, match):
   with pytest.raises(ValueError, match=match):
     of_kind("causal", np.float32)(inputs, **options)
+
+
+def test_the_gradient_of_additive_attention_has_no_sum_in_bfloat16():
+  attention = AdditiveAttention(3, 4, 5, rngs=nnx.Rngs(0))
+  graphdef, params = nnx.split(attention)
+  query, encoded = (
+    jnp.ones(shape, jnp.bfloat16) for shape in ((2, 6, 3), (2, 7, 4))
+  )
+
+  def loss(params, query, encoded):
+    attention = nnx.merge(graphdef, params)
+    context, _ = attention(attention.precompute(encoded), query)
+    return context.astype(jnp.float32).mean()
+
+  slopes = jax.grad(loss, argnums=(0, 1, 2))
+  assert narrow_sums(slopes, params, query, encoded) == []

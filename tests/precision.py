@@ -1,0 +1,42 @@
+"""Where a program sums many numbers in a narrow dtype."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+
+
+def narrow_sums(function, *args):
+  """Sums of more than one number that a function keeps in bfloat16.
+
+  Such a sum stops growing at some 256 addends. Products are counted where
+  they are not told to sum in float32.
+
+  Args:
+    function: what to trace; its inner loops are searched too.
+    *args: its arguments.
+
+  Returns:
+    The name of the operation and the shapes it goes from and to, sorted.
+  """
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  return sorted({str(found) for found in _search(jaxpr)})
+
+
+def _search(jaxpr):
+  for eqn in jaxpr.eqns:
+    name = eqn.primitive.name
+    summed = (
+      name in ("reduce_sum", "cumsum", "dot_general") or "scatter-add" in name
+    )
+    [*before] = (v.aval for v in eqn.invars)
+    [*after] = (v.aval for v in eqn.outvars)
+    if summed and after[0].dtype == jnp.bfloat16:
+      squeezed = name == "reduce_sum" and math.prod(
+        before[0].shape
+      ) == math.prod(after[0].shape)
+      if not squeezed:
+        yield name, *(x.str_short() for x in (*before, *after))
+    for inner in jaxprs_in_params(eqn.params):
+      yield from _search(inner)
