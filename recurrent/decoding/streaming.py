@@ -15,6 +15,8 @@ import numpy as np
 from recurrent.decoding.sampling import Sampled, Sampler, Step, sample
 from recurrent.types import Array, Carry, Float, Int, PRNGKey
 
+WHOLE_MODEL = Sampler()  # Any token, with the probability the model gives it.
+
 
 class Block(NamedTuple):
   """Some of the tokens of each row, as NumPy arrays.
@@ -64,7 +66,7 @@ def stream(
   *,
   num_tokens: int,
   block: int = 256,
-  sampler: Sampler = Sampler(),
+  sampler: Sampler = WHOLE_MODEL,
   stop_tokens: tuple[int, ...] = (),
 ) -> Iterator[Block]:
   """Draws tokens block by block.
