@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -109,7 +110,8 @@ def run(config: Config) -> dict[str, Any]:
   draw = functools.partial(stream.draw, start, jax.random.key(config.seed))
   texts = [config.prompt] * config.num_samples
   decoders = [tokenizer.incremental_decoder() for _ in texts]
-  tokens, scores, times = 0, np.zeros(len(texts)), []
+  tokens, scores = 0, np.zeros(len(texts))
+  times: list[float] = []
 
   def show(new: list[str]) -> None:
     for row, text in enumerate(new):
@@ -167,7 +169,9 @@ class Stream:
     self._pack = functools.cache(
       lambda rows: language_model.pack(graphdef, params, rows, weights)
     )
-    self._options = {"sampler": sampler, "stop_tokens": stop_tokens}
+    self._draw = functools.partial(
+      decoding.stream, block=BLOCK, sampler=sampler, stop_tokens=stop_tokens
+    )
     self.weight_bytes = 0
 
   def read(self, prompts: np.ndarray) -> tuple[Any, Carry, jax.Array]:
@@ -175,15 +179,13 @@ class Stream:
     packed, carry = self._pack(len(prompts))
     self.weight_bytes = packed.bytes
     step = jax.tree_util.Partial(packed.step, packed.weights)
-    return step, *decoding.read(step, carry, prompts)
+    return step, *decoding.read(step, carry, jnp.asarray(prompts))
 
   def draw(
     self, start: tuple[Any, Carry, jax.Array], key: jax.Array, num_tokens: int
   ) -> Iterator[decoding.Block]:
     """Draws `num_tokens` tokens a row after what `read` returned."""
-    return decoding.stream(
-      *start, key, num_tokens=num_tokens, block=BLOCK, **self._options
-    )
+    return self._draw(*start, key, num_tokens=num_tokens)
 
   def __call__(
     self, prompts: np.ndarray, key: jax.Array, num_tokens: int

@@ -161,7 +161,8 @@ def _draw(step, carry, logits, key, first, done, **how):
 
 def _cut(drawn: Sampled, wanted: int, stop_tokens: tuple[int, ...]) -> Block:
   """The first `wanted` tokens of a row, and how many precede the stop."""
-  tokens = drawn.tokens[:, :wanted]
+  tokens, scores = np.asarray(drawn.tokens), np.asarray(drawn.scores)
+  tokens = tokens[:, :wanted]
   stops = np.isin(tokens, stop_tokens)
   lengths = np.where(stops.any(1), stops.argmax(1), tokens.shape[1])
-  return Block(tokens, drawn.scores[:, :wanted], lengths)
+  return Block(tokens, scores[:, :wanted], lengths)

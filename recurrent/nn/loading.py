@@ -65,7 +65,7 @@ def _pairs(wanted, given, name) -> Iterator[tuple[nnx.Variable, Any]]:
     for index, (part, new) in enumerate(zip(wanted, given, strict=True)):
       yield from _pairs(part, new, f"{name}[{index}]")
   else:  # None, a dict, or any other node of a pytree.
-    flatten = functools.partial(
+    flatten: Any = functools.partial(
       jax.tree_util.tree_flatten_with_path, is_leaf=_is_variable
     )
     (leaves, structure), (values, found) = flatten(wanted), flatten(given)
