@@ -11,8 +11,8 @@ import functools
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,9 @@ from experiments import config as config_lib
 from experiments import language_model, runner
 from recurrent import decoding
 from recurrent.errors import ConfigError
+from recurrent.types import Carry
 
-BLOCK = 256  # tokens a call
+BLOCK = 256  # tokens a row that the device draws at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +76,24 @@ class Config(config_lib.Checked):
 
 
 def run(config: Config) -> dict[str, Any]:
-  """Prints the samples; returns the speed and their log-probabilities."""
+  """Prints the samples as they are drawn.
+
+  Returns:
+    `step` of the checkpoint; `tokens` drawn, without stop tokens;
+    `tokens_per_second` of decoding, compilation excluded; `weight_bytes` that
+    a token reads; `log_probabilities` of the samples in nats, stop token
+    included; `texts` of the samples, prompt included.
+
+  Raises:
+    UserError: if a value cannot be meant, or the workdir holds no model.
+  """
+  config.check()
   trained, tokenizer = language_model.read(config.workdir)
-  prompt = language_model.encode_prompt(tokenizer, config.prompt)
+  encode = functools.partial(language_model.encode_prompt, tokenizer)
+  prompt = encode(config.prompt)
   stop_tokens = ()
   if config.stop:
-    stop_tokens = tuple(language_model.encode_prompt(tokenizer, config.stop))
+    stop_tokens = tuple(encode(config.stop, "stop").tolist())
     if len(stop_tokens) != 1:
       raise ConfigError(
         f"--stop={config.stop!r} is {len(stop_tokens)} tokens",
@@ -90,45 +103,48 @@ def run(config: Config) -> dict[str, Any]:
     trained,
     lambda rngs: language_model.make_model(trained, tokenizer.vocab_size, rngs),
   )
-  # A first short run compiles, so that the second measures decoding.
   stream = Stream(
     graphdef, params, config.sampler(), stop_tokens, config.weights
   )
-  rows = np.tile(prompt, (config.num_samples, 1))
-  key = jax.random.key(config.seed)
-  next(stream(rows, key, BLOCK))
-  begun = time.perf_counter()
-  tokens, scores = [], []
-  for block in stream(rows, key, config.num_tokens):
-    tokens.append(block.tokens)
-    scores.append(block.scores)
-    if config.num_samples == 1:
-      if len(tokens) == 1:
-        sys.stdout.write(config.prompt)
-      sys.stdout.write(tokenizer.decode(block.tokens[0]))
+  start = stream.read(np.tile(prompt, (config.num_samples, 1)))
+  draw = functools.partial(stream.draw, start, jax.random.key(config.seed))
+  texts = [config.prompt] * config.num_samples
+  decoders = [tokenizer.incremental_decoder() for _ in texts]
+  tokens, scores = 0, np.zeros(len(texts))
+  times: list[float] = []
+
+  def show(new: list[str]) -> None:
+    for row, text in enumerate(new):
+      texts[row] += text
+    if len(texts) == 1:  # Several at once are printed one after another.
+      sys.stdout.write(texts[0] if not times else new[0])
       sys.stdout.flush()
-  seconds = time.perf_counter() - begun
-  drawn = np.concatenate(tokens, axis=1)
-  if config.num_samples > 1:
-    for number, row in enumerate(drawn):
-      print(f"--- sample {number + 1}")
-      print(config.prompt + tokenizer.decode(row))
+
+  for block in draw(config.num_tokens):
+    rows = zip(decoders, block.tokens, block.lengths, strict=True)
+    show([decoder.decode(row[:length]) for decoder, row, length in rows])
+    times.append(time.perf_counter())
+    tokens += int(block.lengths.sum())
+    scores += block.scores.sum(axis=1)
+  show([decoder.decode([], final=True) for decoder in decoders])
+  if len(texts) > 1:
+    for number, text in enumerate(texts, 1):
+      print(f"--- sample {number}\n{text}")
   print()
+  if len(times) == 1:
+    # The only block was drawn while its program was compiled and first run.
+    times = [time.perf_counter()]
+    next(draw(BLOCK))
+    times.append(time.perf_counter())
+  drawn = (len(times) - 1) * BLOCK * len(texts)
   return {
     "step": step,
-    "tokens": int(drawn.size),
-    "tokens_per_second": drawn.size / seconds,
+    "tokens": tokens,
+    "tokens_per_second": drawn / (times[-1] - times[0]),
     "weight_bytes": stream.weight_bytes,
-    "log_probabilities": np.concatenate(scores, 1).sum(axis=1).tolist(),
+    "log_probabilities": scores.tolist(),
+    "texts": texts,
   }
-
-
-class _Compiled(NamedTuple):
-  """What a `Stream` runs for a number of rows."""
-
-  packed: decoding.Packed
-  read: Callable[[jax.Array], tuple[Any, jax.Array]]
-  draw: Callable[..., tuple[Any, jax.Array, decoding.Sampled]]
 
 
 class Stream:
@@ -139,8 +155,7 @@ class Stream:
     params: of the model.
     sampler: how a token is chosen.
     stop_tokens: ids that end a row.
-    weights: dtype of the matrices, one of `decoding.DTYPES`. In narrow ones the
-      prompt is read as well, token by token.
+    weights: dtype of the matrices, one of `decoding.DTYPES`.
   """
 
   def __init__(
@@ -151,93 +166,32 @@ class Stream:
     stop_tokens: tuple[int, ...] = (),
     weights: str = "float32",
   ):
-    self._graphdef, self._params = graphdef, params
-    self._sampler, self._stop_tokens = sampler, stop_tokens
-    self._dtype = weights
-    self._compiled: dict[int, _Compiled] = {}
-
-  @property
-  def weight_bytes(self) -> int:
-    """Of the weights that blocks of tokens are drawn with."""
-    return max(x.packed.bytes for x in self._compiled.values())
-
-  def _compile(self, rows: int) -> _Compiled:
-    """What draws so many rows; compiled at first use."""
-    if rows in self._compiled:
-      return self._compiled[rows]
-    packed, initial = language_model.pack(
-      self._graphdef, self._params, rows, self._dtype
+    self._pack = functools.cache(
+      lambda rows: language_model.pack(graphdef, params, rows, weights)
     )
-
-    def read_in_bulk(params, tokens):
-      carry, logits = nnx.merge(self._graphdef, params)(None, tokens)
-      return carry, logits[:, -1]
-
-    def read(weights, carry, tokens):
-      by_tick = tokens.T
-      both, _ = jax.lax.scan(
-        lambda both, token: (packed.step(weights, both[0], token), None),
-        packed.step(weights, carry, by_tick[0]),
-        by_tick[1:],
-      )
-      return both
-
-    def draw(weights, carry, logits, key, first, done):
-      return decoding.sample(
-        functools.partial(packed.step, weights),
-        carry,
-        logits,
-        key,
-        num_tokens=BLOCK,
-        sampler=self._sampler,
-        stop_tokens=self._stop_tokens,
-        first=first,
-        done=done,
-      )
-
-    self._compiled[rows] = _Compiled(
-      packed,
-      functools.partial(jax.jit(read_in_bulk), self._params)
-      if self._dtype == "float32"
-      else functools.partial(jax.jit(read), packed.weights, initial),
-      jax.jit(draw, donate_argnames=("carry", "logits")),
+    self._draw = functools.partial(
+      decoding.stream, block=BLOCK, sampler=sampler, stop_tokens=stop_tokens
     )
-    return self._compiled[rows]
+    self.weight_bytes = 0
+
+  def read(self, prompts: np.ndarray) -> tuple[Any, Carry, jax.Array]:
+    """Reads prompts, [batch, time] ids: step, carry and logits after them."""
+    packed, carry = self._pack(len(prompts))
+    self.weight_bytes = packed.bytes
+    step = jax.tree_util.Partial(packed.step, packed.weights)
+    return step, *decoding.read(step, carry, jnp.asarray(prompts))
+
+  def draw(
+    self, start: tuple[Any, Carry, jax.Array], key: jax.Array, num_tokens: int
+  ) -> Iterator[decoding.Block]:
+    """Draws `num_tokens` tokens a row after what `read` returned."""
+    return self._draw(*start, key, num_tokens=num_tokens)
 
   def __call__(
     self, prompts: np.ndarray, key: jax.Array, num_tokens: int
-  ) -> Iterator[decoding.Sampled]:
-    """Yields blocks of tokens until there are enough, or all rows ended.
-
-    Args:
-      prompts: [batch, time] ids.
-      key: PRNG key.
-      num_tokens: tokens a row.
-
-    Yields:
-      NumPy arrays of at most BLOCK tokens a row.
-    """
-    packed, read, draw = self._compile(len(prompts))
-    carry, logits = read(jnp.asarray(prompts))
-    done = jnp.zeros(len(prompts), bool)
-    ahead = None
-    for first in range(0, num_tokens, BLOCK):
-      carry, logits, drawn = draw(
-        packed.weights, carry, logits, key, jnp.int32(first), done
-      )
-      done = drawn.done
-      # The device draws this block while the host reads the one before.
-      if ahead is not None:
-        block = jax.device_get(ahead)
-        yield block
-        if block.done.all():
-          return
-      ahead = drawn
-    drawn = jax.device_get(ahead)
-    wanted = num_tokens - first
-    yield drawn._replace(
-      tokens=drawn.tokens[:, :wanted], scores=drawn.scores[:, :wanted]
-    )
+  ) -> Iterator[decoding.Block]:
+    """Reads prompts and draws the tokens after them, BLOCK at a time."""
+    return self.draw(self.read(prompts), key, num_tokens)
 
 
 if __name__ == "__main__":

@@ -521,8 +521,10 @@ def read(workdir: str | Path) -> tuple[Config, tokenizers.Tokenizer]:
   return config, tokenizers.load(Path(workdir) / "tokenizer.json")
 
 
-def encode_prompt(tokenizer: tokenizers.Tokenizer, prompt: str) -> np.ndarray:
-  """Ids of a prompt.
+def encode_prompt(
+  tokenizer: tokenizers.Tokenizer, prompt: str, flag: str = "prompt"
+) -> np.ndarray:
+  """Ids of a prompt, which was the value of a flag.
 
   Raises:
     ConfigError: if it is empty, or has what the vocabulary lacks.
@@ -530,12 +532,12 @@ def encode_prompt(tokenizer: tokenizers.Tokenizer, prompt: str) -> np.ndarray:
   unknown = tokenizer.unknown(prompt)
   if unknown:
     raise ConfigError(
-      "--prompt has what the model's vocabulary lacks:"
+      f"--{flag} has what the model's vocabulary lacks:"
       f" {', '.join(map(repr, unknown))}",
       "leave that out; the vocabulary is in tokenizer.json of the workdir",
     )
   if not prompt:
-    raise ConfigError("--prompt is empty", "give at least one character")
+    raise ConfigError(f"--{flag} is empty", "give at least one character")
   return np.asarray(tokenizer.encode(prompt), np.int32)
 
 

@@ -41,6 +41,9 @@ def unroll(
 ) -> tuple[Carry, Array]:
   """Runs a cell over time.
 
+  On a CPU, fresh memory for the results can cost more than the recurrence:
+  `recurrent.memory.keep_freed()`, called once, lets calls reuse what was freed.
+
   Args:
     cell: any cell.
     params: its parameters. They are cast to the dtype of the inputs, once.

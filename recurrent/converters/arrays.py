@@ -1,8 +1,11 @@
 """What the converters share: arrays that are there and have their shape."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 KINDS = {"rnn": 1, "lstm": 4, "gru": 3}  # gates
@@ -11,12 +14,28 @@ KINDS = {"rnn": 1, "lstm": 4, "gru": 3}  # gates
 class Named:
   """Arrays by name, each to be taken once.
 
+  All have one dtype: float64 where JAX keeps it (`jax_enable_x64`) and one of
+  them has it, else float32.
+
   Args:
-    arrays: anything that NumPy takes, by name.
+    arrays: tensors of any library on any device, or what else NumPy takes.
+      They are copied.
+
+  Raises:
+    ValueError: if one holds no floating-point numbers.
   """
 
   def __init__(self, arrays: Mapping[str, Any]):
-    self._arrays = {k: np.asarray(v, np.float32) for k, v in arrays.items()}
+    found = {name: _copied(name, value) for name, value in arrays.items()}
+    wide = sorted(k for k, v in found.items() if v.dtype.itemsize > 4)
+    self._dtype = jax.dtypes.canonicalize_dtype(np.float64 if wide else "f4")
+    if wide and self._dtype == np.float32:
+      warnings.warn(
+        f"float64 is rounded to float32 in {len(wide)} arrays, such as"
+        f" {wide[0]}; jax.config.update('jax_enable_x64', True) keeps it",
+        stacklevel=3,  # Named, the converter, its caller
+      )
+    self._arrays = {k: v.astype(self._dtype) for k, v in found.items()}
     self._left = dict(self._arrays)
 
   def __contains__(self, name: str) -> bool:
@@ -40,15 +59,28 @@ class Named:
       raise ValueError(f"{name} must be {wanted}, got {found.shape}")
     return found
 
-  @staticmethod
-  def zeros(*shape: int) -> Any:
+  def zeros(self, *shape: int) -> Any:
     """An array that the other library does not have."""
-    return np.zeros(shape, np.float32)
+    return np.zeros(shape, self._dtype)
 
   def finish(self) -> None:
     """Raises ValueError if an array was not taken."""
     if self._left:
       raise ValueError(f"no use for {sorted(self._left)}")
+
+
+def _copied(name: str, value: Any) -> np.ndarray:
+  """A tensor as a NumPy array of its own, float32 or float64."""
+  if hasattr(value, "detach"):  # torch's
+    value = value.detach().cpu()
+    if str(value.dtype) == "torch.bfloat16":  # which NumPy does not have
+      value = value.float()
+  if not hasattr(value, "dtype"):
+    return np.array(value, np.float32)
+  array = np.asarray(value)
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    raise ValueError(f"{name} must be floating-point, got {array.dtype}")
+  return np.array(array, np.float64 if array.dtype.itemsize > 4 else np.float32)
 
 
 def check_kind(kind: str) -> int:

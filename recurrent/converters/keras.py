@@ -37,7 +37,7 @@ def from_keras(
   kernel = named.take("kernel", None, gates * width)
   double = kind == "gru" and reset_after
   shape = (2, gates * width) if double else (gates * width,)
-  bias: Any = np.zeros(shape, np.float32)
+  bias = named.zeros(*shape)
   if "bias" in named:
     bias = named.take("bias", *shape)
   if kind != "gru":

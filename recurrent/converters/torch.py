@@ -13,22 +13,57 @@ from recurrent.types import Params
 Layers = Sequence[Sequence[Params]]  # [layer][direction]
 
 
-def from_torch(arrays: Mapping[str, Any], kind: str) -> list[list[Params]]:
-  """Parameters from a module's `state_dict()`.
+def from_torch(
+  source: Any, kind: str | None = None, *, prefix: str = ""
+) -> list[list[Params]]:
+  """Parameters from a `torch.nn.RNN`, `LSTM` or `GRU`.
 
   Args:
-    arrays: `weight_ih_l0` and so on, any number of layers, one direction or
-      two, with biases or without, of an LSTM also with projections.
-    kind: "rnn", "lstm" or "gru". Gates are in torch's order, which is ours.
+    source: the module, or the `state_dict()` of it or of a model that it is
+      part of: `weight_ih_l0` and so on, any number of layers, one direction or
+      two, with biases or without, of an LSTM also with projections. Gates are
+      in torch's order, which is ours. Arrays are copied; float16 and bfloat16
+      become float32.
+    kind: "rnn", "lstm" or "gru"; a module of these classes says it itself. An
+      RNN with ReLU is that of `RNN(activation="relu")`.
+    prefix: of the names in a larger model, such as "encoder.rnn."; all other
+      names are then ignored.
 
   Returns:
-    Parameters by layer and direction: of `RNN`, `LSTM` or `GRU`; with
-    projections of `LSTMVariant(proj_size, memory=hidden_size)`.
+    Parameters by layer and direction, as `nn.Stack.load` takes them: of `RNN`,
+    `LSTM` or `GRU`; with projections of `LSTMVariant(proj_size,
+    memory=hidden_size)`.
 
   Raises:
-    ValueError: if an array is missing, left over or of another shape.
+    ValueError: if an array is missing, left over or of another shape, or the
+      kind is not given or not the module's.
+
+  Warns:
+    UserWarning: if float64 is rounded to float32, for want of
+      `jax_enable_x64`.
   """
-  gates, named = check_kind(kind), Named(arrays)
+  arrays: Mapping[str, Any] = source
+  if hasattr(source, "state_dict"):
+    kind = _kind_of(source, kind, prefix)
+    arrays = source.state_dict()
+  if kind is None:
+    raise ValueError("kind must be given with a state dict: rnn, lstm or gru")
+  gates = check_kind(kind)
+  found = {
+    name.removeprefix(prefix): value
+    for name, value in arrays.items()
+    if name.startswith(prefix)
+  }
+  first = "weight_ih_l0"
+  if first not in found:
+    there = [name[: -len(first)] for name in arrays if name.endswith(first)]
+    raise ValueError(
+      f"{prefix}{first} is missing; prefix must be one of {there}, got"
+      f" {prefix!r}"
+      if there
+      else f"{prefix}{first} is missing; there are {sorted(arrays)}"
+    )
+  named = Named(found)
   directions = ["", "_reverse"][: 1 + ("weight_ih_l0_reverse" in named)]
   layers: list[list[Params]] = []
   in_features = None
@@ -43,6 +78,21 @@ def from_torch(arrays: Mapping[str, Any], kind: str) -> list[list[Params]]:
   return layers
 
 
+def _kind_of(module: Any, kind: str | None, prefix: str) -> str | None:
+  """The kind of a module, which a kind that was given must not contradict."""
+  for name in filter(None, prefix.split(".")):
+    module = getattr(module, name, None)
+  # "LSTM", "GRU", "RNN_TANH" or "RNN_RELU"
+  own = str(getattr(module, "mode", "")).partition("_")[0].lower() or None
+  if kind and own and kind != own:
+    raise ValueError(f"kind must be {own!r}, the module's, got {kind!r}")
+  if not (kind or own):
+    raise ValueError(
+      f"kind must be given with a {type(module).__name__}: rnn, lstm or gru"
+    )
+  return kind or own
+
+
 def _layer(named, end, kind, gates, in_features):
   kernel = named.take(f"weight_ih{end}", None, in_features)
   if len(kernel) % gates:
@@ -55,7 +105,7 @@ def _layer(named, end, kind, gates, in_features):
     projection = named.take(f"weight_hr{end}", None, width)
   seen = width if projection is None else len(projection)
   recurrent = named.take(f"weight_hh{end}", gates * width, seen)
-  outer, inner = np.zeros((2, gates * width), np.float32)
+  outer, inner = named.zeros(2, gates * width)
   if f"bias_ih{end}" in named:
     outer = named.take(f"bias_ih{end}", gates * width)
     inner = named.take(f"bias_hh{end}", gates * width)
@@ -121,7 +171,7 @@ def from_cudnn(
   """Parameters from cuDNN's one vector: all weights, then all biases.
 
   Args:
-    flat: float32 [number of weights].
+    flat: [number of weights]; copied.
     kind: "rnn", "lstm" or "gru".
     in_features: width of the inputs.
     features: width of a layer, one direction.
@@ -135,7 +185,7 @@ def from_cudnn(
     ValueError: if the vector has another length.
   """
   shapes = _cudnn_shapes(kind, in_features, features, layers, bidirectional)
-  flat = np.asarray(flat, np.float32)
+  flat = np.asarray(flat)
   sizes = [int(np.prod(shape)) for shape in shapes.values()]
   if flat.shape != (sum(sizes),):
     raise ValueError(f"flat must be {(sum(sizes),)}, got {flat.shape}")

@@ -56,6 +56,10 @@ class Tokenizer(abc.ABC):
   def decode(self, ids: ArrayLike) -> str:
     """The text of `ids`, [tokens]; ValueError for an id that there is not."""
 
+  def incremental_decoder(self) -> "IncrementalDecoder":
+    """Decodes ids that come in parts, such as blocks of drawn tokens."""
+    return IncrementalDecoder(self)
+
   def unknown(self, text: str) -> list[str]:
     """What in `text` the vocabulary lacks, sorted, each once."""
     del text
@@ -68,6 +72,51 @@ class Tokenizer(abc.ABC):
     scratch = path.with_name(path.name + ".incomplete")
     scratch.write_text(json.dumps(content), encoding="ascii")
     os.replace(scratch, path)
+
+
+class IncrementalDecoder:
+  """Turns parts of a sequence of ids into parts of its text.
+
+  A character of several bytes may begin in one part and end in the next. The
+  texts of all parts, joined, are what `decode` makes of all ids at once.
+
+  Args:
+    tokenizer: any tokenizer whose `decode` joins the bytes of its ids.
+  """
+
+  # Bytes of a UTF-8 character that lacks its end, each U+FFFD at most once.
+  _UNFINISHED = 3
+
+  def __init__(self, tokenizer: Tokenizer):
+    self._tokenizer = tokenizer
+    self._ids: list[int] = []  # The ids since the last whole character ...
+    self._shown = 0  # ... and how many characters of their text were returned.
+
+  def decode(self, ids: ArrayLike, *, final: bool = False) -> str:
+    """The text that is certain now and was not before.
+
+    Args:
+      ids: the next ids, [tokens].
+      final: whether these are the last, so that nothing may be held back.
+
+    Returns:
+      The text, without a last character that later ids may still complete.
+
+    Raises:
+      ValueError: for an id that there is not.
+    """
+    pending = self._ids + np.asarray(ids).tolist()
+    text = self._tokenizer.decode(pending)
+    certain = len(text)
+    if not final:
+      replaced = certain - len(text.rstrip("\ufffd"))
+      certain -= min(replaced, self._UNFINISHED)
+    new = text[self._shown : certain]
+    if certain == len(text):
+      self._ids, self._shown = [], 0
+    else:
+      self._ids, self._shown = pending, max(self._shown, certain)
+    return new
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """`Bidirectional`: one cell from the past, one from the future."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from recurrent.cells.base import Cell
+from recurrent.nn import loading
 from recurrent.nn.recurrent import Recurrent
 from recurrent.types import (
   Activations,
@@ -15,6 +16,7 @@ from recurrent.types import (
   Carry,
   Float,
   Mask,
+  Params,
   PRNGKey,
   Remat,
 )
@@ -71,6 +73,23 @@ class Bidirectional(nnx.Module):
     self.merge = merge
     self.forward = layer(False)
     self.backward = layer(True)
+
+  @property
+  def params(self) -> tuple[Params, Params]:
+    """The parameters of the forward and of the backward layer."""
+    return self.forward.params, self.backward.params
+
+  def load(self, params: Sequence[Params]) -> None:
+    """Sets the parameters of both directions; see `Recurrent.load`.
+
+    Args:
+      params: of the forward and of the backward layer, such as one layer of
+        what `converters.from_torch` returns.
+
+    Raises:
+      ValueError: as `Recurrent.load` does.
+    """
+    loading.assign(self.params, params)
 
   def initial_carry(self, batch_size: int) -> tuple[Carry, Carry]:
     """The carries before the first and before the last tick."""

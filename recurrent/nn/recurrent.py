@@ -1,5 +1,6 @@
 """`Recurrent`: the one place where a Flax NNX module meets a cell."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent.cells.base import Cell
+from recurrent.nn import loading
 from recurrent.types import (
   Activations,
   Array,
@@ -22,6 +24,10 @@ from recurrent.unroll import compute_dtype, unroll
 
 class Recurrent(nnx.Module):
   """A cell with its parameters, run over a sequence.
+
+  `params` holds the parameters as `nnx.Param`, in the cell's NamedTuple, and
+  `start` the learnt initial carry or None. Plain arrays assigned to either are
+  loaded into the variables, which an optimiser goes on to train.
 
   Args:
     cell: any cell; static, equal by value.
@@ -65,6 +71,27 @@ class Recurrent(nnx.Module):
     if learn_carry:
       start = cell.initial_carry(params, ())
       self.start = nnx.data(jax.tree.map(undecayed, start))
+
+  def __setattr__(self, name: str, value: Any) -> None:
+    if name in ("params", "start"):
+      field = isinstance(value, dataclasses.Field)  # What nnx.data returns.
+      plain = value.metadata["nnx_value"] if field else value
+      if not loading.is_assigned(plain):
+        return loading.assign(getattr(self, name), plain, name)
+    return super().__setattr__(name, value)
+
+  def load(self, params: Params) -> None:
+    """Sets the parameters to given arrays, such as converted weights.
+
+    Args:
+      params: the cell's NamedTuple of arrays, whose shapes and dtypes are those
+        of the present parameters; the arrays are copied.
+
+    Raises:
+      ValueError: if a leaf is missing, left over, or of another type, shape or
+        dtype; nothing is changed then.
+    """
+    loading.assign(self.params, params)
 
   def cell_params(self) -> Params:
     """The cell's NamedTuple of plain arrays."""

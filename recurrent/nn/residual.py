@@ -23,6 +23,15 @@ class Residual(nnx.Module):
   def __init__(self, layer: Any):
     self.layer = layer
 
+  @property
+  def params(self) -> Any:
+    """The layer's."""
+    return self.layer.params
+
+  def load(self, params: Any) -> None:
+    """Sets the layer's parameters; see `Recurrent.load`."""
+    self.layer.load(params)
+
   def initial_carry(self, batch_size: int) -> Carry:
     """The layer's."""
     return self.layer.initial_carry(batch_size)

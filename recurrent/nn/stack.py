@@ -9,8 +9,18 @@ from flax import nnx
 
 from recurrent.cells import base
 from recurrent.executors.ticks import blank
+from recurrent.nn import loading
 from recurrent.nn.dropout import dropout
-from recurrent.types import Activations, Array, Carry, Float, Int, Mask, PRNGKey
+from recurrent.types import (
+  Activations,
+  Array,
+  Carry,
+  Float,
+  Int,
+  Mask,
+  Params,
+  PRNGKey,
+)
 
 
 class Stack(nnx.Module):
@@ -46,6 +56,32 @@ class Stack(nnx.Module):
     self.dropout = dropout
     self.residual = residual
     self.skip = skip
+
+  @property
+  def params(self) -> tuple[Any, ...]:
+    """The parameters of each layer, which must be recurrent.
+
+    Raises:
+      ValueError: if a layer has no `params`, such as a `TransformerBlock`.
+    """
+    for index, layer in enumerate(self.layers):
+      if not hasattr(layer, "params"):
+        raise ValueError(
+          f"layers[{index}] is a {type(layer).__name__}, which has no `params`"
+        )
+    return tuple(layer.params for layer in self.layers)
+
+  def load(self, params: Sequence[Params | Sequence[Params]]) -> None:
+    """Sets the parameters of all layers; see `Recurrent.load`.
+
+    Args:
+      params: what each layer's own `load` takes, the lowest layer first, such
+        as the lists that `converters.from_torch` returns.
+
+    Raises:
+      ValueError: as `Recurrent.load` does, and if a layer has no `params`.
+    """
+    loading.assign(self.params, params)
 
   def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
     """One carry a layer, each [batch, ...]."""

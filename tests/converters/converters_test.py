@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from jax.experimental import rnn
 
-from recurrent import converters, unroll
+from recurrent import converters, nn, unroll
 from recurrent.cells import GRU, LSTM, RNN, GRUResetBefore, LSTMCarry
 from recurrent.cells.lstm_variants import LSTMVariant
 from tests.cells.cases import assert_close
@@ -77,6 +77,235 @@ def test_there_and_back_is_where_one_was(library, kind):
       back = converters.from_haiku(converters.to_haiku(params), kind)
   assert type(back) is type(params)
   assert_close(back, params, 1e-6)
+
+
+# What arrays they take.
+
+
+FROM = {  # a function of arrays by name, and names that it takes for an RNN
+  "torch": (
+    lambda arrays: converters.from_torch(arrays, "rnn")[0][0],
+    {
+      "weight_ih_l0": (H, D),
+      "weight_hh_l0": (H, H),
+      "bias_ih_l0": (H,),
+      "bias_hh_l0": (H,),
+    },
+  ),
+  "keras": (
+    lambda arrays: converters.from_keras([*arrays.values()], "rnn"),
+    {"kernel": (D, H), "recurrent_kernel": (H, H), "bias": (H,)},
+  ),
+  "flax": (
+    lambda arrays: converters.from_flax(arrays, "rnn"),
+    {"i/kernel": (D, H), "h/kernel": (H, H), "i/bias": (H,)},
+  ),
+  "nnx": (
+    lambda arrays: converters.from_nnx(arrays, "rnn"),
+    {"dense_i/kernel": (D, H), "dense_h/kernel": (H, H), "dense_i/bias": (H,)},
+  ),
+  "haiku": (
+    lambda arrays: converters.from_haiku(arrays, "rnn"),
+    {
+      "linear/w": (D, H),
+      "linear_1/w": (H, H),
+      "linear/b": (H,),
+      "linear_1/b": (H,),
+    },
+  ),
+}
+every_library = pytest.mark.parametrize("library", FROM)
+
+
+def arrays_for(library, dtype=np.float32):
+  """The converter and arrays for it."""
+  convert, shapes = FROM[library]
+  arrays = {
+    name: drawn(*shape, seed=seed).astype(dtype)
+    for seed, (name, shape) in enumerate(shapes.items())
+  }
+  return convert, arrays
+
+
+@every_library
+def test_arrays_that_change_later_change_no_parameters(library):
+  convert, arrays = arrays_for(library)
+  params = convert(arrays)
+  before = jax.tree.map(np.array, params)
+  for array in arrays.values():
+    array += 1
+  jax.tree.map(np.testing.assert_array_equal, params, before)
+
+
+def test_cudnns_vector_can_change_later_too():
+  flat = drawn(4 * H * (D + H + 2))
+  sizes = {"in_features": D, "features": H}
+  ((params,),) = converters.from_cudnn(flat, "lstm", **sizes)
+  before = jax.tree.map(np.array, params)
+  flat += 1
+  jax.tree.map(np.testing.assert_array_equal, params, before)
+
+
+@every_library
+def test_float64_stays_where_jax_has_it(library, x64):
+  convert, arrays = arrays_for(library, np.float64)
+  wide = convert(arrays)
+  assert {x.dtype for x in wide} == {np.dtype(np.float64)}
+  # One wide array makes all wide, so that they go together.
+  name = next(iter(arrays))
+  narrow = {k: v.astype(np.float32) for k, v in arrays.items() if k != name}
+  mixed = convert({name: arrays[name], **narrow})
+  assert {x.dtype for x in mixed} == {np.dtype(np.float64)}
+
+
+@every_library
+def test_float64_is_not_rounded_in_silence(library):
+  convert, arrays = arrays_for(library, np.float64)
+  with pytest.warns(UserWarning, match="jax_enable_x64") as warned:
+    params = convert(arrays)
+  assert {x.dtype for x in params} == {np.dtype(np.float32)}
+  assert warned[0].filename == __file__
+
+
+@every_library
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_narrow_floats_become_float32(library, dtype):
+  convert, arrays = arrays_for(library, dtype)
+  params = convert(arrays)
+  assert {x.dtype for x in params} == {np.dtype(np.float32)}
+  same = convert({k: v.astype(np.float32) for k, v in arrays.items()})
+  jax.tree.map(np.testing.assert_array_equal, params, same)
+
+
+@every_library
+def test_what_is_no_floating_point_is_refused(library):
+  convert, arrays = arrays_for(library, np.int32)
+  with pytest.raises(ValueError, match="must be floating-point, got int32"):
+    convert(arrays)
+
+
+# torch's modules, without torch.
+
+
+class Tensor:
+  """What a torch tensor does: in bfloat16 it is no NumPy array."""
+
+  def __init__(self, array, name="float32", parameter=True):
+    self._array, self.dtype, self._parameter = array, f"torch.{name}", parameter
+
+  def detach(self):
+    return Tensor(self._array, self.dtype[6:], False)
+
+  def cpu(self):
+    return self
+
+  def float(self):
+    return Tensor(self._array.astype(np.float32), "float32", self._parameter)
+
+  def __array__(self, dtype=None, copy=None):
+    if self._parameter or self.dtype == "torch.bfloat16":
+      raise TypeError("no NumPy array")
+    return np.asarray(self._array, dtype)
+
+
+class Module:
+  """What a torch module does, as far as a converter needs it."""
+
+  def __init__(self, arrays, mode=None, **parts):
+    self._arrays = arrays
+    self.__dict__.update(parts)
+    if mode:
+      self.mode = mode
+
+  def state_dict(self):
+    return self._arrays
+
+
+def torch_arrays(kind, layers=2, directions=2):
+  cell = CELLS[kind](H)
+  widths = [D] + [directions * H] * (layers - 1)
+  return converters.to_torch(
+    [
+      [
+        filled(cell.init(jax.random.key(0), width), seed=10 * layer + k)
+        for k in range(directions)
+      ]
+      for layer, width in enumerate(widths)
+    ]
+  )
+
+
+@pytest.mark.parametrize(
+  ("mode", "kind"),
+  [("RNN_TANH", "rnn"), ("RNN_RELU", "rnn"), ("LSTM", "lstm"), ("GRU", "gru")],
+)
+def test_a_module_says_its_kind_itself(mode, kind):
+  arrays = torch_arrays(kind)
+  module = Module(arrays, mode)
+  want = converters.from_torch(arrays, kind)
+  jax.tree.map(
+    np.testing.assert_array_equal, converters.from_torch(module), want
+  )
+  model = Module({f"encoder.rnn.{k}": v for k, v in arrays.items()})
+  model.encoder = Module({}, rnn=module)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    converters.from_torch(model, prefix="encoder.rnn."),
+    want,
+  )
+  other = "gru" if kind == "lstm" else "lstm"
+  with pytest.raises(ValueError, match=f"kind must be '{kind}', the module's"):
+    converters.from_torch(module, other)
+
+
+@pytest.mark.parametrize("source", [{}, Module({})])
+def test_a_kind_that_nobody_gives_is_asked_for(source):
+  with pytest.raises(ValueError, match="kind must be given"):
+    converters.from_torch(source)
+
+
+def test_a_prefix_picks_one_module_of_a_larger_state():
+  arrays = torch_arrays("lstm")
+  state = {f"encoder.rnn.{k}": v for k, v in arrays.items()}
+  state |= {"head.weight": drawn(3, 3), "decoder.weight_ih_l0": drawn(3, 3)}
+  found = converters.from_torch(state, "lstm", prefix="encoder.rnn.")
+  want = converters.from_torch(arrays, "lstm")
+  jax.tree.map(np.testing.assert_array_equal, found, want)
+  for wrong in ("", "encoder."):
+    with pytest.raises(
+      ValueError, match=r"one of \['encoder.rnn.', 'decoder.'\], got"
+    ):
+      converters.from_torch(state, "lstm", prefix=wrong)
+
+
+def test_tensors_in_bfloat16_and_with_gradients_are_taken():
+  arrays = {
+    name: np.asarray(jnp.asarray(value, jnp.bfloat16))
+    for name, value in torch_arrays("gru").items()
+  }
+  found = converters.from_torch(
+    {name: Tensor(value, "bfloat16") for name, value in arrays.items()}, "gru"
+  )
+  want = converters.from_torch(arrays, "gru")
+  jax.tree.map(np.testing.assert_array_equal, found, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_of_two_directions_load_into_a_stack(kind):
+  cell = CELLS[kind](H)
+  params = converters.from_torch(torch_arrays(kind), kind)
+  stack = nn.Stack(
+    [nn.Bidirectional(cell, width, rngs=nnx.Rngs(0)) for width in (D, 2 * H)]
+  )
+  stack.load(params)
+  inputs = want = jnp.asarray(drawn(B, T, D))
+  for layer in params:
+    halves = [
+      unroll(cell, p, None, want, reverse=bool(k))[1]
+      for k, p in enumerate(layer)
+    ]
+    want = jnp.concatenate(halves, axis=-1)
+  assert_close(stack(None, inputs)[1], want, 1e-6)
 
 
 # Flax.

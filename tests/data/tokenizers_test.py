@@ -113,6 +113,42 @@ def test_what_spells_no_character_is_decoded_as_one_replacement(ids):
   assert tokenizer.decode([0, *[2] * 13, 1]) == "\ufffda"
 
 
+# Ids that come in parts.
+
+
+def in_parts(tokenizer, ids, cuts):
+  """The parts of the text that an incremental decoder gives."""
+  decoder = tokenizer.incremental_decoder()
+  parts = np.split(np.asarray(ids, int), sorted(cuts))
+  texts = [decoder.decode(part) for part in parts]
+  return [*texts, decoder.decode([], final=True)]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None)
+@given(data=st.data())
+def test_ids_in_parts_are_the_text_of_all_ids(built, name, data):
+  tokenizer = built[name]
+  # Any ids: as bytes most are no UTF-8. And those of hard text.
+  any_id = st.integers(0, tokenizer.vocab_size - 1)
+  hard = tokenizer.encode(HARD).tolist()
+  ids = data.draw(st.lists(any_id, max_size=40) | st.just(hard))
+  cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=10))
+  assert "".join(in_parts(tokenizer, ids, cuts)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("name", ["byte", "sentencepiece"])
+def test_only_an_unfinished_character_is_held_back(built, name):
+  tokenizer = built[name]
+  ids = tokenizer.encode(HARD)
+  *texts, last = in_parts(tokenizer, ids, range(1, len(ids)))
+  assert last == "" and not any("\ufffd" in text for text in texts)
+  shown = ""
+  for count, text in enumerate(texts, 1):
+    shown += text
+    assert shown == tokenizer.decode(ids[:count]).rstrip("\ufffd")
+
+
 @settings(deadline=None)
 @given(text=TEXT)
 def test_an_unknown_word_gets_id_zero(text):

@@ -13,6 +13,7 @@ from flax import nnx
 from experiments import evaluate, generate, language_model
 from experiments.runner import read_config
 from recurrent import cells
+from recurrent.errors import ConfigError
 from recurrent.models import LanguageModel
 from tests.experiments.scripts import TINY, call, refused, result, rows
 
@@ -196,6 +197,85 @@ def test_generate_draws_what_was_asked_for(tmp_path, capsys):
   assert len(result(many)["log_probabilities"]) == 3
 
 
+@pytest.fixture(scope="module")
+def some_run(text_file, tmp_path_factory):
+  """A workdir with a model of the characters of `text_file`."""
+  workdir = tmp_path_factory.mktemp("run")
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    jax.numpy_rank_promotion("allow"),
+  ):
+    flags = (*TINY, "--steps=3", f"--text_file={text_file}")
+    assert call(language_model, f"--workdir={workdir}", *flags) == 0
+  return workdir
+
+
+def printed_text(capsys):
+  """What a script printed before the JSON object, and that object."""
+  out = capsys.readouterr().out
+  return out.rpartition("\n{")[0], result(out)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_character_is_whole_where_two_blocks_meet(
+  tmp_path, capsys, monkeypatch, samples
+):
+  text = tmp_path / "text.txt"
+  text.write_text("日本語の文字😀" * 400)
+  flags = (f"--text_file={text}", "--tokenizer=byte", "--steps=3")
+  train(capsys, tmp_path / "run", *flags)
+  flags = (f"--workdir={tmp_path / 'run'}", f"--num_samples={samples}")
+  printed = []
+  for block in (256, 5):
+    monkeypatch.setattr(generate, "BLOCK", block)
+    assert call(generate, *flags, "--num_tokens=60") == 0
+    printed.append(printed_text(capsys)[0])
+  assert printed[0] == printed[1]
+
+
+def test_a_text_ends_before_its_stop_token(some_run, capsys):
+  flags = (f"--workdir={some_run}", "--prompt=the ", "--num_tokens=300")
+  assert call(generate, *flags) == 0
+  whole, _ = printed_text(capsys)
+  stop = next(letter for letter in whole[30:] if letter != "\ufffd")
+  expected = whole[: whole.index(stop, 4)]
+  assert call(generate, *flags, f"--stop={stop}") == 0
+  text, found = printed_text(capsys)
+  assert text == expected and found["texts"] == [expected]
+  assert found["tokens"] == len(expected) - 4
+
+
+@pytest.mark.parametrize("num_tokens", [1, 256, 300, 512])
+def test_the_speed_is_that_of_decoding_alone(
+  some_run, capsys, monkeypatch, num_tokens
+):
+  # A clock that stands still between two looks at it, but for compilations.
+  now = [0.0]
+
+  def compiled(event, seconds, **kwargs):
+    del seconds, kwargs
+    now[0] += 1e6 * ("compile" in event)
+
+  def look():
+    now[0] += 1
+    return now[0]
+
+  jax.monitoring.register_event_duration_secs_listener(compiled)
+  monkeypatch.setattr(generate.time, "perf_counter", look)
+  flags = ("--prompt=the ", f"--num_tokens={num_tokens}")
+  assert call(generate, f"--workdir={some_run}", *flags) == 0
+  found = result(capsys.readouterr().out)
+  assert now[0] > 1e6  # It was compiled, but before.
+  assert found["tokens_per_second"] == 256
+  assert found["tokens"] == num_tokens
+
+
+def test_generate_refuses_from_a_notebook_too(some_run):
+  for wrong in ({"num_tokens": 0}, {"prompt": ""}, {"prompt": "日"}):
+    with pytest.raises(ConfigError, match="--" + next(iter(wrong))):
+      generate.run(generate.Config(str(some_run), **wrong))
+
+
 def test_narrow_weights_draw_and_are_scored_near_float32(tmp_path, capsys):
   trained = train(capsys, tmp_path)
   here = f"--workdir={tmp_path}"
@@ -233,7 +313,9 @@ def test_generate_refuses_what_it_cannot_do(tmp_path, capsys):
   refused(capsys, 2, generate, here, "--prompt=")
   refused(capsys, 2, generate, here, "--temperature=-1")
   refused(capsys, 2, generate, here, "--top_p=0")
+  refused(capsys, 2, generate, here, "--num_tokens=0")
   refused(capsys, 2, generate, here, "--stop=xyz")
+  assert "--stop has" in refused(capsys, 2, generate, here, "--stop=日")
   refused(capsys, 4, generate, f"--workdir={tmp_path / 'nothing'}")
   refused(capsys, 2, evaluate, here, "--split=validation")
 

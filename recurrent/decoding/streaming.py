@@ -1,0 +1,168 @@
+"""Streaming: tokens block by block, from anything that steps.
+
+The device draws a block while the host reads the block before it. All blocks
+have one size, so one program is compiled, whatever number of tokens is wanted.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recurrent.decoding.sampling import Sampled, Sampler, Step, sample
+from recurrent.types import Array, Carry, Float, Int, PRNGKey
+
+WHOLE_MODEL = Sampler()  # Any token, with the probability the model gives it.
+
+
+class Block(NamedTuple):
+  """Some of the tokens of each row, as NumPy arrays.
+
+  Attributes:
+    tokens: [batch, n]; from a row's stop token on, stop tokens.
+    scores: [batch, n] log-probabilities in nats; 0 after a stop token.
+    lengths: [batch], how many tokens of each row come before its stop token; n
+      where there is none, 0 where the row had ended before this block.
+  """
+
+  tokens: Int[np.ndarray, "B N"]
+  scores: Float[np.ndarray, "B N"]
+  lengths: Int[np.ndarray, "B"]
+
+
+def read(
+  step: Step, carry: Carry, tokens: Int[Array, "B T"]
+) -> tuple[Carry, Float[Array, "B V"]]:
+  """Reads a prompt with a decoding step, one token after another.
+
+  Args:
+    step: `(carry, token [batch]) -> (carry, logits [batch, V])`; see `stream`.
+    carry: the initial carry, [batch, ...].
+    tokens: [batch, time] ids, at least one a row.
+
+  Returns:
+    The carry and the logits after the last token.
+
+  Raises:
+    ValueError: if `tokens` has another shape, or no time step.
+  """
+  tokens = jnp.asarray(tokens, jnp.int32)
+  if tokens.ndim != 2 or not tokens.shape[1]:
+    raise ValueError(
+      "tokens must be [batch, time] with at least one time step, got"
+      f" {tokens.shape}"
+    )
+  return _read(_with_weights(step), carry, tokens)
+
+
+def stream(
+  step: Step,
+  carry: Carry,
+  logits: Float[Array, "B V"],
+  key: PRNGKey,
+  *,
+  num_tokens: int,
+  block: int = 256,
+  sampler: Sampler = WHOLE_MODEL,
+  stop_tokens: tuple[int, ...] = (),
+) -> Iterator[Block]:
+  """Draws tokens block by block.
+
+  The tokens are those of `sample` with the same arguments, for any `block`.
+
+  Args:
+    step: `(carry, token [batch]) -> (carry, logits [batch, V])`. Write a step
+      with weights as `jax.tree_util.Partial(step, weights)`: the weights are
+      then arguments of the compiled program, which another call with the same
+      function runs again. The weights of any other function are compiled into
+      the program as constants.
+    carry: after the prompt, [batch, ...]. It is left as it is.
+    logits: after the prompt, [batch, V].
+    key: PRNG key; token n is drawn with fold_in(key, n).
+    num_tokens: tokens a row.
+    block: tokens a block. The device always draws whole blocks; what exceeds
+      `num_tokens` in the last one is cut off.
+    sampler: how a token is chosen.
+    stop_tokens: ids that end a row.
+
+  Yields:
+    A `Block` of at most `block` tokens a row, until there are `num_tokens` or
+    every row has ended.
+
+  Raises:
+    ValueError: if `num_tokens` is negative or `block` not positive.
+  """
+  if num_tokens < 0:
+    raise ValueError(f"num_tokens must be 0 or more, got {num_tokens}")
+  if block < 1:
+    raise ValueError(f"block must be 1 or more, got {block}")
+  draw = functools.partial(
+    _draw,
+    _with_weights(step),
+    num_tokens=block,
+    sampler=sampler,
+    stop_tokens=stop_tokens,
+  )
+  return _blocks(draw, carry, logits, key, num_tokens, block, stop_tokens)
+
+
+def _with_weights(step: Step) -> jax.tree_util.Partial:
+  """A step that goes through `jax.jit` as a pytree of its weights."""
+  if isinstance(step, jax.tree_util.Partial):
+    return step
+  return jax.tree_util.Partial(step)
+
+
+@jax.jit
+def _read(step, carry, tokens):
+  """`read` of checked arguments."""
+  advance = lambda both, token: (step(both[0], token), None)
+  by_time = tokens.T
+  return jax.lax.scan(advance, step(carry, by_time[0]), by_time[1:])[0]
+
+
+def _blocks(draw, carry, logits, key, num_tokens, block, stop_tokens):
+  """The generator behind `stream`, whose arguments are checked at the call."""
+  carry, logits, done = _begin(carry, logits)
+  before = None
+  for first in range(0, num_tokens, block):
+    carry, logits, drawn = draw(carry, logits, key, jnp.int32(first), done)
+    done = drawn.done
+    if before is not None:
+      # The device draws the new block while the host reads this one.
+      before = jax.device_get(before)
+      yield _cut(before, block, stop_tokens)
+      if before.done.all():
+        return
+    before = drawn
+  if before is not None:
+    yield _cut(jax.device_get(before), num_tokens - first, stop_tokens)
+
+
+@jax.jit
+def _begin(carry, logits):
+  """Copies for `_draw` to consume, placed on devices as its results are."""
+  done = jnp.zeros_like(logits, shape=logits.shape[:1], dtype=bool)
+  return *jax.tree.map(jnp.copy, (carry, logits)), done
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("num_tokens", "sampler", "stop_tokens"),
+  donate_argnames=("carry", "logits"),
+)
+def _draw(step, carry, logits, key, first, done, **how):
+  """One block, compiled once for a step, its shapes and `how`."""
+  return sample(step, carry, logits, key, first=first, done=done, **how)
+
+
+def _cut(drawn: Sampled, wanted: int, stop_tokens: tuple[int, ...]) -> Block:
+  """The first `wanted` tokens of a row, and how many precede the stop."""
+  tokens, scores = np.asarray(drawn.tokens), np.asarray(drawn.scores)
+  tokens = tokens[:, :wanted]
+  stops = np.isin(tokens, stop_tokens)
+  lengths = np.where(stops.any(1), stops.argmax(1), tokens.shape[1])
+  return Block(tokens, scores[:, :wanted], lengths)
