@@ -26,6 +26,8 @@ class Saved:
   def wait(self):
     pass
 
+  check = wait
+
 
 class Rows:
   """Stands in for the writer and for the progress bar."""
@@ -43,14 +45,14 @@ class Rows:
 
 
 class Signal:
-  """Stands in for preemption."""
+  """Stands in for preemption, where the loop alone polls it."""
 
   def __init__(self, at=math.inf):
-    self.at, self.requested = at, False
+    self.at, self.polls = at, 0
 
-  def at_step(self, step):
-    self.requested = self.requested or step >= self.at
-    return self.requested
+  def agreed(self):
+    self.polls += 1
+    return self.polls > self.at
 
 
 def state(step=0):
