@@ -301,10 +301,11 @@ class _WholeNumber(flags.ArgumentParser):
 
   def parse(self, argument):
     """The number."""
-    for number in (int, float):
-      with contextlib.suppress(ValueError):
-        if float(number(argument)).is_integer():
-          return int(number(argument))
+    with contextlib.suppress(ValueError):
+      return int(argument)
+    with contextlib.suppress(ValueError):
+      if float(argument).is_integer():
+        return int(float(argument))
     raise ValueError("not a whole number")
 
   def flag_type(self):

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import logging
+import re
 import shutil
 import stat
 import sys
@@ -78,7 +79,7 @@ class Checkpoints:
       CheckpointError: if Orbax declines.
       WorkdirError: if this save or one before it cannot be written.
     """
-    with self._writing(f"step {step}"):
+    with self._writing():
       self._save(step, state, progress, best_step)
 
   def _save(self, step, state, progress, best_step):
@@ -180,7 +181,7 @@ class Checkpoints:
     """Waits for the save in the background and raises what went wrong."""
     self._unchecked = False
     if self._manager is not None:
-      with self._writing("the last step"):
+      with self._writing():
         self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -191,15 +192,17 @@ class Checkpoints:
       self._manager = None
 
   @contextlib.contextmanager
-  def _writing(self, what):
+  def _writing(self):
     """Makes a failed save an error of the workdir, whoever raises what."""
     try:
       yield
     except UserError:
       raise
     except Exception as error:  # TensorStore's are ValueErrors
+      said = re.search(r"OS error \d+: ([^\]\n]*)", str(error))
       raise WorkdirError(
-        f"cannot save {what} in {self._directory}: {_first_line(error)}",
+        f"a checkpoint in {self._directory} cannot be saved:"
+        f" {said[1] if said else _first_line(error)}",
         "free some space or mend the disk, then run the same command again;"
         " what was saved before is kept",
       ) from error
@@ -217,6 +220,7 @@ class Checkpoints:
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
+      logging.getLogger("absl").addFilter(_not_a_traceback_of_orbax)
       self._manager = ocp.CheckpointManager(
         self._directory,
         options=ocp.CheckpointManagerOptions(
@@ -301,6 +305,11 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
     del context
     latest = {c.step for c in checkpoints[-KEEP_LATEST:]}
     return [c.step in latest or c.step == self.best_step for c in checkpoints]
+
+
+def _not_a_traceback_of_orbax(record: logging.LogRecord) -> bool:
+  """Each of its threads logs an error that `Checkpoints.wait` raises."""
+  return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _first_line(error: Exception) -> str:

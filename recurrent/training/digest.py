@@ -1,6 +1,7 @@
 """SHA-256 of arrays: what tells one set of weights from another."""
 
 import hashlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,8 @@ def unflatten(template: PyTree, leaves: dict[str, jax.Array]) -> PyTree:
   """
   wanted, structure = jax.tree.flatten(template)
   return structure.unflatten(
-    jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
-    if _is_key(like)
-    else leaf
-    for like, leaf in zip(wanted, map(leaves.get, flatten(template)), strict=True)
+    _key(like, leaves[path]) if _is_key(like) else leaves[path]
+    for path, like in zip(flatten(template), wanted, strict=True)
   )
 
 
@@ -72,6 +71,13 @@ def _key_data(leaf):
     data = jax.eval_shape(jax.random.key_data, leaf)
     return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
   return jax.random.key_data(leaf)
+
+
+def _key(like, data):
+  """A key of the same kind as `like`, which may be a shape only."""
+  kind: list[Any] = []
+  jax.eval_shape(lambda key: kind.append(jax.random.key_impl(key)), like)
+  return jax.random.wrap_key_data(data, impl=kind[0])
 
 
 def _feed(digest, path, leaf):
