@@ -3,13 +3,14 @@
 import contextlib
 import json
 import math
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import event_file_writer, summary
+from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 
 
@@ -46,7 +47,9 @@ class MetricsWriter:
     self._file = path.open("a")
     # Not SummaryWriter: its thread dies of a full disk, and then its queue
     # blocks for ever.
-    self._board = event_file_writer.EventsWriter(str(workdir / "events"))
+    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+    self._board = record_writer.RecordWriter(str(workdir / name))
+    self._event(0, file_version="brain.Event:2")
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._event(step + 1, session_log=start)
 
@@ -55,8 +58,11 @@ class MetricsWriter:
 
   def __exit__(self, kind, *_):
     # What could not be written before cannot be flushed now.
-    with contextlib.suppress(*[OSError] * (kind is not None)):
-      self.close()
+    expected = [OSError] * (kind is not None)
+    if self._file is not None:
+      for file in (self._file, self._board):
+        with contextlib.suppress(*expected):
+          file.close()
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """One row; values that are not finite become null."""
@@ -85,14 +91,11 @@ class MetricsWriter:
 
   def close(self) -> None:
     """Flushes and closes both."""
-    if self._file is not None:
-      self._file.close()
-      self._board.close()
+    self.__exit__(None)
 
   def _event(self, step, **content):
-    self._board.write_event(
-      event_pb2.Event(wall_time=time.time(), step=step, **content)
-    )
+    event = event_pb2.Event(wall_time=time.time(), step=step, **content)
+    self._board.write(event.SerializeToString())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -412,7 +412,11 @@ def test_help_through_a_pipe_that_closes_is_quiet():
   code = "import sys; sys.stdout.close()"
   command = f"{sys.executable} -m experiments.evaluate --help"
   done = subprocess.run(
-    ["bash", "-c", f"{command} | {sys.executable} -c '{code}'; echo $PIPESTATUS"],
+    [
+      "bash",
+      "-c",
+      f"{command} | {sys.executable} -c '{code}'; echo $PIPESTATUS",
+    ],
     capture_output=True,
     text=True,
   )
