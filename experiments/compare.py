@@ -64,6 +64,7 @@ class Config(config_lib.Checked):
 
 def run(config: Config) -> dict[str, Any]:
   """Returns valid_bpc, width and seconds of each cell."""
+  config.check()
   names = config.names()
   rows = {name: _train(config, name) for name in names}
   print("| cell | width | parameters | valid bpc | seconds |")

@@ -5,14 +5,14 @@ type. Notebooks and tests build the dataclass themselves; only `parse` knows
 command lines.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import re
 import sys
-import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import flags
@@ -55,6 +55,11 @@ class Checked:
           f"--{name}={value} is unknown",
           f"use a whole number or {' or '.join(words)}",
         )
+      if not isinstance(value, _types(field)):
+        wanted = " or ".join(t.__name__ for t in _types(field))
+        raise ConfigError(
+          f"--{name}={value!r} is a {type(value).__name__}", f"give: {wanted}"
+        )
       if isinstance(value, bool) or not isinstance(value, int | float):
         continue
       low = 1 if name in self.POSITIVE else 0
@@ -71,8 +76,11 @@ class Checked:
       if getattr(self, name) not in choices:
         raise ConfigError(
           f"--{name}={getattr(self, name)} is unknown",
-          f"use one of {', '.join(choices)}",
+          f"{_nearest(name, getattr(self, name), choices)}use one of"
+          f" {', '.join(choices)}",
         )
+    # From a command line `parse` refuses defaults too.
+    _refuse_idle_flags(self, not_default(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,14 +187,14 @@ def parse(cls: type[Checked], argv: Sequence[str]) -> Any:
   try:
     rest = values(list(argv))[1:]
   except flags.UnrecognizedFlagError as error:
-    near = difflib.get_close_matches(error.flagname, helps, n=1)
-    hint = f"did you mean --{near[0]}?" if near else "--help lists them all"
-    raise ConfigError(f"no flag --{error.flagname}", hint) from error
+    raise ConfigError(
+      f"no flag --{error.flagname}", _hint(error.flagname, helps)
+    ) from error
   except flags.Error as error:
     raise ConfigError(str(error), "--help tells what it takes") from error
   if values.help:
     about = sys.modules[cls.__module__].__doc__ or ""
-    print(f"{about.strip()}\n{values.get_help()}")
+    print(f"{about.strip()}\n{values.get_help()}", flush=True)
     raise SystemExit(0)
   if rest:
     raise ConfigError(
@@ -215,7 +223,98 @@ def _refuse_idle_flags(config, given):
       )
 
 
-class _NumberOrWord(flags.ArgumentParser):
+def not_default(config: Checked) -> dict[str, Any]:
+  """The values of a configuration that differ from its class's defaults."""
+  return {
+    field.name: getattr(config, field.name)
+    for field in dataclasses.fields(config)
+    if getattr(config, field.name) != field.default
+  }
+
+
+# What other frameworks call a flag, its first name being ours.
+_SYNONYMS = [
+  words.split()
+  for words in (
+    "learning_rate lr eta step_size",
+    "features hidden_size hidden_dim hidden_units hidden units num_units"
+    " rnn_size nhid n_hidden num_hidden d_model width dim size",
+    "layers num_layers n_layers nlayers depth num_hidden_layers",
+    "steps epochs num_epochs n_epochs max_epochs max_steps num_steps"
+    " train_steps num_train_steps iterations max_iters",
+    "batch_size batch bs train_batch_size per_device_train_batch_size",
+    "seq_len bptt sequence_length seq_length max_length max_len block_size"
+    " context_length window",
+    "cell rnn_type cell_type rnn model arch model_type",
+    "embedding_features emb_size emsize embed_dim embedding_dim embedding_size",
+    "optimizer optim opt",
+    "schedule scheduler lr_scheduler lr_schedule",
+    "warmup_steps warmup num_warmup_steps",
+    "weight_decay wd",
+    "clip_norm clip grad_clip gradient_clip clip_grad_norm max_grad_norm"
+    " gradient_clip_val",
+    "accumulate accum gradient_accumulation_steps accumulate_grad_batches",
+    "b1 beta1 beta_1",
+    "b2 beta2 beta_2",
+    "dropout drop dropout_rate p_dropout",
+    "ema ema_decay polyak",
+    "patience early_stopping early_stopping_patience",
+    "eval_every eval_interval eval_steps evaluation_steps val_check_interval",
+    "log_every log_interval logging_steps",
+    "checkpoint_every save_every save_steps save_interval",
+    "workdir output_dir out_dir outdir logdir log_dir model_dir save_dir"
+    " checkpoint_dir out output save",
+    "seed random_seed rng_seed random_state",
+    "dtype precision compute_dtype",
+    "dataset data corpus dataset_name",
+    "text_file train_file file input_file",
+    "tied tie_weights tied_weights tie_word_embeddings",
+    "devices num_devices gpus n_gpus",
+    "num_tokens max_new_tokens max_tokens length",
+    "num_samples n_samples num_return_sequences",
+    "temperature temp",
+  )
+]
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+  """What may have been meant by a flag that there is not."""
+  plain = name.lower().replace("-", "_")
+  for ours, *theirs in _SYNONYMS:
+    if ours in known and plain in theirs:
+      batches = ", in batches, not epochs" * ("epoch" in plain)
+      return f"did you mean --{ours}{batches}?"
+  near = difflib.get_close_matches(plain, known, n=1)
+  return f"did you mean --{near[0]}?" if near else "--help lists them all"
+
+
+def _nearest(name: str, value: Any, choices: Sequence[str]) -> str:
+  """ "did you mean --cell=lstm? ", whatever its case, or nothing."""
+  by_lower = {choice.lower(): choice for choice in choices}
+  near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
+  return f"did you mean --{name}={by_lower[near[0]]}? " if near else ""
+
+
+class _WholeNumber(flags.ArgumentParser):
+  """A whole number, in any way to write one: 1000, 1_000, 1e3."""
+
+  syntactic_help = "a whole number"
+
+  def parse(self, argument):
+    """The number."""
+    with contextlib.suppress(ValueError):
+      return int(argument)
+    with contextlib.suppress(ValueError):
+      if float(argument).is_integer():
+        return int(float(argument))
+    raise ValueError("not a whole number")
+
+  def flag_type(self):
+    """For --help."""
+    return "int"
+
+
+class _NumberOrWord(_WholeNumber):
   """A whole number, or else a word, which `Checked.check` is to allow."""
 
   syntactic_help = "a whole number or a word"
@@ -223,7 +322,7 @@ class _NumberOrWord(flags.ArgumentParser):
   def parse(self, argument):
     """The number or the word."""
     try:
-      return int(argument)
+      return super().parse(argument)
     except ValueError:
       return argument
 
@@ -242,17 +341,25 @@ def _words(field) -> tuple[str, ...]:
   return typing.get_args(literals[0]) if literals else ()
 
 
+def _types(field) -> tuple[type, ...]:
+  """Types that a value of a field may have."""
+  found = [
+    str if typing.get_origin(kind) is typing.Literal else kind
+    for kind in typing.get_args(field.type) or (field.type,)
+  ]
+  return tuple(found + [int] * (float in found))
+
+
 def _define(field, help_text, values):
-  kind = field.type
-  if _words(field):
+  # Of `float | None` and `int | Literal["word"]`, the number.
+  kind = _types(field)[0]
+  if kind is int:
+    parser = _NumberOrWord() if _words(field) else _WholeNumber()
     flags.DEFINE(
-      _NumberOrWord(), field.name, field.default, help_text, flag_values=values
+      parser, field.name, field.default, help_text, flag_values=values
     )
     return
-  if isinstance(kind, types.UnionType):  # `float | None`
-    kind = next(t for t in typing.get_args(kind) if t is not type(None))
   define = {
-    int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
     bool: flags.DEFINE_bool,

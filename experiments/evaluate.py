@@ -55,6 +55,7 @@ class Config(config_lib.Checked):
 
 def run(config: Config) -> dict[str, Any]:
   """Returns the metrics of the split."""
+  config.check()
   experiment = runner.find_experiment(config.workdir)
   name = experiment.__name__.rpartition(".")[-1]
   trained = runner.read_config(config.workdir, name, experiment.Config)

@@ -263,8 +263,8 @@ def make_model(config: Config, vocab_size: int, rngs: nnx.Rngs):
 
 def make_task(config: Config) -> runner.Task:
   """Data, model, loss and evaluation, for the runner."""
+  cell = make_cell(config, config.features)
   with _as_bad_method(config):
-    cell = make_cell(config, config.features)
     resolve_method(cell, config.method, Setting.here(config.dtype))
   corpus = data.load_text(
     config.dataset,

@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from jax.sharding import Mesh
 from experiments import config as config_lib
 from experiments import figures
 from recurrent import memory, optim, sharding
-from recurrent.errors import CheckpointError, UserError
+from recurrent.errors import CheckpointError, ConfigError, Preempted, UserError
 from recurrent.training import digest, loop, step
 from recurrent.training import state as state_lib
 from recurrent.training import workdir as workdir_lib
@@ -35,6 +36,8 @@ from recurrent.training.writers import MetricsWriter
 from recurrent.types import Carry, PyTree
 
 LOG = logging.getLogger("recurrent")
+
+RESULT = "result.json"
 
 Interrupted = Callable[[], bool]
 
@@ -56,7 +59,9 @@ class Task(NamedTuple):
     batches: the global batch of each step.
     units: what a step consumes, and how much of it: ("tokens", 2048).
     make_evaluate: from (graphdef, mesh) to `evaluate(params, split,
-      interrupted) -> metrics or None`.
+      interrupted) -> metrics, or None if interrupted()`. What it is to merge
+      with `nnx.merge(graphdef, params)` are all variables of the model, which
+      is in evaluation mode (`nnx.Module.eval`).
     objective: the metric of the valid split to minimise.
     describe: from the means of a row to what is written of it.
     make_sample: from graphdef to `sample(params, step) -> text` that shows
@@ -107,13 +112,18 @@ def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
   memory.keep_freed()
   try:
     result = run(config_lib.parse(config_class, sys.argv))
+    if jax.process_index() == 0:
+      print(json.dumps(result), flush=True)
   except UserError as error:
-    print(f"{error.cause}\n{error.remedy}", file=sys.stderr)
+    print(error, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(error.exit_code)
-  if jax.process_index() == 0:
-    print(json.dumps(result), flush=True)
+  except BrokenPipeError:
+    # Whoever read stdout has seen enough, as `head` has. Python would flush it
+    # once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def train(
@@ -127,46 +137,86 @@ def train(
 
   Returns:
     The final metrics, as in the last line of stdout.
+
+  Raises:
+    UserError: one of `recurrent.errors`, each with its cause and its remedy.
   """
+  config.check()
+  _show_log()
   join_processes(config)
   with Preemption() as preemption:
     mesh = sharding.make_mesh(config.devices)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     optim.make_optimizer(config, config.steps)  # Refuses bad flags early.
     task = make_task(config)
+    _check_name(task, make_task)
     shapes = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
     optimizer = optim.make_optimizer(
       config, config.steps, optim.decayed(shapes)
     )
-    with Workdir(config.workdir) as workdir:
+    with (
+      workdir_lib.full_disks(config.workdir),
+      Workdir(config.workdir) as workdir,
+    ):
       identity = {
         "experiment": task.name,
         **config.identity(),
         "data_sha256": task.data_sha256,
       }
-      workdir.claim(identity, _about())
+      workdir.claim(identity, _about(config, task))
       if jax.process_index() == 0:
         task.save(workdir.path)
       result = _finished(workdir, config.steps)
       if result is not None:
         LOG.info("%s is finished: nothing to do.", workdir.path)
         return result
-      checkpoints = Checkpoints(
+      with Checkpoints(
         workdir.checkpoints, workdir_lib.fingerprint(identity)
-      )
-      try:
+      ) as checkpoints:
         result = _fit(
           config, task, mesh, optimizer, workdir, checkpoints, preemption
         )
-      finally:
-        checkpoints.close()
       if jax.process_index() == 0:
         _conclude(config, task, workdir, result)
       return result
 
 
+def _show_log() -> None:
+  """Shows the log where nobody has set up logging, as in a notebook."""
+  if not LOG.hasHandlers():
+    LOG.addHandler(_LastResort())
+  if LOG.level == logging.NOTSET:
+    LOG.setLevel(logging.INFO)
+
+
+class _LastResort(logging.StreamHandler):
+  """Writes to what sys.stderr is by then, until the root has handlers."""
+
+  def emit(self, record):
+    """Writes a record."""
+    if not logging.getLogger().handlers:
+      self.stream = sys.stderr
+      super().emit(record)
+
+
+def _check_name(task, make_task):
+  """Refuses a task that `evaluate` and `generate` would not find."""
+  module = getattr(make_task, "func", make_task).__module__
+  if module == "__main__":
+    module = getattr(sys.modules[module].__spec__, "name", module)
+  package, _, name = module.rpartition(".")
+  if package == "experiments" and name != task.name:
+    raise ConfigError(
+      f"Task.name is {task.name!r}, but its module is {module}",
+      f"name it {name!r}: evaluate and generate find the module by that",
+    )
+
+
 def join_processes(config):
   """Joins the other processes of the run, if there are any."""
+  # `Preemption` handles SIGTERM. Orbax asks JAX's own service, under numbers of
+  # its own, and that answers once only.
+  jax.config.update("jax_enable_preemption_service", False)
   if config.coordinator == "auto":
     jax.distributed.initialize()
   elif config.coordinator:
@@ -180,6 +230,15 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   init, graphdef = initialiser(config, task, optimizer)
   shardings = step.state_sharding(mesh)
   template = _template(init, shardings)
+  train_step = step.make_train_step(
+    graphdef,
+    task.loss,
+    optimizer,
+    mesh,
+    seed=config.seed,
+    ema_decay=config.ema,
+    learning_rate=optim.make_learning_rate(config, config.steps),
+  )
   restored = checkpoints.restore_latest(template)
   if restored is None:
     state, outcome = jax.jit(init, out_shardings=shardings)(), loop.Outcome()
@@ -194,24 +253,29 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
     f"{task.units[1]:,}",
     task.units[0],
   )
-  evaluate = task.make_evaluate(graphdef, mesh)
-  sample = task.make_sample(graphdef)
+  to_evaluate = _evaluated_graphdef(config, task.make_model)
+  evaluate = task.make_evaluate(to_evaluate, mesh)
+  sample = task.make_sample(to_evaluate)
+
+  def is_before(row):
+    """Whether the run had written a row when it saved."""
+    return row["step"] <= (
+      outcome.evaluated_step if task.objective in row else outcome.logged_step
+    )
+
   begun = int(state.step)
+  if begun >= config.steps:
+    LOG.info("At step %d already: no steps are left.", begun)
+  # It would be about another step than the newest and the best.
+  workdir.remove(RESULT)
+  average = "of the parameters' moving average, see --ema" if config.ema else ""
   with (
-    MetricsWriter(workdir.path, begun) as writer,
-    Progress(begun, config.steps, *task.units) as progress,
+    MetricsWriter(workdir.path, begun, is_before) as writer,
+    Progress(begun, config.steps, *task.units, average) as progress,
   ):
     state, outcome = loop.fit(
       state,
-      step.make_train_step(
-        graphdef,
-        task.loss,
-        optimizer,
-        mesh,
-        seed=config.seed,
-        ema_decay=config.ema,
-        learning_rate=optim.make_learning_rate(config, config.steps),
-      ),
+      train_step,
       task.batches,
       loop.Hooks(
         put=lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
@@ -238,12 +302,16 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   checkpoints.wait()
   if best_step != last_step:
     state = checkpoints.restore(best_step, template).state
-  params = state.evaluated
-  scores = {
-    name: value
-    for split in task.splits
-    for name, value in (evaluate(params, split, _never) or {}).items()
-  }
+  scores = {}
+  for split in task.splits:
+    found = evaluate(state.evaluated, split, preemption.agreed)
+    if found is None:
+      raise Preempted(
+        f"told to stop while the {split} split was scored; all steps are saved",
+        "run the same command again to score it",
+      )
+    scores.update(found)
+  params = state.evaluated_params
   return {
     "step": best_step,
     **scores,
@@ -257,12 +325,13 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
 def _conclude(config, task, workdir, result):
   """Draws the curves, marks the run as finished, and says what comes next."""
   curves = figures.curves(workdir.path / "metrics.jsonl", workdir.figures)
-  workdir.write("result.json", json.dumps(result) + "\n")
+  workdir.write(RESULT, json.dumps(result) + "\n")
   place = shlex.quote(config.workdir)
   print(
     f"\nCurves: {curves}\nNext:\n"
     f"  python -m {task.next_command} --workdir={place}\n"
-    f"  {_this_command()}   # goes on, with a larger --steps",
+    f"  {shlex.join(_command(config, task))}"
+    "   # goes on, with a larger --steps",
     file=sys.stderr,
   )
 
@@ -337,30 +406,33 @@ def load_params(
     Path(config.workdir) / "checkpoints",
     workdir_lib.fingerprint(identity),
   )
-  graphdef, shapes = nnx.split(
-    nnx.eval_shape(lambda: make_model(nnx.Rngs(config.seed)))
-  )
+  graphdef = _evaluated_graphdef(config, make_model)
+  _, params, variables = state_lib.split(_shapes(config, make_model))
   where = sharding.replicated(sharding.make_mesh(1))
   part = "ema" if config.ema else "params"
-  template = {part: _placed(nnx.as_pure(shapes), where)}
+  template = _placed({part: params, "variables": variables}, where)
   steps = checkpoints.steps()[::-1]
   if not steps:
     raise CheckpointError(
       f"{config.workdir} holds no checkpoint yet", "train for longer"
     )
   failure = None
-  for step_number in _best_first(checkpoints, steps):
+  for step_number in _best_first(config.workdir, checkpoints, steps):
     try:
       restored = checkpoints.restore(step_number, template)
-      return graphdef, restored.state[part], restored.step
+      evaluated = state_lib.join(*restored.state.values())
+      return graphdef, evaluated, restored.step
     except CheckpointError as error:
       LOG.warning("%s", error.cause)
       failure = failure or error
   raise failure
 
 
-def _best_first(checkpoints: Checkpoints, steps: list[int]) -> list[int]:
-  """The best step by the newest readable record, then the newest ones."""
+def _best_first(workdir, checkpoints: Checkpoints, steps: list[int]):
+  """The result's step, or the best by the newest record; then the newest."""
+  result = _result(workdir)
+  if result is not None:
+    return sorted(steps, key=lambda s: s != result["step"])
   for number in steps:
     try:
       best = checkpoints.progress(number)["best_step"]
@@ -383,10 +455,20 @@ def initialiser(config, task, optimizer):
       ema=config.ema > 0,
     )
 
-  graphdef = nnx.split(
-    nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
-  )[0]
+  graphdef = nnx.split(_shapes(config, task.make_model))[0]
   return lambda: init()[1], graphdef
+
+
+def _shapes(config, make_model):
+  """The model with shapes in place of arrays."""
+  return nnx.eval_shape(lambda: make_model(nnx.Rngs(config.seed)))
+
+
+def _evaluated_graphdef(config, make_model):
+  """Of the model as it is evaluated: without dropout, with mean statistics."""
+  model = _shapes(config, make_model)
+  model.eval()
+  return nnx.split(model)[0]
 
 
 def _template(init, shardings):
@@ -404,15 +486,22 @@ def _placed(shapes, where):
 
 def _finished(workdir: Workdir, steps: int) -> dict[str, Any] | None:
   """The result of a run that has nothing left to do."""
-  try:
-    result = json.loads((workdir.path / "result.json").read_text())
-  except (OSError, ValueError):
+  result = _result(workdir.path)
+  if result is None:
     return None
   done = result["last_step"] >= steps or result["steps"] == steps
   return result if done else None
 
 
-def _about() -> dict[str, Any]:
+def _result(path: str | Path) -> dict[str, Any] | None:
+  """What a workdir's `result.json` holds; the run may have none yet."""
+  try:
+    return json.loads((Path(path) / RESULT).read_text())
+  except (OSError, ValueError):
+    return None
+
+
+def _about(config, task) -> dict[str, Any]:
   """What a reader of `config.json` wants to know besides."""
   names = ("recurrent", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
   return {
@@ -422,18 +511,22 @@ def _about() -> dict[str, Any]:
     },
     "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),
-    "command": sys.argv,
+    "command": _command(config, task),
   }
 
 
-def _never() -> bool:
-  return False
-
-
-def _this_command() -> str:
-  module = getattr(sys.modules["__main__"], "__spec__", None)
-  name = ["-m", module.name] if module else sys.argv[:1]
-  return shlex.join(["python", *name, *sys.argv[1:]])
+def _command(config, task) -> list[str]:
+  """The command line of a configuration, wherever that came from."""
+  # What the launcher or the cluster adds for each process.
+  elsewhere = ("coordinator", "processes", "process")
+  given = config_lib.not_default(config)
+  return ["python", "-m", f"experiments.{task.name}"] + [
+    f"--{'' if value else 'no'}{name}"
+    if isinstance(value, bool)
+    else f"--{name}={value}"
+    for name, value in given.items()
+    if name not in elsewhere
+  ]
 
 
 def _size(params: PyTree) -> int:

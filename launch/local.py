@@ -4,7 +4,8 @@
       --workdir=runs/pydoc
 
 Each process gets the same flags, and who it is. A SIGTERM or SIGINT goes to
-all; the exit code is the first that is not zero.
+all. When one ends badly, so do the others: they would wait for it. The exit
+code is that of the first to end with one that is not zero.
 """
 
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 from absl import app, flags
 
@@ -19,6 +21,9 @@ PROCESSES = flags.DEFINE_integer(
   "processes", 2, "how many processes", lower_bound=1
 )
 PORT = flags.DEFINE_integer("port", 0, "of process 0; 0: one that is free")
+
+PREEMPTED = 75  # every process ends with it, when it has saved
+GRACE = 5.0  # seconds for the others to find out by themselves
 
 
 def commands(arguments: list[str], processes: int, port: int) -> list[list]:
@@ -59,8 +64,9 @@ def main(argv: list[str]) -> int:
     return 2
   # Where the CPU is the device, a process is one, not one a core.
   environment = {"JAX_NUM_CPU_DEVICES": "1", **os.environ}
+  # In sessions of their own, or a Ctrl-C would reach each of them twice.
   running = [
-    subprocess.Popen(command, env=environment)
+    subprocess.Popen(command, env=environment, start_new_session=True)
     for command in commands(
       arguments, PROCESSES.value, PORT.value or free_port()
     )
@@ -73,8 +79,36 @@ def main(argv: list[str]) -> int:
 
   signal.signal(signal.SIGTERM, forward)
   signal.signal(signal.SIGINT, forward)
-  codes = [process.wait() for process in running]
-  return next((code for code in codes if code), 0)
+  signal.signal(signal.SIGHUP, lambda _, frame: forward(signal.SIGTERM, frame))
+  return wait(running)
+
+
+def wait(running: list[subprocess.Popen], grace: float = GRACE) -> int:
+  """Waits for processes, and kills the rest once one has ended badly.
+
+  Args:
+    running: the processes.
+    grace: seconds that the rest have to end by themselves.
+
+  Returns:
+    The first exit code that is not zero, as a shell has it; or 0.
+  """
+  found, deadline = 0, None
+  waiting = list(running)
+  while waiting:
+    for process in list(waiting):
+      code = process.poll()
+      if code is None:
+        continue
+      waiting.remove(process)
+      found = found or (128 - code if code < 0 else code)
+      if code not in (0, PREEMPTED) and deadline is None:
+        deadline = time.monotonic() + grace
+    if deadline is not None and time.monotonic() > deadline:
+      for process in waiting:
+        process.kill()
+    time.sleep(0.05)
+  return found
 
 
 def free_port() -> int:

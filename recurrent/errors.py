@@ -17,9 +17,12 @@ class UserError(Exception):
   exit_code = 1
 
   def __init__(self, cause: str, remedy: str):
-    super().__init__(cause)
+    super().__init__(cause, remedy)
     self.cause = cause
     self.remedy = remedy
+
+  def __str__(self) -> str:
+    return f"{self.cause}\n{self.remedy}"
 
 
 class ConfigError(UserError):

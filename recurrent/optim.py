@@ -261,7 +261,7 @@ def _named_optimizer(config, schedule):
   make = getattr(optax, config.optimizer, None)
   if not _takes_learning_rate(make):
     names = [n for n in dir(optax) if _takes_learning_rate(getattr(optax, n))]
-    near = difflib.get_close_matches(config.optimizer, names, n=1)
+    near = difflib.get_close_matches(config.optimizer.lower(), names, n=1)
     hint = f"did you mean --optimizer={near[0]}?" if near else "try adam or sgd"
     raise ConfigError(
       f"--optimizer={config.optimizer} is no optax optimiser", hint

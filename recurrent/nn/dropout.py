@@ -13,10 +13,11 @@ def dropout(
 
   Args:
     key: PRNG key, or None in evaluation: the inputs come back as they are.
-    inputs: [batch, time, features].
+    inputs: [batch, time, ...], or any other array without `locked`.
     rate: probability of a zero, in [0, 1).
-    locked: one mask for all ticks of a row (variational dropout) instead of a
-      fresh one for each.
+    locked: one mask for all time steps of a row (variational dropout) instead
+      of a fresh one for each. Of [batch, features], a single time step, it is
+      the same.
 
   Returns:
     Array like `inputs`, of the same mean.
@@ -31,8 +32,9 @@ def dropout(
   _check(rate)
   if key is None or rate == 0:
     return inputs
-  batch, time, features = inputs.shape
-  shape = (batch, 1, features) if locked else (batch, time, features)
+  shape = inputs.shape
+  if locked and len(shape) > 2:
+    shape = (shape[0], 1, *shape[2:])
   kept = jax.random.bernoulli(key, 1 - rate, shape)
   kept = jnp.broadcast_to(kept, inputs.shape)
   return jnp.where(kept, inputs / (1 - rate), jnp.zeros_like(inputs))

@@ -7,9 +7,11 @@ digest, verified when it is read; a step that cannot be read or verified is
 moved aside and the one before is taken; and the latest and the best stay.
 """
 
+import contextlib
 import gc
 import json
 import logging
+import re
 import shutil
 import stat
 import sys
@@ -20,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers, checkpoint_utils
 
-from recurrent.errors import CheckpointError
+from recurrent.errors import CheckpointError, UserError, WorkdirError
 from recurrent.training import digest
 from recurrent.types import PyTree
 
@@ -51,6 +53,15 @@ class Checkpoints:
     self._fingerprint = fingerprint
     self._keep = _LatestAndBest()
     self._manager: ocp.CheckpointManager | None = None
+    self._unchecked = False  # whether a save may have failed unnoticed
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *_):
+    # Of two errors the first is the cause.
+    with contextlib.suppress(*[WorkdirError] * (kind is not None)):
+      self.close()
 
   def save(
     self, step: int, state: PyTree, progress: dict[str, Any], best_step: int
@@ -58,17 +69,25 @@ class Checkpoints:
     """Saves in the background; all processes must call it.
 
     Args:
-      step: number of the step, the directory's name.
+      step: number of the step, the directory's name. Of one that is saved
+        already, only `progress` is written anew.
       state: pytree of arrays; it may be donated as soon as this returns.
       progress: JSON values that go with it.
       best_step: the step that must not be deleted.
 
     Raises:
-      CheckpointError: if Orbax declines, or an earlier save has failed.
+      CheckpointError: if Orbax declines.
+      WorkdirError: if this save or one before it cannot be written.
     """
+    with self._writing():
+      self._save(step, state, progress, best_step)
+
+  def _save(self, step, state, progress, best_step):
     manager = self._open()
     self._keep.best_step = best_step
     if step in manager.all_steps():
+      manager.wait_until_finished()
+      self._replace_progress(step, progress)
       return
     arrays = digest.flatten(state)
     about = {
@@ -78,19 +97,14 @@ class Checkpoints:
       "digests": {k: digest.leaf_sha256(k, v) for k, v in arrays.items()},
       "progress": progress,
     }
-    try:
-      saved = manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
-        ),
-        force=True,
-      )
-    except OSError as error:
-      raise CheckpointError(
-        f"cannot save step {step} in {self._directory}: {error}",
-        "free some space or mend the disk, then run the same command again",
-      ) from error
+    saved = manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
+      ),
+      force=True,
+    )
+    self._unchecked = True
     if not saved:
       raise CheckpointError(
         f"Orbax declined to save step {step} in {self._directory}",
@@ -154,16 +168,21 @@ class Checkpoints:
         "run the training command again: it falls back to a good one",
       ) from error
 
+  def check(self) -> None:
+    """Raises what went wrong in a save that has ended; does not wait."""
+    if (
+      self._unchecked
+      and self._manager is not None
+      and not self._manager.is_saving_in_progress()
+    ):
+      self.wait()
+
   def wait(self) -> None:
     """Waits for the save in the background and raises what went wrong."""
+    self._unchecked = False
     if self._manager is not None:
-      try:
+      with self._writing():
         self._manager.wait_until_finished()
-      except OSError as error:
-        raise CheckpointError(
-          f"the last save in {self._directory} failed: {error}",
-          "free some space or mend the disk, then run the same command again",
-        ) from error
 
   def close(self) -> None:
     """Waits, and releases what Orbax holds."""
@@ -172,12 +191,36 @@ class Checkpoints:
       self._manager.close()
       self._manager = None
 
+  @contextlib.contextmanager
+  def _writing(self):
+    """Makes a failed save an error of the workdir, whoever raises what."""
+    try:
+      yield
+    except UserError:
+      raise
+    except Exception as error:  # TensorStore's are ValueErrors
+      said = re.search(r"OS error \d+: ([^\]\n]*)", str(error))
+      raise WorkdirError(
+        f"a checkpoint in {self._directory} cannot be saved:"
+        f" {said[1] if said else _first_line(error)}",
+        "free some space or mend the disk, then run the same command again;"
+        " what was saved before is kept",
+      ) from error
+
+  def _replace_progress(self, step, progress):
+    if jax.process_index() == 0:
+      about = {**self._about(step), "progress": progress}
+      temporary = self._directory / ".progress.tmp"
+      temporary.write_text(json.dumps(about))
+      temporary.replace(self._directory / str(step) / "about" / "metadata")
+
   @property
   def _damaged(self) -> Path:
     return self._directory.with_name(self._directory.name + ".damaged")
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
+      logging.getLogger("absl").addFilter(_not_a_traceback_of_orbax)
       self._manager = ocp.CheckpointManager(
         self._directory,
         options=ocp.CheckpointManagerOptions(
@@ -202,16 +245,14 @@ class Checkpoints:
         ),
       )
     except Exception as error:  # Orbax raises whatever its libraries raise
-      # TensorStore appends pages of its settings to its messages.
-      why = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+      why = _first_line(error)
       error.__traceback__ = None
       _collect_quietly()
       raise _Damaged(why) from None
     for path, array in arrays.items():
       if digest.leaf_sha256(path, array) != about["digests"][path]:
         raise _Damaged(f"{path} differs from its SHA-256")
-    leaves = [arrays[path] for path in wanted]
-    state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    state = digest.unflatten(template, arrays)
     return Restored(step, state, about["progress"])
 
   def _about(self, step) -> dict[str, Any]:
@@ -264,6 +305,16 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
     del context
     latest = {c.step for c in checkpoints[-KEEP_LATEST:]}
     return [c.step in latest or c.step == self.best_step for c in checkpoints]
+
+
+def _not_a_traceback_of_orbax(record: logging.LogRecord) -> bool:
+  """Each of its threads logs an error that `Checkpoints.wait` raises."""
+  return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _first_line(error: Exception) -> str:
+  """Of a message: TensorStore appends pages of its settings to its own."""
+  return f"{type(error).__name__}: {error}".splitlines()[0][:160]
 
 
 def _collect_quietly():

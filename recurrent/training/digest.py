@@ -1,8 +1,10 @@
 """SHA-256 of arrays: what tells one set of weights from another."""
 
 import hashlib
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -10,12 +12,32 @@ from recurrent.types import PyTree
 
 
 def flatten(tree: PyTree) -> dict[str, jax.Array]:
-  """Leaves by path, as in "params/stack/layers/0/params/kernel"."""
+  """Leaves by path, as in "params/stack/layers/0/params/kernel".
+
+  Of a PRNG key, the data: it has no bytes of its own.
+  """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    jax.tree_util.keystr(path, simple=True, separator="/"): _key_data(leaf)
     for path, leaf in leaves
   }
+
+
+def unflatten(template: PyTree, leaves: dict[str, jax.Array]) -> PyTree:
+  """Undoes `flatten`.
+
+  Args:
+    template: tree of arrays, or their shapes, dtypes and shardings.
+    leaves: by path.
+
+  Returns:
+    A tree like `template`.
+  """
+  wanted, structure = jax.tree.flatten(template)
+  return structure.unflatten(
+    _key(like, leaves[path]) if _is_key(like) else leaves[path]
+    for path, like in zip(flatten(template), wanted, strict=True)
+  )
 
 
 def leaf_sha256(path: str, leaf: jax.Array) -> str:
@@ -35,6 +57,27 @@ def tree_sha256(tree: PyTree) -> str:
   for path, leaf in sorted(flatten(tree).items()):
     _feed(digest, path, leaf)
   return digest.hexdigest()
+
+
+def _is_key(leaf) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_data(leaf):
+  """The data of a key, or of its shape, dtype and sharding."""
+  if not _is_key(leaf):
+    return leaf
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    data = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
+  return jax.random.key_data(leaf)
+
+
+def _key(like, data):
+  """A key of the same kind as `like`, which may be a shape only."""
+  kind: list[Any] = []
+  jax.eval_shape(lambda key: kind.append(jax.random.key_impl(key)), like)
+  return jax.random.wrap_key_data(data, impl=kind[0])
 
 
 def _feed(digest, path, leaf):

@@ -29,8 +29,12 @@ LOG = logging.getLogger("recurrent")
 # signal is obeyed soon.
 IN_FLIGHT = 4
 MAX_SKIPPED_IN_A_ROW = 10
-# A mean loss this many times the first one is no accident of a batch.
-DIVERGED = 3.0
+# A mean loss that has grown by this many times the size of the first one, and
+# by this much at least, is no accident of a batch. The size alone would refuse
+# losses near zero, and log-densities may start at zero or below: they are in
+# nats, of which ten are far more than the noise of a working model.
+DIVERGED_RATIO = 2.0
+DIVERGED_GROWTH = 10.0
 
 
 class Batches(Protocol):
@@ -126,7 +130,8 @@ def fit(
       when the loss has grown beyond return. Nothing is saved then.
     Preempted: after a signal; the state has been saved.
   """
-  step = saved_step = int(state.step)
+  step = int(state.step)
+  saved = (step, dataclasses.asdict(outcome))
   in_flight: collections.deque[Status] = collections.deque()
   row: _Row | None = None
 
@@ -149,6 +154,7 @@ def fit(
     if (
       _due(step, schedule.log_every, schedule.steps)
       and step > outcome.logged_step
+      and in_flight  # or there was no step in this session to write of
     ):
       write_row()
       # The sums leave the state, so the next step does not donate them and
@@ -157,12 +163,13 @@ def fit(
       state = state._replace(metrics=_zeros(state.metrics))
       outcome.logged_step = step
     interrupted = False
+    checkpoints.check()
     if (
       _due(step, schedule.eval_every, schedule.steps)
       and step > outcome.evaluated_step
     ):
       write_row()
-      found = hooks.evaluate(state.evaluated, lambda: preemption.requested)
+      found = hooks.evaluate(state.evaluated, preemption.agreed)
       interrupted = found is None
       if found is not None:
         writer.write(step, found)
@@ -171,18 +178,20 @@ def fit(
         _judge(outcome, step, found[objective])
     stopped = 0 < schedule.patience <= outcome.stale
     ended = not interrupted and (step >= schedule.steps or stopped)
-    interrupted = not ended and (interrupted or preemption.at_step(step))
-    if step > saved_step and (
-      interrupted
+    interrupted = not ended and (interrupted or preemption.agreed())
+    record = dataclasses.asdict(outcome)
+    # An evaluation that is made up for after a resume changes the record of a
+    # step whose arrays are saved already.
+    if (step, record) != saved and (
+      step == saved[0]
+      or interrupted
       or ended
       or step % (schedule.checkpoint_every or schedule.eval_every) == 0
       or outcome.best_step == step
     ):
       write_row()
-      checkpoints.save(
-        step, state, dataclasses.asdict(outcome), outcome.best_step
-      )
-      saved_step = step
+      checkpoints.save(step, state, record, outcome.best_step)
+      saved = (step, record)
     if interrupted:
       checkpoints.wait()
       raise Preempted(
@@ -200,7 +209,7 @@ def fit(
     in_flight.append(status)
     if len(in_flight) > IN_FLIGHT:
       jax.block_until_ready(in_flight.popleft())
-    if math.isinf(outcome.first_loss):
+    if not math.isfinite(outcome.first_loss):
       outcome.first_loss = float(status.loss)
     if row is not None and step >= row.step + IN_FLIGHT:
       write_row()
@@ -246,7 +255,7 @@ def _merge(a: dict[str, Mean], b: dict[str, Mean]) -> dict[str, Mean]:
 
 
 def _due(step: int, every: int, steps: int) -> bool:
-  return step > 0 and (step % every == 0 or step == steps)
+  return step > 0 and (step % every == 0 or step >= steps)
 
 
 @jax.jit
@@ -259,7 +268,9 @@ def _refuse_divergence(row: _Row, loss: float, first_loss: float) -> None:
   bad = int(row.status.skipped_in_a_row)
   if bad >= min(MAX_SKIPPED_IN_A_ROW, row.step):
     cause = f"no finite update in the last {bad} of {row.step} steps"
-  elif loss > DIVERGED * first_loss:
+  elif loss > first_loss + max(
+    DIVERGED_RATIO * abs(first_loss), DIVERGED_GROWTH
+  ):
     cause = f"the loss grew from {first_loss:.4g} to {loss:.4g}"
   else:
     return

@@ -3,49 +3,81 @@
 Orbax's own preemption save needs `jax.distributed`; without it a SIGTERM just
 kills the process. So the signal sets a flag here, whatever is going on, and
 every loop (steps, evaluation) looks at it.
+
+Several processes must leave a loop at the same iteration, or those that stay
+wait in a collective for the others for ever. So at each poll they reduce their
+flags to one, which they read some polls later, when it costs no waiting.
 """
 
+import collections
+import functools
 import logging
 import signal
+import threading
 
 import jax
-from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+
+from recurrent import sharding
 
 LOG = logging.getLogger("recurrent")
+
+# Polls between giving a flag and reading what all gave: at 2 the host may
+# prepare a step while the device is busy with another, and no more.
+LAG = 2
 
 
 class Preemption:
   """Context manager that catches SIGTERM and SIGINT.
 
-  A second signal of the same kind has its usual effect.
+  A second signal of the same kind has its usual effect. Python lets only its
+  main thread catch signals: in another thread none is caught, and the usual
+  effect is the first one's too.
   """
 
   def __init__(self):
-    self.requested = False
+    self._caught = False
+    self._stop = False
+    self._votes: collections.deque[jax.Array] = collections.deque()
     self._previous = {}
 
   def __enter__(self):
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if jax.process_count() > 1:
-      # There JAX's coordination service holds SIGTERM, see `at_step`.
-      numbers.remove(signal.SIGTERM)
-    for number in numbers:
-      self._previous[number] = signal.signal(number, self._handle)
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *_):
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
-  def at_step(self, step: int) -> bool:
-    """Whether to stop at this step; all processes give the same answer."""
-    if jax.process_count() > 1:
-      # The coordination service agrees on a step that nobody has passed yet.
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self.requested
+  def agreed(self) -> bool:
+    """Whether to stop here; once True, it stays so.
+
+    All processes must call it equally often, once each iteration of a loop, and
+    all get the same answers.
+    """
+    if jax.process_count() == 1:
+      self._stop = self._caught
+    elif not self._stop:
+      self._votes.append(_any(_vote(self._caught)))
+      if len(self._votes) > LAG:
+        self._stop = bool(self._votes.popleft().addressable_data(0))
+    return self._stop
 
   def _handle(self, number, frame):
     del frame
-    self.requested = True
+    self._caught = True
     signal.signal(number, self._previous[number])
     LOG.warning("%s: saving, then stopping.", signal.Signals(number).name)
+
+
+@functools.cache
+def _vote(flag: bool) -> jax.Array:
+  """An array over all devices that holds `flag` on those of this process."""
+  mesh = sharding.make_mesh()
+  return sharding.put(np.full(mesh.size, flag), sharding.split_batch(mesh))
+
+
+_any = jax.jit(jnp.any)

@@ -18,11 +18,20 @@ class Progress:
     steps: where it ends.
     units: name of what a step consumes, such as "tokens".
     units_a_step: how many of them.
+    evaluated: what evaluations are of, if not of the parameters as they are.
   """
 
-  def __init__(self, step: int, steps: int, units: str, units_a_step: int):
+  def __init__(
+    self,
+    step: int,
+    steps: int,
+    units: str,
+    units_a_step: int,
+    evaluated: str = "",
+  ):
     self._units, self._units_a_step = units, units_a_step
     self._steps = steps
+    self._evaluated = f" ({evaluated})" if evaluated else ""
     self._last = (time.monotonic(), step)
     self._bar = None
     if sys.stderr.isatty() and jax.process_index() == 0:
@@ -58,7 +67,7 @@ class Progress:
 
   def note(self, step: int, values: dict[str, float]) -> None:
     """Shows metrics of an evaluation, whose time is not training's."""
-    self._show(step, _text(values))
+    self._show(step, _text(values) + self._evaluated)
     self._last = (time.monotonic(), step)
 
   def _show(self, step, text):

@@ -28,11 +28,17 @@ class TrainState(NamedTuple):
   metrics: dict[str, Mean]  # since the last row of metrics
   skipped: Int[Array, ""]  # steps whose update was not finite, in all
   skipped_in_a_row: Int[Array, ""]
+  variables: PyTree = ()  # of the model, all but its parameters
+
+  @property
+  def evaluated_params(self) -> PyTree:
+    """The parameters to evaluate and to decode with."""
+    return self.params if isinstance(self.ema, tuple) else self.ema
 
   @property
   def evaluated(self) -> PyTree:
-    """The parameters to evaluate and to decode with."""
-    return self.params if isinstance(self.ema, tuple) else self.ema
+    """These and the other variables: `nnx.merge(graphdef, evaluated)`."""
+    return join(self.evaluated_params, self.variables)
 
 
 def create(
@@ -46,17 +52,18 @@ def create(
   """Splits a fresh model in structure and state.
 
   Args:
-    model: its variables are all `nnx.Param`.
+    model: its `nnx.Param`s are trained; its other variables, such as the
+      statistics of `nnx.BatchNorm` and the counts of `nnx.Dropout`'s draws, are
+      what the loss leaves in them.
     optimizer: its state is created here.
     carry: the initial carry of the training batch.
     metrics: names of the metrics that the loss returns.
     ema: whether to keep a moving average of the parameters.
 
   Returns:
-    The graph definition, to merge with parameters, and the state at step 0.
+    The graph definition, to merge with `evaluated`, and the state at step 0.
   """
-  graphdef, variables = nnx.split(model, nnx.Param)
-  params = nnx.as_pure(variables)
+  graphdef, params, variables = split(model)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -66,6 +73,24 @@ def create(
     metrics={name: Mean.zero() for name in metrics},
     skipped=jnp.zeros((), jnp.int32),
     skipped_in_a_row=jnp.zeros((), jnp.int32),
+    variables=variables,
   )
   # Zeros are often one shared buffer, which cannot be donated twice.
   return graphdef, jax.tree.map(jnp.copy, state)
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, PyTree, PyTree]:
+  """Graph definition, parameters, and other variables of a model.
+
+  What a call has sown for a reader (`nnx.Intermediate`) is left out: it is not
+  what the next step begins with.
+  """
+  graphdef, params, _, variables = nnx.split(
+    model, nnx.Param, nnx.Intermediate, ...
+  )
+  return graphdef, nnx.as_pure(params), nnx.as_pure(variables) or ()
+
+
+def join(params: PyTree, variables: PyTree) -> PyTree:
+  """One tree of parameters and other variables, to merge into a model."""
+  return nnx.merge_state(params, variables) if variables else params

@@ -1,6 +1,6 @@
 """One training step: loss, gradient, update, or nothing if it is not finite."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +10,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from recurrent import sharding
+from recurrent.errors import ConfigError
 from recurrent.metrics import Mean
-from recurrent.training.state import TrainState
+from recurrent.training.state import TrainState, join, split
 from recurrent.types import Array, Carry, Float, Int, PRNGKey
 
 # The whole contract between an experiment and the training loop.
@@ -50,26 +51,33 @@ def make_train_step(
     optimizer: from `recurrent.optim`.
     mesh: from `recurrent.sharding`.
     seed: the step's key is fold_in(key(seed), step).
-    ema_decay: decay of the parameters' moving average, if there is one.
+    ema_decay: decay of the parameters' moving average, if there is one; less
+      at first, where the average is over the last tenth of the steps.
     learning_rate: reads the last update's rate off the optimiser's state, from
       `optim.make_learning_rate`; the status then has it.
 
   Returns:
     `step(state, batch) -> (state, status)`. If anything in the new state or
     the loss is not finite, the state keeps its parameters, optimiser state,
-    carry and metrics, and counts the step as skipped.
+    carry, variables and metrics, and counts the step as skipped.
+
+  Raises:
+    ConfigError: while it is traced, if the loss measures other things than the
+      state has sums of.
   """
 
   def step(state: TrainState, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def objective(params):
-      model = nnx.merge(graphdef, params)
-      return loss(model, state.carry, batch, key)
+      model = nnx.merge(graphdef, join(params, state.variables))
+      value, (carry, metrics) = loss(model, state.carry, batch, key)
+      return value, (carry, metrics, split(model)[2])
 
-    (value, (carry, metrics)), grads = jax.value_and_grad(
+    (value, (carry, metrics, variables)), grads = jax.value_and_grad(
       objective, has_aux=True
     )(state.params)
+    check_metrics(state.metrics, metrics)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, value=value
     )
@@ -79,12 +87,16 @@ def make_train_step(
       # Bias correction, as Adam's: the average never holds the random start.
       age = (state.step - state.skipped + 1).astype(jnp.float32)
       weight = (1 - ema_decay) / (1 - ema_decay**age)
+      # While the run is short, so is the average, or it would lag far behind:
+      # a decay of at most (1 + t) / (10 + t), as TensorFlow's has it.
+      weight = jnp.maximum(weight, 9 / (9 + age))
       ema = optax.incremental_update(params, ema, weight)
     metrics = {**metrics, GRAD_NORM: Mean.of(optax.tree.norm(grads))}
     new = state._replace(
       params=params,
       opt_state=opt_state,
       carry=jax.lax.stop_gradient(carry),
+      variables=variables,
       ema=ema,
       metrics={k: v.merge(metrics[k]) for k, v in state.metrics.items()},
       skipped_in_a_row=jnp.zeros((), jnp.int32),
@@ -113,6 +125,21 @@ def state_sharding(mesh: Mesh) -> TrainState:
     TrainState._fields, sharding.replicated(mesh)
   )
   return TrainState(**{**parts, "carry": sharding.split_batch(mesh)})
+
+
+def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:
+  """Raises ConfigError unless a loss measures what it was said to.
+
+  Args:
+    wanted: names that the state has sums of; GRAD_NORM is not the loss's.
+    found: names that the loss returns.
+  """
+  said, measured = sorted(set(wanted) - {GRAD_NORM}), sorted(found)
+  if said != measured:
+    raise ConfigError(
+      f"Task.metrics names {said}, but the loss returns {measured}",
+      "name in Task.metrics what the loss returns, no more and no less",
+    )
 
 
 def still_finite(old, new) -> Array:

@@ -1,15 +1,23 @@
 """A run's directory: one run at a time, one configuration for ever."""
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from recurrent.errors import ConfigError, WorkdirError
+
+_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_MESSAGE = 4096  # bytes of an error that all processes are told
 
 
 class Workdir:
@@ -27,8 +35,13 @@ class Workdir:
     self.figures = self.path / "figures"
     self.checkpoints = self.path / "checkpoints"
     self._lock: IO[str] | None = None
+    failure = None
     if jax.process_index() == 0:
-      self._open()
+      try:
+        self._open()
+      except WorkdirError as error:
+        failure = error
+    _raise_on_all(failure)
 
   def __enter__(self):
     return self
@@ -76,6 +89,11 @@ class Workdir:
       temporary.write_text(text)
       temporary.replace(self.path / name)
 
+  def remove(self, name: str) -> None:
+    """Removes a small file, if it is there."""
+    if jax.process_index() == 0:
+      (self.path / name).unlink(missing_ok=True)
+
   def _open(self):
     try:
       self.path.mkdir(parents=True, exist_ok=True)
@@ -98,6 +116,39 @@ class Workdir:
     self._lock.truncate(0)
     self._lock.write(str(os.getpid()))
     self._lock.flush()
+
+
+@contextlib.contextmanager
+def full_disks(path: str | os.PathLike) -> Iterator[None]:
+  """Makes an OSError of a disk that takes no more a WorkdirError.
+
+  Args:
+    path: of the workdir, to name it.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _NO_MORE:
+      raise
+    raise WorkdirError(
+      f"cannot write to {error.filename or path}: {error.strerror}",
+      "free some space or mend the disk, then run the same command again;"
+      " what was saved before is kept",
+    ) from error
+
+
+def _raise_on_all(failure: WorkdirError | None) -> None:
+  """Raises on every process what process 0 has met, if anything."""
+  if jax.process_count() > 1:
+    said = f"{failure.cause}\0{failure.remedy}" if failure else ""
+    encoded = np.frombuffer(said.encode()[:_MESSAGE].ljust(_MESSAGE), np.uint8)
+    heard = bytes(multihost_utils.broadcast_one_to_all(encoded)).decode(
+      errors="replace"
+    )
+    if heard.strip():
+      failure = WorkdirError(*heard.strip().split("\0", 1))
+  if failure:
+    raise failure
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any] | None:

@@ -1,12 +1,17 @@
 """Where numbers go: `metrics.jsonl` first, TensorBoard beside it."""
 
+import contextlib
 import json
 import math
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import tensorboardX
+from tensorboardX import record_writer, summary
+from tensorboardX.proto import event_pb2
 
 
 class MetricsWriter:
@@ -18,28 +23,46 @@ class MetricsWriter:
 
   Args:
     workdir: where `metrics.jsonl` and the event files are.
-    step: rows after this step, left by a run that died, are dropped.
+    step: that the run resumes at; 0 for a new one.
+    keep: whether to keep a row that is there already. Those that a run wrote
+      after the checkpoint that it resumes from will be written again; by
+      default these are the rows after `step`.
   """
 
-  def __init__(self, workdir: Path, step: int):
+  def __init__(
+    self,
+    workdir: Path,
+    step: int,
+    keep: Callable[[dict[str, Any]], bool] | None = None,
+  ):
     self._file: Any = None
     if jax.process_index():
       return
     path = workdir / "metrics.jsonl"
-    kept = [json.dumps(row) + "\n" for row in read(path) if row["step"] <= step]
+    keep = keep or (lambda row: row["step"] <= step)
+    kept = [json.dumps(row) + "\n" for row in read(path) if keep(row)]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)
     self._file = path.open("a")
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir), purge_step=step + 1, flush_secs=30
-    )
+    # Not SummaryWriter: its thread dies of a full disk, and then its queue
+    # blocks for ever.
+    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+    self._board = record_writer.RecordWriter(str(workdir / name))
+    self._event(0, file_version="brain.Event:2")
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._event(step + 1, session_log=start)
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self.close()
+  def __exit__(self, kind, *_):
+    # What could not be written before cannot be flushed now.
+    expected = [OSError] * (kind is not None)
+    if self._file is not None:
+      for file in (self._file, self._board):
+        with contextlib.suppress(*expected):
+          file.close()
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """One row; values that are not finite become null."""
@@ -57,18 +80,22 @@ class MetricsWriter:
     """To TensorBoard only."""
     if self._file is not None:
       for key, value in values.items():
-        self._board.add_scalar(key, value, step)
+        self._event(step, summary=summary.scalar(key, value))
+      self._board.flush()
 
   def text(self, step: int, name: str, text: str) -> None:
     """Text to TensorBoard."""
     if self._file is not None:
-      self._board.add_text(name, text, step)
+      self._event(step, summary=summary.text(name, text))
+      self._board.flush()
 
   def close(self) -> None:
     """Flushes and closes both."""
-    if self._file is not None:
-      self._file.close()
-      self._board.close()
+    self.__exit__(None)
+
+  def _event(self, step, **content):
+    event = event_pb2.Event(wall_time=time.time(), step=step, **content)
+    self._board.write(event.SerializeToString())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ kills that many runs at random instants and counts.
 """
 
 import argparse
+import os
 import random
 import signal
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from recurrent.training.workdir import Workdir
 from tests.experiments.scripts import TINY, result, rows, start
 
 # A save at nearly every step, so that many kills fall into one.
@@ -116,6 +118,53 @@ def test_two_processes_give_the_curve_of_one(tmp_path, unbroken):
   assert result(out)["last_step"] == 40 and out.count("{") == 1
   for one, two in zip(unbroken[1], rows(tmp_path), strict=True):
     assert one == pytest.approx(two, rel=1e-5)
+
+
+def children(process):
+  """Ids of the processes that a process has started."""
+  path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+  return [int(pid) for pid in path.read_text().split()]
+
+
+def wait_for_a_row(process, workdir):
+  """Waits for a row of metrics."""
+  path = workdir / "metrics.jsonl"
+  while process.poll() is None and not (path.exists() and path.read_text()):
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+  ("number", "flags"),
+  [
+    # The row is written just before the evaluation of many windows begins.
+    (signal.SIGINT, ("--log_every=2", "--eval_every=2", "--eval_rows=1")),
+    (signal.SIGTERM, ("--log_every=2", "--eval_every=1000", "--steps=1000")),
+  ],
+  ids=["evaluation", "training"],
+)
+def test_one_process_that_is_told_to_stop_takes_the_other_along(
+  tmp_path, number, flags
+):
+  flags = (f"--workdir={tmp_path}", *TINY, *flags)
+  process = start(
+    "launch.local", "--processes=2", "--", "experiments.language_model", *flags
+  )
+  wait_for_a_row(process, tmp_path)
+  os.kill(children(process)[1], number)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == PREEMPTED, err
+  assert "Traceback" not in err and "run the same command again" in err
+  assert list((tmp_path / "checkpoints").iterdir())
+
+
+def test_processes_that_meet_a_locked_workdir_all_end_at_once(tmp_path):
+  flags = ("experiments.language_model", f"--workdir={tmp_path}", *FLAGS)
+  with Workdir(tmp_path):
+    process = start("launch.local", "--processes=2", "--", *flags)
+    out, err = process.communicate(timeout=120)
+  assert process.returncode == 5
+  assert err.count(f"in use by the run with pid {os.getpid()}") == 2
+  assert "Traceback" not in err and "step 3/40" not in err
 
 
 def main():

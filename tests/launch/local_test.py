@@ -1,5 +1,6 @@
 """The local launcher; two real processes: interruption_test.py."""
 
+import signal
 import subprocess
 import sys
 
@@ -20,3 +21,30 @@ def test_nothing_to_run_is_an_error_with_a_remedy():
   assert done.returncode == 2
   assert "experiments.language_model" in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def processes(*programs):
+  return [subprocess.Popen([sys.executable, "-c", p]) for p in programs]
+
+
+def test_one_process_that_ends_badly_ends_the_others():
+  running = processes("raise SystemExit(5)", "import time; time.sleep(600)")
+  assert local.wait(running, grace=0.1) == 5
+  assert running[1].returncode == -signal.SIGKILL
+
+
+def test_others_that_end_by_themselves_do_not_change_the_exit_code():
+  later = "import time; time.sleep(0.5); raise SystemExit(3)"
+  assert local.wait(processes("raise SystemExit(5)", later)) == 5
+
+
+def test_a_process_that_has_saved_waits_for_the_others_to_do_so():
+  later = "import time; time.sleep(0.5); raise SystemExit(75)"
+  running = processes("raise SystemExit(75)", later)
+  assert local.wait(running, grace=0.0) == 75
+  assert running[1].returncode == 75
+
+
+def test_a_signal_that_ended_a_process_is_told_as_shells_do():
+  code = "import os; os.kill(os.getpid(), 9)"
+  assert local.wait(processes(code, code)) == 128 + 9

@@ -1,7 +1,10 @@
 """Checkpoints: what is saved comes back, or a good one before it does."""
 
+import contextlib
 import os
 import shutil
+import subprocess
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,8 @@ import numpy as np
 import pytest
 
 from recurrent import sharding
-from recurrent.errors import CheckpointError
+from recurrent.errors import CheckpointError, WorkdirError
+from recurrent.training import checkpoint
 from recurrent.training.checkpoint import Checkpoints
 from recurrent.training.digest import tree_sha256
 
@@ -193,3 +197,82 @@ def test_another_model_is_refused_by_the_name_of_its_array(folder):
   other["params"]["peephole"] = other["params"].pop("kernel")
   with pytest.raises(CheckpointError, match="params/peephole"):
     Checkpoints(folder, "fingerprint").restore_latest(other)
+
+
+def test_keys_come_back_as_keys(tmp_path):
+  mesh = sharding.make_mesh(1)
+  state = {
+    "key": jax.random.key(3),
+    "fast": jax.random.split(jax.random.key(4, impl="rbg"), 2),
+  }
+  shapes = jax.tree.map(
+    lambda k: jax.ShapeDtypeStruct(
+      k.shape, k.dtype, sharding=sharding.replicated(mesh)
+    ),
+    state,
+  )
+  with Checkpoints(tmp_path / "checkpoints", "fingerprint") as checkpoints:
+    checkpoints.save(1, state, {}, best_step=1)
+  found = Checkpoints(tmp_path / "checkpoints", "fingerprint").restore(
+    1, shapes
+  )
+  for name, key in state.items():
+    assert found.state[name].dtype == key.dtype
+    np.testing.assert_array_equal(
+      jax.random.key_data(found.state[name]), jax.random.key_data(key)
+    )
+
+
+def test_the_progress_of_a_saved_step_can_be_replaced(folder):
+  with Checkpoints(folder, "fingerprint") as checkpoints:
+    checkpoints.save(3, state_at(3), {"seen": "more"}, best_step=2)
+  found = restore(folder)
+  assert (found.step, found.progress) == (3, {"seen": "more"})
+  assert tree_sha256(found.state) == tree_sha256(state_at(3))
+
+
+def test_a_save_that_fails_in_the_background_is_known_before_the_next(
+  tmp_path, monkeypatch
+):
+  def fail(self, *args):
+    raise ValueError("RESOURCE_EXHAUSTED: [OS error 28: ENOSPC No space]\nmore")
+
+  checkpoints = Checkpoints(tmp_path / "checkpoints", "fingerprint")
+  checkpoints.save(1, state_at(1), {}, best_step=1)
+  checkpoints.wait()
+  manager = checkpoint.ocp.CheckpointManager
+  monkeypatch.setattr(manager, "_finalize_checkpoint", fail)
+  checkpoints.save(2, state_at(2), {}, best_step=1)
+  deadline = time.monotonic() + 60
+  with pytest.raises(WorkdirError, match="cannot be saved: ENOSPC No space\n"):
+    while time.monotonic() < deadline:
+      checkpoints.check()
+      time.sleep(0.01)
+  assert restore(tmp_path / "checkpoints").step in (1, 2)
+
+
+def test_a_full_disk_ends_a_save_and_keeps_those_before(tmp_path):
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+  try:
+    subprocess.run(mount, check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip("mounting takes a superuser")
+  try:
+    checkpoints = Checkpoints(disk / "checkpoints", "fingerprint")
+    checkpoints.save(1, state_at(1), {}, best_step=1)
+    checkpoints.wait()
+    with contextlib.suppress(OSError), (disk / "rest").open("wb") as rest:
+      while True:
+        rest.write(bytes(4096))
+    with pytest.raises(WorkdirError) as error:
+      checkpoints.save(2, state_at(2), {}, best_step=1)
+      checkpoints.wait()
+    assert error.value.exit_code == 5
+    assert len(error.value.cause.splitlines()) == 1
+    found = restore(disk / "checkpoints")
+    assert found.step == 1
+    assert tree_sha256(found.state) == tree_sha256(state_at(1))
+  finally:
+    subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -26,6 +26,8 @@ class Saved:
   def wait(self):
     pass
 
+  check = wait
+
 
 class Rows:
   """Stands in for the writer and for the progress bar."""
@@ -43,14 +45,14 @@ class Rows:
 
 
 class Signal:
-  """Stands in for preemption."""
+  """Stands in for preemption, where the loop alone polls it."""
 
   def __init__(self, at=math.inf):
-    self.at, self.requested = at, False
+    self.at, self.polls = at, 0
 
-  def at_step(self, step):
-    self.requested = self.requested or step >= self.at
-    return self.requested
+  def agreed(self):
+    self.polls += 1
+    return self.polls > self.at
 
 
 def state(step=0):
@@ -223,3 +225,53 @@ def test_a_loss_that_grows_beyond_return_ends_the_run():
       loop.Schedule(100, log_every=10, eval_every=100),
       losses=lambda step: 1.0 + step,
     )
+
+
+@pytest.mark.parametrize(
+  ("first", "last"),
+  [(-1.0, -2.5), (-1.0, 3.0), (1e-6, 0.5), (0.0, 1.0), (4.0, 13.0)],
+)
+def test_a_loss_below_or_near_zero_may_move_by_a_few_nats(first, last):
+  fit(
+    loop.Schedule(40, log_every=10, eval_every=40),
+    losses=lambda step: last if step else first,
+  )
+
+
+@pytest.mark.parametrize("first", [-5.0, 0.0, 0.1, 4.0])
+def test_a_loss_that_grows_by_far_ends_the_run_wherever_it_began(first):
+  with pytest.raises(DivergedError, match="grew"):
+    fit(
+      loop.Schedule(40, log_every=10, eval_every=40),
+      losses=lambda step: 1e3 if step else first,
+    )
+
+
+def test_the_first_loss_is_the_first_finite_one():
+  _, outcome = fit(
+    loop.Schedule(10, log_every=5, eval_every=10),
+    losses=lambda step: math.nan if step < 3 else 2.0,
+  )
+  assert outcome.first_loss == 2.0
+
+
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_a_run_that_has_its_steps_ends_with_an_evaluation(steps):
+  final, outcome = fit(
+    loop.Schedule(steps, log_every=3, eval_every=10),
+    start=7,
+    outcome=loop.Outcome(logged_step=6),
+  )
+  assert int(final.step) == 7 and outcome.best_step == 7
+  assert fit.last[2] == [] and fit.last[0].steps == [7]
+
+
+def test_an_evaluation_made_up_for_is_recorded_though_the_step_is_saved():
+  schedule = loop.Schedule(4, log_every=2, eval_every=4)
+  with pytest.raises(Preempted):
+    fit(schedule, evaluate=lambda params, stop: None)
+  before = fit.last[0].progress
+  fit(schedule, outcome=loop.Outcome(**before), start=4)
+  saved = fit.last[0]
+  assert before["best_step"] == -1 and before["evaluated_step"] == 0
+  assert saved.progress["best_step"] == saved.progress["evaluated_step"] == 4

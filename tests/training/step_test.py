@@ -1,5 +1,7 @@
 """The training step: an update, or nothing at all."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from flax import nnx
 
 from recurrent import sharding
+from recurrent.errors import ConfigError
 from recurrent.metrics import Mean
 from recurrent.training import step as step_lib
 from recurrent.training.state import create
@@ -132,8 +135,10 @@ def test_the_average_of_parameters_is_corrected_for_its_start():
   for _ in range(3):
     state, _ = step(state, batch())
     weights.append(np.asarray(state.params["weight"]))
-  # Weights 0.9^2, 0.9, 1 over their sum; none on what was before training.
-  want = sum(0.9 ** (2 - k) * w for k, w in enumerate(weights)) / 2.71
+  # Nothing of what was before training; then 9/11 and 9/12 of the new ones.
+  want = weights[0]
+  for weight, part in zip(weights[1:], (9 / 11, 9 / 12), strict=True):
+    want = want + part * (weight - want)
   np.testing.assert_allclose(state.ema["weight"], want, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(state.evaluated["weight"], state.ema["weight"])
 
@@ -154,3 +159,99 @@ def test_no_gradient_flows_into_the_carry_of_the_step_before():
   state, _ = step(state, batch())
   # The gradient is sum(carry) both times: 2, then 2 * 1.
   assert state.metrics["grad_norm"].compute() == pytest.approx(2 * 2**0.5)
+
+
+class Normalised(nnx.Module):
+  """One weight, with variables that are no parameters."""
+
+  def __init__(self):
+    self.weight = nnx.Param(jnp.ones((2,)))
+    self.norm = nnx.BatchNorm(2, momentum=0.5, rngs=nnx.Rngs(0))
+    self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+
+def make_normalised(ema=False):
+  def loss(model, carry, batch, key):
+    outputs = model.dropout(model.norm(batch["inputs"] * model.weight[...]))
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore", DeprecationWarning)
+      model.sow(nnx.Intermediate, "outputs", outputs)
+    return (outputs**2).sum(), (carry, {"drawn": Mean.of(outputs)})
+
+  optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+  graphdef, state = create(
+    Normalised(), optimizer, (), ["drawn", "grad_norm"], ema=ema
+  )
+  return (
+    graphdef,
+    state,
+    step_lib.make_train_step(
+      graphdef,
+      loss,
+      optimizer,
+      sharding.make_mesh(1),
+      seed=0,
+      ema_decay=0.9 * ema,
+    ),
+  )
+
+
+def rows(*values):
+  return {"inputs": jnp.array(values, jnp.float32)}
+
+
+def test_variables_that_are_no_parameters_go_from_step_to_step():
+  _, state, step = make_normalised()
+  params = state.params
+  for _ in range(2):
+    state, _ = step(state, rows([1, 2], [3, 6]))
+  # Means 2 and 4, momentum a half: 3/4 of the way from 0.
+  np.testing.assert_allclose(
+    state.variables["norm"]["mean"], [1.5, 3.0], rtol=1e-4
+  )
+  assert int(state.variables["dropout"]["rngs"]["count"]) == 2
+  assert jax.tree.structure(state.params) == jax.tree.structure(params)
+
+
+def test_a_step_that_is_not_finite_leaves_the_variables_alone():
+  _, state, step = make_normalised()
+  state, _ = step(state, rows([1, 2], [3, 6]))
+  before = jax.device_get(state.variables["norm"])
+  state, status = step(state, rows([np.nan, 2], [3, 6]))
+  assert int(status.skipped) == 1
+  after = jax.device_get(state.variables["norm"])
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_what_is_evaluated_merges_into_the_whole_model(ema):
+  graphdef, state, step = make_normalised(ema)
+  state, _ = step(state, rows([1, 2], [3, 6]))
+  model = nnx.merge(graphdef, state.evaluated)
+  model.eval()
+  assert model.norm.mean[...].tolist() == [1.0, 2.0]
+  again = model.dropout(model.norm(jnp.ones((1, 2))))
+  np.testing.assert_array_equal(
+    again, model.dropout(model.norm(jnp.ones((1, 2))))
+  )
+
+
+def test_a_loss_that_measures_other_things_is_refused_by_name():
+  optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+  graphdef, state = create(
+    Scale(), optimizer, jnp.zeros(2), ["nats", "grad_norm"], ema=False
+  )
+  step = step_lib.make_train_step(
+    graphdef, loss, optimizer, sharding.make_mesh(1), seed=0
+  )
+  with pytest.raises(ConfigError, match=r"\['nats'\].*\['squares'\]"):
+    step(state, batch())
+
+
+def test_the_average_of_a_short_run_does_not_lag_behind():
+  state, step = make(optax.sgd(0.01), ema_decay=0.999)
+  for _ in range(100):
+    state, _ = step(state, batch(targets=(5.0, 10.0)))
+  # After 100 steps the sum of the weights is 5; a plain mean is still away.
+  assert float(state.params["weight"].sum()) == pytest.approx(5, abs=1e-3)
+  assert float(state.ema["weight"].sum()) == pytest.approx(5, abs=1e-3)

@@ -1,7 +1,10 @@
 """A workdir belongs to one live run and to one configuration."""
 
+import errno
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 
@@ -9,7 +12,12 @@ import pytest
 
 from recurrent.errors import ConfigError, WorkdirError
 from recurrent.training import writers
-from recurrent.training.workdir import Workdir, fingerprint, read_config
+from recurrent.training.workdir import (
+  Workdir,
+  fingerprint,
+  full_disks,
+  read_config,
+)
 
 
 def test_the_same_configuration_is_let_in_again(tmp_path):
@@ -89,3 +97,43 @@ def test_rows_after_the_resumed_step_and_half_rows_are_dropped(tmp_path):
   assert path.read_text() == (
     '{"step": 1}\n{"step": 2, "x": 0.5}\n{"step": 4, "x": null}\n'
   )
+
+
+def test_a_full_disk_is_an_error_of_the_workdir_and_other_errors_are_not():
+  with pytest.raises(WorkdirError, match="run: No space left on device"):
+    with full_disks("run"):
+      raise OSError(errno.ENOSPC, "No space left on device")
+  with pytest.raises(FileNotFoundError), full_disks("run"):
+    raise FileNotFoundError(errno.ENOENT, "missing")
+
+
+def test_a_disk_that_is_full_at_a_row_is_an_error_and_no_hang(tmp_path):
+  limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+  old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  try:
+    with pytest.raises(WorkdirError), full_disks(tmp_path):
+      with writers.MetricsWriter(tmp_path, 0) as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+        for step in range(1000):
+          writer.write(step, {"loss": 1.0})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGXFSZ, old)
+  assert writers.read(tmp_path / "metrics.jsonl")[0] == {"step": 0, "loss": 1.0}
+
+
+def test_the_events_can_be_read_back(tmp_path):
+  with writers.MetricsWriter(tmp_path, 4) as writer:
+    writer.write(5, {"loss": 1.5})
+    writer.text(6, "sample", "words")
+  (path,) = tmp_path.glob("events.out.tfevents.*")
+  content = path.read_bytes()
+  assert b"loss" in content and b"words" in content
+
+
+def test_rows_that_are_to_be_written_again_are_dropped(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 4, "loss": 1}\n{"step": 4, "valid": 2}\n')
+  with writers.MetricsWriter(tmp_path, 4, lambda row: "valid" not in row):
+    pass
+  assert path.read_text() == '{"step": 4, "loss": 1}\n'
