@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from recurrent import executors
-from recurrent.cells.base import Cell, GatedCell
+from recurrent.cells.base import Cell, GatedCell, check_params
 from recurrent.executors.fused import CARRIES
 from recurrent.executors.newton import NewtonReport
 from recurrent.executors.ticks import Ticks, at, length, select
@@ -73,12 +73,13 @@ def unroll(
     ValueError: if an argument has the wrong shape, or the cell cannot run by
       the method, or recompute what was asked for.
   """
+  check_method(cell, method)
+  check_remat(cell, method, remat)
   start = _begin(cell, params, carry, inputs, mask, resets, initial)
   setting = executors.Setting.here(
     start.dtype, jax.tree.leaves(start.carry)[0].dtype
   )
   method = resolve_method(cell, method, setting)
-  check_remat(cell, method, remat)
   gates = remat == "gates"
   run: Callable[..., tuple[Carry, Array]] = functools.partial(
     _run, cell, method, gates, reverse, start.dtype, params, start.initial
@@ -165,6 +166,7 @@ class _Start(NamedTuple):
 def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   """Checks the arguments and brings time to the front."""
   batch, time = _batch_and_time(inputs)
+  check_params(cell, params, inputs)
   cell.check_inputs(params, inputs)
   _check_flags("mask", mask, (batch, time))
   _check_flags("resets", resets, (batch, time))
