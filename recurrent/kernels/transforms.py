@@ -166,16 +166,16 @@ class _Linear(NamedTuple):
     cotangents = self.outs.fill(cotangents, real)
     kept, cotangents = vary_alike((self.kept.unflatten(kept), cotangents))
     d_args = self.passes.backward(*self.static, kept, cotangents)
-    d_args = jax.tree.broadcast(
-      d_args, self.args.tree.unflatten(self.moving), is_leaf=_is_none
-    )
-    leaves = jax.tree.leaves(d_args, is_leaf=_is_none)
-    pairs = zip(leaves, self.moving, strict=True)
-    return vary_alike((kept, [d for d, moves in pairs if moves]))[1]
+    chosen = []
 
+    def choose(d, moving):
+      # None stands for a subtree of which nothing is moving.
+      if d is not None and moving:
+        chosen.append(d)
 
-def _is_none(x) -> bool:
-  return x is None
+    moving = self.args.tree.unflatten(self.moving)
+    jax.tree.map(choose, d_args, moving, is_leaf=lambda d: d is None)
+    return vary_alike((kept, chosen))[1]
 
 
 class _Mapped(NamedTuple):
