@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.interpreters import partial_eval
 
+from recurrent.cells.base import wide_dtype
 from recurrent.executors.scan import tick
 from recurrent.executors.ticks import (
   Ticks,
@@ -213,9 +214,7 @@ def reverse_loop(
     )
     return accumulated, saved
 
-  wide = lambda x: jnp.zeros(
-    x.shape, jnp.float32 if x.dtype.itemsize < 4 else x.dtype
-  )
+  wide = lambda x: jnp.zeros_like(x, wide_dtype(x.dtype))
   gate_params, rebuild = _partition(params, in_gate)
   start = (
     moving(d_carry),

@@ -91,11 +91,16 @@ def _call_jvp(passes, static, args, d_args):
       count=len(kept),
     )
   )
-  d_out = [next(d_outs) if _is_real(x) else _zero(x) for x in outs]
+  d_out = [next(d_outs) if _is_real(x) else _still(x) for x in outs]
   return out, out_tree.unflatten(d_out)
 
 
 _call.defjvp(_call_jvp, symbolic_zeros=True)
+
+
+def _still(x):
+  """The tangent of an array that has none."""
+  return SymbolicZero(jax.typeof(x).to_tangent_aval())
 
 
 class _Type(NamedTuple):
@@ -325,6 +330,10 @@ def _lower_kernel(ctx, *operands, fast, plain, platform, types):
     and not module.lowering_parameters.for_export
   )
   run = fast if here else plain
+  # It works on each device by itself: over which axes of a mesh its arrays
+  # vary is none of its business.
+  types = [jax.core.ShapedArray(x.shape, x.dtype) for x in ctx.avals_in]
+  ctx = ctx.replace(avals_in=types)
   return mlir.lower_fun(lambda *leaves: run(list(leaves)))(ctx, *operands)
 
 
