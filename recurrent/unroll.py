@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from recurrent import executors
-from recurrent.cells.base import Cell, GatedCell
+from recurrent.cells.base import Cell, GatedCell, check_params
 from recurrent.executors.fused import CARRIES
 from recurrent.executors.newton import NewtonReport
 from recurrent.executors.ticks import Ticks, at, length, select
+from recurrent.kernels.transforms import vary_alike
 from recurrent.types import Array, Carry, Mask, Params, Remat
 
 METHODS = ("auto", *executors.EXECUTORS)
@@ -76,21 +78,28 @@ def unroll(
     ValueError: if an argument has the wrong shape, or the cell cannot run by
       the method, or recompute what was asked for.
   """
-  start = _begin(cell, params, carry, inputs, mask, resets, initial)
+  check_method(cell, method)
+  check_remat(cell, method, remat)
+  run = functools.partial(_unroll, cell, method, reverse, remat)
+  return _by_compiler(run, params, carry, inputs, mask, resets, initial)
+
+
+def _unroll(cell, method, reverse, remat, *args) -> tuple[Carry, Array]:
+  """`unroll`, of arguments in the order of `_begin`."""
+  start = _begin(cell, *args)
   setting = executors.Setting.here(
     start.dtype, jax.tree.leaves(start.carry)[0].dtype
   )
   method = resolve_method(cell, method, setting)
-  check_remat(cell, method, remat)
   gates = remat == "gates"
   run: Callable[..., tuple[Carry, Array]] = functools.partial(
-    _run, cell, method, gates, reverse, start.dtype, params, start.initial
+    _run, cell, method, gates, reverse, start.dtype, start.params, start.initial
   )
   time = size = length(start.ticks)
   if isinstance(remat, int):
     size = remat
   elif gates:
-    batch = _batch_and_time(inputs)[0]
+    batch = jax.tree.leaves(start.carry)[0].shape[0]
     size = max(16, GATES_ROWS // max(batch, 1))
     policy = jax.checkpoint_policies.save_only_these_names(CARRIES)
     run = jax.checkpoint(run, policy=policy)
@@ -142,8 +151,15 @@ def newton(
   """
   resolve_method(cell, "newton")
   how = executors.Newton(tolerance, max_iterations, damping)
-  start = _begin(cell, params, carry, inputs, mask, resets, initial)
-  narrow = lambda: cell.narrow(params, start.dtype)
+  run = functools.partial(_newton, cell, how, reverse)
+  args = params, carry, inputs, mask, resets, initial
+  return _by_compiler(run, *args, replicated=1)
+
+
+def _newton(cell, how, reverse, *args) -> tuple[Carry, Array, NewtonReport]:
+  """`newton`, of arguments in the order of `_begin`."""
+  start = _begin(cell, *args)
+  narrow = lambda: cell.narrow(start.params, start.dtype)
   carry, outputs, report = executors.solve(
     cell,
     reverse,
@@ -159,6 +175,7 @@ def newton(
 class _Start(NamedTuple):
   """Arguments that have been checked, time-major."""
 
+  params: Params
   initial: Carry
   carry: Carry
   dtype: Any
@@ -168,6 +185,7 @@ class _Start(NamedTuple):
 def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   """Checks the arguments and brings time to the front."""
   batch, time = _batch_and_time(inputs)
+  check_params(cell, params, inputs)
   cell.check_inputs(params, inputs)
   _check_flags("mask", mask, (batch, time))
   _check_flags("resets", resets, (batch, time))
@@ -185,7 +203,58 @@ def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   # Time moves to the front once, so that every slice in the loop is
   # contiguous, and back once.
   ticks = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (inputs, mask, resets))
-  return _Start(initial, carry, dtype, ticks)
+  # Within `jax.shard_map` a carry of zeros is the same on all devices, but not
+  # what becomes of it, and a loop has to carry one type.
+  params, initial, carry, ticks = vary_alike((params, initial, carry, ticks))
+  return _Start(params, initial, carry, dtype, ticks)
+
+
+def _by_compiler(run, params, carry, inputs, *others, replicated=0):
+  """Calls a function whose arrays the compiler shards, also on explicit axes.
+
+  Axes of a mesh are explicit by default, and each operation then has to say
+  how its result is sharded. Here that is left to the compiler, but for what
+  comes out: it is sharded over rows and time as what went in.
+
+  Args:
+    run: `(params, carry, inputs, *others) -> (carry, outputs, *more)`.
+    params: see `unroll`.
+    carry: see `unroll`.
+    inputs: see `unroll`.
+    *others: [batch, ...], mask, resets and the initial carry of `unroll`.
+    replicated: how many more results `run` has, which are not sharded.
+
+  Returns:
+    What `run` does.
+  """
+  args = params, carry, inputs, *others
+  mesh = next(filter(None, map(_explicit_mesh, jax.tree.leaves(args))), None)
+  if mesh is None:
+    return run(*args)
+  first = lambda axis, tree: next(
+    filter(None, (_spec(x)[axis] for x in jax.tree.leaves(tree))), None
+  )
+  rows, time = first(0, (inputs, carry, others)), first(1, inputs)
+  sharding = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
+  # A carry that is given stays as it is: callers loop over windows.
+  kept = jax.tree.map(lambda x: sharding(*_spec(x)[: x.ndim]), carry)
+  out = sharding(rows) if carry is None else kept, sharding(rows, time)
+  out += (sharding(),) * replicated
+  auto = functools.partial(jax.sharding.auto_axes, axes=mesh.explicit_axes)
+  return jax.jit(auto(run, out_sharding=out))(*args)
+
+
+def _spec(x) -> tuple[Any, ...]:
+  """The axes of a mesh over which those of an array are, two at least."""
+  return *jax.typeof(x).sharding.spec, None, None
+
+
+def _explicit_mesh(x):
+  """The mesh whose explicit axes an array may be sharded over, or None."""
+  mesh = jax.typeof(x).sharding.mesh
+  return mesh if mesh.explicit_axes else None
+
+
 
 
 def resolve_method(

@@ -16,10 +16,12 @@ with it `gate`'s arithmetic, stays float32 (float64 if the parameters are).
 
 import abc
 import dataclasses
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from recurrent.types import Array, Carry, Params, PRNGKey
 
@@ -67,8 +69,8 @@ class Cell(abc.ABC):
   def check_inputs(self, params: Params, inputs: Any) -> None:
     """Raises ValueError unless the cell takes such inputs [batch, time, ...].
 
-    Here that an array is [batch, time, D]; `product` sees to the width. What a
-    pytree has to be only the cell knows that takes one.
+    Here that an array is [batch, time, D]; `check_params` sees to the width.
+    What a pytree has to be only the cell knows that takes one.
 
     Args:
       params: the cell's parameters.
@@ -77,6 +79,18 @@ class Cell(abc.ABC):
     del params
     if jax.tree_util.all_leaves([inputs]):
       check_ticks("inputs", inputs, "features")
+
+  def input_width(self, inputs: Any) -> int | None:
+    """The width D of inputs, which is the `in_features` of their `init`.
+
+    Args:
+      inputs: as `unroll` takes them, not checked yet.
+
+    Returns:
+      D, or None if it cannot be told: `check_params` then checks no shape. A
+      cell that takes a pytree may say here what D is.
+    """
+    return inputs.shape[-1] if jax.tree_util.all_leaves([inputs]) else None
 
   @abc.abstractmethod
   def project(self, params: Params, inputs: Array) -> Any:
@@ -385,9 +399,82 @@ def cast(params: Params, dtype: jax.typing.DTypeLike) -> Params:
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
+@functools.lru_cache(maxsize=1024)
 def param_shapes(cell: Cell, in_features: int) -> Params:
   """Shapes and dtypes of a cell's parameters; nothing is drawn."""
-  return jax.eval_shape(lambda: cell.init(jax.random.key(0), in_features))
+  shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_features))
+  # Plain ones: the mesh of this call is not that of the next.
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+
+
+def check_params(cell: Cell, params: Params, inputs: Any) -> None:
+  """Raises ValueError unless parameters have the shapes that `init` gives.
+
+  Their dtypes may be others. What `init` leaves None, such as a dropout mask
+  that `perturb` draws, may be anything.
+
+  Args:
+    cell: any cell.
+    params: its parameters.
+    inputs: as `unroll` takes them, not checked yet.
+  """
+  width = cell.input_width(inputs)
+  if width is None:
+    return
+  if width == 0:
+    raise ValueError(f"inputs must have at least one feature, got {width}")
+  wants, structure = _shapes(cell, width)
+  try:
+    leaves = structure.flatten_up_to(params)
+  except ValueError:
+    got = jax.tree.structure(params)
+    raise ValueError(
+      f"params must be {structure}, as {cell} draws them, got {got}"
+    ) from None
+  gots = [np.shape(x) if x is not None else None for x in leaves]
+  wrong = [
+    (name, got, want)
+    for (name, want), got in zip(wants, gots, strict=True)
+    if want not in (None, got)
+  ]
+  if not wrong:
+    return
+  fitting = _fitting_width(cell, width, wants, gots)
+  if fitting is not None:
+    raise ValueError(
+      f"inputs must be {fitting} wide, as params are for, got {width}"
+    )
+  name, got, want = wrong[0]
+  raise ValueError(
+    f"params{name} must be {want} for {cell} and inputs {width} wide, got {got}"
+  )
+
+
+@functools.lru_cache(maxsize=1024)
+def _shapes(cell, in_features):
+  """Names and shapes of the parameters, None where `init` gives none."""
+  leaves, structure = jax.tree_util.tree_flatten_with_path(
+    param_shapes(cell, in_features), is_leaf=lambda x: x is None
+  )
+  shape = lambda leaf: None if leaf is None else leaf.shape
+  names = jax.tree_util.keystr
+  return [(names(path), shape(leaf)) for path, leaf in leaves], structure
+
+
+def _fitting_width(cell, width, wants, gots) -> int | None:
+  """The width of inputs that the parameters are for, if there is one."""
+  wider = _shapes(cell, width + 1)[0]
+  for (_, want), (_, other), got in zip(wants, wider, gots, strict=True):
+    if want == other or got is None or len(got) != len(want):
+      continue
+    for a, b, found in zip(want, other, got, strict=True):
+      # An axis that grows with the width by a constant.
+      fitting = width + (found - a) // (b - a) if a != b else 0
+      if fitting > 0:
+        shapes = [want for _, want in _shapes(cell, fitting)[0]]
+        same = zip(shapes, gots, strict=True)
+        return fitting if all(w in (None, g) for w, g in same) else None
+  return None
 
 
 def zeros(params: Params, batch_shape: tuple[int, ...], *widths: int) -> Array:

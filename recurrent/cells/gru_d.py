@@ -111,6 +111,11 @@ class GRUD(base.Cell):
     last = base.zeros(params, batch_shape, len(params.mean))
     return GRUDCarry(hidden, base.like(params.mean, last))
 
+  def input_width(self, inputs):
+    """That of the variables."""
+    known = isinstance(inputs, Observations) and inputs.value.ndim > 0
+    return inputs.value.shape[-1] if known else None
+
   def check_inputs(self, params, inputs):
     """They are `Observations` of [batch, time, D] each."""
     if not isinstance(inputs, Observations):

@@ -70,6 +70,10 @@ class Wrapper(base.GatedCell):
     """As the other cell."""
     self.cell.check_inputs(params, inputs)
 
+  def input_width(self, inputs):
+    """As the other cell."""
+    return self.cell.input_width(inputs)
+
   def narrow(self, params, dtype):
     """As the other cell."""
     return self.cell.narrow(params, dtype)
@@ -106,8 +110,11 @@ class TickWrapper(Wrapper):
 
   def check_inputs(self, params, inputs):
     """As the other cell, without the mask."""
-    inner = inputs.inputs if isinstance(inputs, Masked) else inputs
-    self.cell.check_inputs(params, inner)
+    self.cell.check_inputs(params, _plain(inputs))
+
+  def input_width(self, inputs):
+    """As the other cell, without the mask."""
+    return self.cell.input_width(_plain(inputs))
 
   def project(self, params, inputs):
     """As the other cell; the mask is handed on."""
@@ -483,6 +490,11 @@ def weight_drop(key: PRNGKey | None, params: Params, rate: float) -> Params:
     for k, x in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
   ]
   return params._replace(recurrent=jax.tree.unflatten(structure, dropped))
+
+
+def _plain(inputs):
+  """The inputs without masks."""
+  return inputs.inputs if isinstance(inputs, Masked) else inputs
 
 
 def _normed(params):

@@ -19,27 +19,36 @@ import jax
 
 from recurrent.executors.scan import scan
 from recurrent.executors.ticks import blank
-from recurrent.kernels import matrix_scan
+from recurrent.kernels import matrix_scan, transforms
 
 
 def chunkwise(cell, reverse, params, initial, carry, ticks):
   """As all executors: the carry and the outputs."""
-  return _chunkwise(cell, reverse, params(), initial, carry, ticks)
+  args = params(), initial, carry, ticks
+  return transforms.call(CHUNKWISE, (cell, reverse), *args)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunkwise(cell, reverse, params, *rows):
+def _run(cell, reverse, params, *rows):
   loop = lambda params, *rows: scan(cell, reverse, lambda: params, *rows)
   chunks = functools.partial(_chunks, cell, reverse)
   return jax.lax.platform_dependent(params, *rows, cpu=loop, default=chunks)
 
 
-_chunkwise.defvjp(
-  lambda cell, reverse, *args: jax.vjp(
-    functools.partial(_chunks, cell, reverse), *args
-  ),
-  lambda cell, reverse, pull, cotangents: pull(cotangents),
-)
+def _forward(cell, reverse, *args):
+  out, pull = jax.vjp(functools.partial(_chunks, cell, reverse), *args)
+  return out, (args, pull)
+
+
+def _tangent(cell, reverse, kept, d_args):
+  return jax.jvp(functools.partial(_chunks, cell, reverse), kept[0], d_args)[1]
+
+
+def _backward(cell, reverse, kept, cotangents):
+  del cell, reverse
+  return kept[1](cotangents)
+
+
+CHUNKWISE = transforms.Passes(_run, _forward, _tangent, _backward)
 
 
 def _chunks(cell, reverse, params, initial, carry, ticks):

@@ -10,14 +10,15 @@ being one more batch axis, so it is right for any structure of the weights.
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.interpreters import partial_eval
 
+from recurrent.cells.base import wide_dtype
 from recurrent.executors.scan import tick
 from recurrent.executors.ticks import (
   Ticks,
@@ -30,6 +31,7 @@ from recurrent.executors.ticks import (
   restart,
   zeros,
 )
+from recurrent.kernels import transforms
 
 # The name of the carries before each tick, by which `unroll` keeps them alone.
 CARRIES = "recurrent_carries"
@@ -40,14 +42,22 @@ def fused(cell, reverse, params, initial, carry, ticks, recompute=False):
 
   With `recompute` what `recur` made is not kept but made again, in bulk.
   """
-  return _fused(cell, reverse, recompute, params(), initial, carry, ticks)
+  static = (cell, reverse, recompute)
+  return transforms.call(FUSED, static, params(), initial, carry, ticks)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _fused(cell, reverse, recompute, params, initial, carry, ticks):
+def run(cell, reverse, recompute, params, initial, carry, ticks):
+  """The loop without a reverse pass of its own, which JAX differentiates."""
   del recompute
-  run = functools.partial(tick, cell)
-  return plain_loop(run, params, initial, carry, ticks, reverse)
+  step = functools.partial(tick, cell)
+  return plain_loop(step, params, initial, carry, ticks, reverse)
+
+
+def tangent(cell, reverse, recompute, kept, d_args):
+  """Forward derivatives, by the plain loop."""
+  params, initial, carry, ticks, _ = kept
+  loop = functools.partial(run, cell, reverse, recompute)
+  return jax.jvp(loop, (params, initial, carry, ticks), d_args)[1]
 
 
 def plain_loop(tick, fixed, rows, carry, xs, reverse):
@@ -87,7 +97,10 @@ def _cut(xs, index):
 def forward(
   cell, reverse, recompute, params, initial, carry, ticks, loop=plain_loop
 ):
-  """Outputs, and what `backward` needs: all carries, what `recur` made."""
+  """Outputs, and what `backward` needs: all carries, what `recur` made.
+
+  The carry before the first tick is for `tangent` alone.
+  """
 
   def tick(params, initial, carry, now):
     carry = restart(now.resets, initial, carry)
@@ -99,27 +112,57 @@ def forward(
       (blank(now.mask, outputs), saved),
     )
 
-  carry, (outputs, saved) = loop(tick, params, initial, carry, ticks, reverse)
+  last, (outputs, saved) = loop(tick, params, initial, carry, ticks, reverse)
   carries, mixed = saved
   saved = (checkpoint_name(carries, CARRIES), mixed)
-  return (carry, outputs), (params, initial, ticks, saved)
+  return (last, outputs), (params, initial, carry, ticks, saved)
 
 
-def backward(
+def backward(cell, reverse, recompute, kept, cotangents, **options):
+  """The reverse pass: `reverse_loop`, then the bulk products of all weights."""
+  found = reverse_loop(cell, reverse, recompute, kept, cotangents, **options)
+  params, _, _, _, (carries, _) = kept
+  recur = lambda params: cell.recur(bulk_gradients(params), carries)
+  (d_params,) = jax.vjp(recur, params)[1](found.mixed)
+  d_params = add(d_params, found.params)
+  # None stands for the zero cotangent of the Boolean mask and resets.
+  ticks = Ticks(found.projected, None, None)
+  return d_params, found.initial, found.carry, ticks
+
+
+class Cotangents(NamedTuple):
+  """What the reverse loop finds: cotangents of what the loop reads.
+
+  Attributes:
+    params: of what `gate` reads; zeros for all others.
+    initial: of the initial carry.
+    carry: of the first carry.
+    projected: of the projected inputs.
+    mixed: of the products with the recurrent weights.
+  """
+
+  params: Any
+  initial: Any
+  carry: Any
+  projected: Any
+  mixed: Any
+
+
+def reverse_loop(
   cell,
   reverse,
   recompute,
-  residuals,
+  kept,
   cotangents,
   loop=plain_loop,
   gate_in_bulk=False,
-):
-  """The reverse pass, given all carries and what `recur` made of them.
+) -> Cotangents:
+  """The loop of the reverse pass, given all carries and what `recur` made.
 
   With `gate_in_bulk` the loop leaves the gradients of parameters that `gate`
   reads to a second pullback of all ticks, for a loop that can sum no weights.
   """
-  params, initial, ticks, (carries, mixed) = residuals
+  params, initial, _, ticks, (carries, mixed) = kept
   d_carry, d_outputs = cotangents
   if recompute:
     mixed = cell.recur(params, carries)
@@ -171,9 +214,7 @@ def backward(
     )
     return accumulated, saved
 
-  wide = lambda x: jnp.zeros(
-    x.shape, jnp.float32 if x.dtype.itemsize < 4 else x.dtype
-  )
+  wide = lambda x: jnp.zeros_like(x, wide_dtype(x.dtype))
   gate_params, rebuild = _partition(params, in_gate)
   start = (
     moving(d_carry),
@@ -200,28 +241,24 @@ def backward(
     (d_gate_params,) = jax.vjp(gate, widened)[1](
       (d_stepped, blank(ticks.mask, d_outputs))
     )
-  recur = lambda params: cell.recur(bulk_gradients(params), carries)
-  (d_params,) = jax.vjp(recur, params)[1](d_mixed)
   d_gate_params = jax.tree.map(
     lambda d, x: d.astype(x.dtype), d_gate_params, gate_params
   )
-  d_params = add(d_params, rebuild(d_gate_params, zeros(params)))
-  # None stands for the zero cotangent of the Boolean mask and resets.
   d_initial, d_carry, d_projected = (
-    _partition(_nothing(tree), chosen)[1](d)
+    _partition(tree, chosen)[1](d, None)
     for tree, chosen, d in (
       (initial, floats, d_initial),
       (initial, floats, d_carry),
       (ticks.projected, real, d_projected),
     )
   )
-  return d_params, d_initial, d_carry, Ticks(d_projected, None, None)
+  d_params = rebuild(d_gate_params, zeros(params))
+  return Cotangents(d_params, d_initial, d_carry, d_projected, d_mixed)
 
 
-_fused.defvjp(forward, backward)
+FUSED = transforms.Passes(run, forward, tangent, backward)
 
 
-@jax.custom_vjp
 def bulk_gradients(params):
   """The same params; their gradients are products that XLA compiles well.
 
@@ -230,10 +267,10 @@ def bulk_gradients(params):
   slow path, 1.4 to 2.2 times longer with two axes summed over (batch, time).
   A barrier keeps the two apart; the step by itself costs next to nothing.
   """
-  return params
+  return transforms.call(BULK_GRADIENTS, (), params)
 
 
-def _bulk_gradients_backward(_, d_params):
+def _transposed_twice(_, d_params):
   def transpose_last(d):
     if d.ndim < 2:
       return d
@@ -243,7 +280,12 @@ def _bulk_gradients_backward(_, d_params):
   return (jax.tree.map(transpose_last, d_params),)
 
 
-bulk_gradients.defvjp(lambda params: (params, None), _bulk_gradients_backward)
+BULK_GRADIENTS = transforms.Passes(
+  run=lambda params: params,
+  forward=lambda params: (params, None),
+  tangent=lambda _, d_args: d_args[0],
+  backward=_transposed_twice,
+)
 
 
 def _used_by_gate(cell, params, carries, projected, mixed) -> list[bool]:
@@ -266,22 +308,18 @@ def _floats(tree) -> list[bool]:
   return [jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(tree)]
 
 
-def _nothing(tree):
-  """The cotangent of a tree of which nothing has a gradient."""
-  return jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), tree)
-
-
 def _partition(tree, chosen: list[bool]) -> tuple[list, Callable]:
-  """The chosen leaves, and what puts (others) and them together again."""
+  """The chosen leaves, and what puts them and others, or None, together."""
   leaves, structure = jax.tree.flatten(tree)
 
   def rebuild(some, others=tree):
     some = iter(some)
+    rest = [None] * len(leaves) if others is None else jax.tree.leaves(others)
     return jax.tree.unflatten(
       structure,
       [
         next(some) if pick else other
-        for pick, other in zip(chosen, jax.tree.leaves(others), strict=True)
+        for pick, other in zip(chosen, rest, strict=True)
       ],
     )
 

@@ -50,10 +50,8 @@ def why_not(cell) -> str:
     carry = cell.initial_carry(params, (2,))
     ticks = Ticks(cell.project(params, jnp.ones((1, 2, 1))), flags, flags)
     args = (cell, False, False, params, carry, carry, ticks)
-    results, residuals = forward(*args, loop=loop)
-    backward(
-      cell, False, False, residuals, results, loop=loop, gate_in_bulk=True
-    )
+    results, kept = forward(*args, loop=loop)
+    backward(cell, False, False, kept, results, loop=loop, gate_in_bulk=True)
 
   jax.eval_shape(both, param_shapes(cell, 1))
   return next(filter(None, reasons), "")

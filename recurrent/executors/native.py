@@ -13,15 +13,22 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from recurrent.cells.base import Cell
+from recurrent.cells.base import Cell, check_width
 from recurrent.cells.gru import GRU
 from recurrent.cells.lstm import LSTM
 from recurrent.cells.lstm_variants import LSTMVariant
 from recurrent.cells.rnn import RNN
 from recurrent.cells.structures import Dense
-from recurrent.executors.fused import CARRIES
-from recurrent.executors.ticks import zeros
+from recurrent.executors.fused import (
+  CARRIES,
+  bulk_gradients,
+  reverse_loop,
+)
+from recurrent.executors.fused import forward as loop_forward
+from recurrent.executors.fused import run as loop_run
+from recurrent.executors.ticks import Ticks, zeros
 from recurrent.kernels import native as loops
+from recurrent.kernels import transforms
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
 
@@ -51,10 +58,11 @@ def native(cell, reverse, params, initial, carry, ticks, recompute=False):
 
   With `recompute` the gates are not kept but made again, in bulk.
   """
+  params = params()
+  check_width("inputs", ticks.projected, len(params.kernel))
   inputs, mask, resets = jax.tree.map(_turn, tuple(ticks))
-  carry, outputs = _native(
-    cell, reverse, recompute, params(), initial, carry, inputs, (mask, resets)
-  )
+  args = params, initial, carry, inputs, (mask, resets)
+  carry, outputs = transforms.call(NATIVE, (cell, reverse, recompute), *args)
   return carry, _turn(outputs)
 
 
@@ -63,25 +71,24 @@ def _turn(x):
   return jnp.swapaxes(x, 0, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _native(cell, reverse, recompute, params, initial, carry, inputs, flags):
+def _run(cell, reverse, recompute, *args):
   del recompute
-  (last, outputs), _ = _layer(
-    cell, reverse, params, initial, carry, inputs, flags, "nothing"
-  )
-  return type(carry)(*last), outputs
+  return _layer(cell, reverse, "nothing", *args)[0]
 
 
-def _forward(cell, reverse, recompute, params, initial, carry, inputs, flags):
+def _forward(cell, reverse, recompute, *args):
   save = "carries" if recompute else "all"
-  (last, outputs), (gates, carries) = _layer(
-    cell, reverse, params, initial, carry, inputs, flags, save
-  )
-  saved = gates, checkpoint_name(carries, CARRIES)
-  return (type(carry)(*last), outputs), (params, inputs, flags, saved)
+  out, (gates, carries) = _layer(cell, reverse, save, *args)
+  return out, (*args, (gates, checkpoint_name(carries, CARRIES)))
 
 
-def _layer(cell, reverse, params, initial, carry, inputs, flags, save):
+def _layer(cell, reverse, save, *args):
+  """The carry and the outputs, and what is to be saved."""
+  static = (cell, reverse, save)
+  return transforms.kernel(_by_loops, _by_jax, static, *args, platform="cpu")
+
+
+def _by_loops(cell, reverse, save, params, initial, carry, inputs, flags):
   outputs, last, saved = loops.forward(
     kind(cell),
     inputs,
@@ -93,24 +100,78 @@ def _layer(cell, reverse, params, initial, carry, inputs, flags, save):
     **_options(cell, reverse, params, flags),
     save=save,
   )
-  return (last, outputs), saved
+  return (type(carry)(*last), outputs), saved
 
 
-def _gates(cell, params, inputs, carries):
-  """What the forward loop saves, from all carries: one tick of many rows."""
+def _by_jax(cell, reverse, save, params, initial, carry, inputs, flags):
+  """As `_by_loops`, but that it saves zeros for gates: `_pull_by_jax` has its
+  own."""
+  ticks = _ticks(cell, params, inputs, flags)
+  args = cell, reverse, True, params, initial, carry, ticks
   batch, time = inputs.shape[:2]
-  # The cell stands [time, batch, H].
-  carry = tuple(carries[:1]) + tuple(map(_turn, carries[1:]))
-  carry = [x.reshape(batch * time, -1) for x in carry]
-  rows = inputs.reshape(batch * time, 1, -1)
-  none = (None, None)
-  _, (gates, _) = _layer(cell, False, params, carry, carry, rows, none, "all")
-  return _turn(gates.reshape(batch, time, -1))
+  nothing = jnp.zeros((0,), inputs.dtype)
+  carries, gates = (nothing,) * len(carry), nothing
+  if save == "nothing":
+    last, outputs = loop_run(*args)
+  else:
+    (last, outputs), (*_, (carries, _)) = loop_forward(*args)
+    carries = _as_loops_do(carries)
+  if save == "all":
+    width = loops.SAVED[kind(cell)] * cell.features
+    gates = jnp.zeros((time, batch, width), inputs.dtype)
+  return (last, _turn(outputs)), (gates, carries)
 
 
-def _backward(cell, reverse, recompute, residuals, cotangents):
-  params, inputs, flags, saved = residuals
-  d_carry, d_outputs = cotangents
+def _ticks(cell, params, inputs, flags):
+  """Projected inputs and flags, time-major, as other executors have them."""
+  inputs, mask, resets = jax.tree.map(_turn, (inputs, *flags))
+  projected = cell.project(bulk_gradients(params), inputs)
+  return Ticks(projected, mask, resets)
+
+
+def _as_loops_do(carries):
+  """From all carries time-major to the hidden state batch-major, and back."""
+  hidden, *cell = carries
+  return _turn(hidden), *cell
+
+
+def _tangent(cell, reverse, recompute, kept, d_args):
+  """Forward derivatives, by the plain loop."""
+  del recompute
+  run = lambda *args: _by_jax(cell, reverse, "nothing", *args)[0]
+  return jax.jvp(run, kept[:-1], d_args)[1]
+
+
+def _backward(cell, reverse, recompute, kept, cotangents):
+  params, _, _, inputs, flags, saved = kept
+  d_projected, d_mixed, d_first, d_initial = transforms.kernel(
+    _pull_by_loops,
+    _pull_by_jax,
+    (cell, reverse, recompute),
+    params,
+    inputs,
+    flags,
+    saved,
+    cotangents,
+    platform="cpu",
+  )
+  gradients = {
+    "kernel": _weights(inputs, d_projected),
+    "bias": jnp.sum(d_projected, (0, 1)),
+    "recurrent": _weights(saved[1][0], d_mixed),
+  }
+  if hasattr(params, "recurrent_bias"):
+    inner = d_mixed[..., -cell.features :]
+    gradients["recurrent_bias"] = jnp.sum(inner, (0, 1))
+  d_params = zeros(params)._replace(**gradients)
+  d_inputs = jnp.einsum("btg,dg->btd", d_projected, params.kernel)
+  return d_params, d_initial, d_first, d_inputs, None
+
+
+def _pull_by_loops(cell, reverse, recompute, params, inputs, flags, saved, d):
+  """Cotangents of the projected inputs, of the products with the recurrent
+  weights, of the first carry and of the initial one."""
+  d_carry, d_outputs = d
   if recompute:
     saved = _gates(cell, params, inputs, saved[1]), saved[1]
   d_projected, d_mixed, d_first, d_initial = loops.backward(
@@ -122,17 +183,44 @@ def _backward(cell, reverse, recompute, residuals, cotangents):
     **_options(cell, reverse, params, flags),
   )
   as_carry = type(d_carry)
-  gradients = {
-    "kernel": _weights(inputs, d_projected),
-    "bias": jnp.sum(d_projected, (0, 1)),
-    "recurrent": _weights(saved[1][0], d_mixed),
-  }
-  if hasattr(params, "recurrent_bias"):
-    inner = d_mixed[..., -cell.features :]
-    gradients["recurrent_bias"] = jnp.sum(inner, (0, 1))
-  d_params = zeros(params)._replace(**gradients)
-  d_inputs = jnp.einsum("btg,dg->btd", d_projected, params.kernel)
-  return d_params, as_carry(*d_initial), as_carry(*d_first), d_inputs, None
+  return d_projected, d_mixed, as_carry(*d_first), as_carry(*d_initial)
+
+
+def _pull_by_jax(cell, reverse, recompute, params, inputs, flags, saved, d):
+  """As `_pull_by_loops`, from the carries alone."""
+  del recompute
+  d_carry, d_outputs = d
+  carries = type(d_carry)(*_as_loops_do(saved[1]))
+  ticks = _ticks(cell, params, inputs, flags)
+  kept = params, zeros(d_carry), None, ticks, (carries, None)
+  d = d_carry, _turn(d_outputs)
+  found = reverse_loop(cell, reverse, True, kept, d)
+  return _turn(found.projected), _turn(found.mixed), found.carry, found.initial
+
+
+def _gates(cell, params, inputs, carries):
+  """What the forward loop saves, from all carries: one tick of many rows."""
+  batch, time = inputs.shape[:2]
+  hidden, *cells = carries
+  # The cell stands [time, batch, H].
+  parts = hidden, *map(_turn, cells)
+  carry = tuple(x.reshape(batch * time, -1) for x in parts)
+  rows = inputs.reshape(batch * time, 1, -1)
+  _, _, (gates, _) = loops.forward(
+    kind(cell),
+    rows,
+    params.kernel,
+    params.bias,
+    params.recurrent,
+    carry,
+    carry,
+    **_options(cell, False, params, (None, None)),
+    save="all",
+  )
+  return _turn(gates.reshape(batch, time, -1))
+
+
+NATIVE = transforms.Passes(_run, _forward, _tangent, _backward)
 
 
 def _weights(left, right):
@@ -142,9 +230,6 @@ def _weights(left, right):
   1.1 to 2 times slower by XLA on a CPU.
   """
   return jax.lax.dot_general(left, right, (((0, 1), (0, 1)), ((), ())))
-
-
-_native.defvjp(_forward, _backward)
 
 
 def _options(cell, reverse, params, flags):

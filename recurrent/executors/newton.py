@@ -24,12 +24,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from recurrent import kernels
 from recurrent.executors.fused import backward as loop_backward
 from recurrent.executors.fused import bulk_gradients
 from recurrent.executors.fused import forward as loop_forward
+from recurrent.executors.fused import tangent as loop_tangent
 from recurrent.executors.ticks import Ticks, at, blank, hold, length, restart
+from recurrent.kernels import transforms
 from recurrent.types import Array, Float, Int
 
 
@@ -83,16 +86,32 @@ def solve(cell, reverse, params, initial, carry, ticks, how):
   """The carry, the outputs, and a `NewtonReport`."""
   if reverse:
     ticks = jax.tree.map(lambda x: x[::-1], ticks)
-  carry, outputs, report = _solve(cell, how, params(), initial, carry, ticks)
+  carry, outputs, report = transforms.call(
+    NEWTON, (cell, how), params(), initial, carry, ticks
+  )
   return carry, outputs[::-1] if reverse else outputs, report
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _solve(cell, how, params, initial, carry, ticks):
-  return _forward(cell, how, params, initial, carry, ticks)[0]
+def _run(*args):
+  return _forward(*args)[0]
 
 
-def _forward(cell, how, params, initial, carry, ticks):
+def _forward(cell, how, *args):
+  # What is differentiated is the loop that the rounds stand for.
+  out, saved = transforms.kernel(_rounds, _loop, (cell, how), *args)
+  return out, (*args, saved)
+
+
+def _loop(cell, how, params, initial, carry, ticks):
+  """What `_rounds` finds, tick by tick; it has nothing to report."""
+  del how
+  out, kept = loop_forward(cell, False, False, params, initial, carry, ticks)
+  dtype = jax.tree.leaves(carry)[0].dtype
+  report = NewtonReport(jnp.int32(0), jnp.zeros((), dtype), jnp.array(True))
+  return (*out, report), kept[-1]
+
+
+def _rounds(cell, how, params, initial, carry, ticks):
   time = length(ticks)
   dtype = jax.tree.leaves(carry)[0].dtype
   own = _own_recurrence(cell, params, initial)
@@ -146,26 +165,33 @@ def _forward(cell, how, params, initial, carry, ticks):
 
   def loop_after_all(states):
     del states
-    out, residuals = loop_forward(
-      cell, False, False, params, initial, carry, ticks
-    )
-    return out, residuals[-1]
+    out, kept = loop_forward(cell, False, False, params, initial, carry, ticks)
+    return out, kept[-1]
 
   (last, outputs), saved = jax.lax.cond(
     converged, accept, loop_after_all, states
   )
   report = NewtonReport(rounds, residual, converged)
-  return (last, outputs, report), (params, initial, ticks, saved)
+  return (last, outputs, report), saved
 
 
-def _backward(cell, how, residuals, cotangents):
+def _tangent(cell, how, kept, d_args):
+  """Forward derivatives, by the plain loop."""
+  del how
+  none = np.zeros((), jax.dtypes.float0)
+  dtype = jax.tree.leaves(kept[2])[0].dtype
+  report = NewtonReport(none, jnp.zeros((), dtype), none)
+  return *loop_tangent(cell, False, False, kept, d_args), report
+
+
+def _backward(cell, how, kept, cotangents):
   """One linear solve, for the carries' cotangents; then all is bulk."""
   del how
   d_carry, d_outputs, _ = cotangents
   if not cell.channelwise:
     # Exact Jacobians are dense: their solve is a loop, as in "fused".
-    return loop_backward(cell, False, False, residuals, (d_carry, d_outputs))
-  params, initial, ticks, (carries, _) = residuals
+    return loop_backward(cell, False, False, kept, (d_carry, d_outputs))
+  params, initial, _, ticks, (carries, _) = kept
 
   def tick(params, before, projected):
     mixed = cell.recur(bulk_gradients(params), before)
@@ -202,7 +228,7 @@ def _backward(cell, how, residuals, cotangents):
   return d_params, d_initial, at(d_before, 0), Ticks(d_projected, None, None)
 
 
-_solve.defvjp(_forward, _backward)
+NEWTON = transforms.Passes(_run, _forward, _tangent, _backward)
 
 
 def _before(carry, states):

@@ -9,11 +9,17 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jax.ad_checkpoint import checkpoint_name
+
 from recurrent import kernels
 from recurrent.cells.base import GatedCell, LinearCell, param_shapes
-from recurrent.executors.fused import backward, forward
+from recurrent.executors.fused import CARRIES, tangent
+from recurrent.executors.fused import backward as loop_backward
+from recurrent.executors.fused import forward as loop_forward
+from recurrent.executors.fused import run as loop_run
 from recurrent.executors.linear import linear
 from recurrent.executors.scan import tick
+from recurrent.kernels import transforms
 
 
 def by_kernels(scan, linear_scan):
@@ -27,23 +33,49 @@ def by_kernels(scan, linear_scan):
     As all executors: a function that gives the carry and the outputs.
   """
 
-  @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-  def gated(cell, reverse, recompute, params, initial, carry, ticks):
+  def fast_run(cell, reverse, recompute, params, initial, carry, ticks):
     del recompute
     loop = functools.partial(tick, cell)
     return scan(loop, params, initial, carry, ticks, reverse)
 
-  gated.defvjp(
-    functools.partial(forward, loop=scan),
-    functools.partial(backward, loop=scan, gate_in_bulk=True),
-  )
+  def new_in(out, kept):
+    """What `forward` made: the rest of what it keeps are its arguments."""
+    return out, kept[-1]
 
-  def run(cell, reverse, params, initial, carry, ticks, recompute=False):
+  def fast_forward(*args):
+    return new_in(*loop_forward(*args, loop=scan))
+
+  def plain_forward(*args):
+    return new_in(*loop_forward(*args))
+
+  def fast_backward(*args):
+    return loop_backward(*args, loop=scan, gate_in_bulk=True)
+
+  def run(*args):
+    return transforms.kernel(fast_run, loop_run, args[:3], *args[3:])
+
+  def forward(*args):
+    static, args = args[:3], args[3:]
+    out, (carries, mixed) = transforms.kernel(
+      fast_forward, plain_forward, static, *args
+    )
+    # Within the kernel the name is not seen.
+    return out, (*args, (checkpoint_name(carries, CARRIES), mixed))
+
+  def backward(*args):
+    return transforms.kernel(
+      fast_backward, loop_backward, args[:3], *args[3:]
+    )
+
+  passes = transforms.Passes(run, forward, tangent, backward)
+
+  def execute(cell, reverse, params, initial, carry, ticks, recompute=False):
     if isinstance(cell, LinearCell):
       return linear(linear_scan, cell, reverse, params, initial, carry, ticks)
-    return gated(cell, reverse, recompute, params(), initial, carry, ticks)
+    static = (cell, reverse, recompute)
+    return transforms.call(passes, static, params(), initial, carry, ticks)
 
-  return run
+  return execute
 
 
 pallas = by_kernels(kernels.pallas.scan, kernels.pallas.linear_scan)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from recurrent.kernels import native
+from recurrent.kernels import native, transforms
 from recurrent.types import Array
 
 # Elements that a tick of the inner loop should have: fewer, and the loop costs
@@ -97,45 +97,61 @@ def linear_scan(
     length", 2018.
   """
   # A call in C++ is one device's: what is sharded would be gathered for it.
-  if (
+  by_loops = (
     jax.default_backend() == "cpu"
     and jax.device_count() == 1
     and drive.dtype in native.LINEAR_DTYPES
     and not native.unavailable()
-  ):
-    return native.linear_scan(reverse, decay, drive, start, resets)
-  return in_chunks(decay, drive, start, resets=resets, reverse=reverse)
+  )
+  scan = in_loops if by_loops else in_chunks
+  return scan(decay, drive, start, resets=resets, reverse=reverse)
 
 
-def with_own_gradient(run: Callable[..., Array]) -> Callable[..., Array]:
-  """A `linear_scan` whose both passes are by `run`.
+def with_own_gradient(
+  run: Callable[..., Array],
+  backward: Callable[..., tuple[Array, Array, Array]] | None = None,
+) -> Callable[..., Array]:
+  """A `linear_scan` whose reverse pass is one more scan.
 
   Args:
-    run: `(reverse, decay, drive, start, resets) -> states`, without a gradient.
+    run: `(reverse, decay, drive, start, resets) -> states`.
+    backward: `(reverse, decay, start, resets, states, d_states)` to what decay,
+      drive and start have for gradients; None: by `run`, backwards.
 
   Returns:
     A function with the args and results of `associative_scan`.
   """
 
   def scan(decay, drive, start, *, resets=None, reverse=False):
-    return _own_gradient(run, reverse, decay, drive, start, resets)
+    return transforms.call(
+      passes, (reverse,), decay, drive, start, resets
+    )
 
+  def forward(reverse, decay, drive, start, resets):
+    states = run(reverse, decay, drive, start, resets)
+    return states, (decay, start, resets, states)
+
+  def tangent(reverse, kept, d_args):
+    decay, start, resets, states = kept
+    d_decay, d_drive, d_start, _ = d_args
+    d_decay *= _shift(states, start, reverse)
+    if resets is not None:
+      resets = jnp.broadcast_to(resets, d_decay.shape)
+      d_decay = jnp.where(resets, jnp.zeros_like(d_decay), d_decay)
+    return scan(
+      decay, d_drive + d_decay, d_start, resets=resets, reverse=reverse
+    )
+
+  backward = backward or functools.partial(_backward, run)
+
+  def pull(reverse, kept, d_states):
+    return (*backward(reverse, *kept, d_states), None)
+
+  passes = transforms.Passes(run, forward, tangent, pull)
   return scan
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _own_gradient(run, reverse, decay, drive, start, resets):
-  """`run(reverse, decay, drive, start, resets)`, backwards in its gradient."""
-  return run(reverse, decay, drive, start, resets)
-
-
-def _forward(run, reverse, decay, drive, start, resets):
-  hidden = run(reverse, decay, drive, start, resets)
-  return hidden, (decay, start, resets, hidden)
-
-
-def _backward(run, reverse, residuals, d_hidden):
-  decay, start, resets, hidden = residuals
+def _backward(run, reverse, decay, start, resets, states, d_states):
   first, last = (-1, 0) if reverse else (0, -1)
   # What reaches a state comes from its output and from the tick after it; none
   # comes after the last.
@@ -143,17 +159,14 @@ def _backward(run, reverse, residuals, d_hidden):
   cut = None
   if resets is not None:
     cut = _shift(resets, jnp.ones_like(resets[last]), not reverse)
-  d_drive = run(not reverse, after, d_hidden, jnp.zeros_like(start), cut)
-  before = _shift(hidden, start, reverse)
+  d_drive = run(not reverse, after, d_states, jnp.zeros_like(start), cut)
+  before = _shift(states, start, reverse)
   d_decay = d_drive * before
   d_start = d_drive[first] * decay[first]
   if resets is not None:
     d_decay = jnp.where(resets, jnp.zeros_like(d_decay), d_decay)
     d_start = jnp.where(resets[first], jnp.zeros_like(d_start), d_start)
-  return d_decay, d_drive, d_start, None
-
-
-_own_gradient.defvjp(_forward, _backward)
+  return d_decay, d_drive, d_start
 
 
 def _shift(array, edge, back):
@@ -204,6 +217,42 @@ def _in_chunks(reverse, decay, drive, start, resets):
 
 # The recurrence in chunks; see `linear_scan`.
 in_chunks = with_own_gradient(_in_chunks)
+
+
+def by_kernel(
+  run: Callable[..., Array],
+  backward: Callable[..., tuple[Array, Array, Array]] | None = None,
+  platform: str | None = None,
+) -> Callable[..., Array]:
+  """`with_own_gradient` of a kernel, whose plain form is `in_chunks`.
+
+  Args:
+    run: as there.
+    backward: as there.
+    platform: the only one that the kernel runs on, or None.
+
+  Returns:
+    As there.
+  """
+
+  def whole(*args):
+    static, args = args[:1], args[1:]
+    return transforms.kernel(
+      run, _in_chunks, static, *args, platform=platform
+    )
+
+  def pull(*args):
+    static, args = args[:1], args[1:]
+    return transforms.kernel(
+      backward, _pull_in_chunks, static, *args, platform=platform
+    )
+
+  return with_own_gradient(whole, pull if backward else None)
+
+
+_pull_in_chunks = functools.partial(_backward, _in_chunks)
+# The recurrence in C++.
+in_loops = by_kernel(native.linear_forward, native.linear_backward, "cpu")
 
 
 def _sequential(reverse, decay, drive, start, resets, products=False):

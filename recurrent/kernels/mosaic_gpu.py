@@ -27,7 +27,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from recurrent.kernels.linear_scan import with_own_gradient
+from recurrent.kernels.linear_scan import by_kernel
 from recurrent.kernels.pallas import complex_parts, multiply
 from recurrent.kernels.tiles import (
   ROWS,
@@ -507,4 +507,4 @@ def _linear(reverse, decay, drive, start, resets):
 
 # `recurrent.kernels.linear_scan` as one kernel. Each thread runs one element
 # from the first time step to the last; complex numbers are pairs of reals.
-linear_scan = with_own_gradient(_linear)
+linear_scan = by_kernel(_linear)

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.extend import core
 
-from recurrent.kernels.linear_scan import with_own_gradient
+from recurrent.kernels.linear_scan import by_kernel
 from recurrent.kernels.traced import by_tick, is_flag, traced
 from recurrent.types import Array, Carry
 
@@ -253,7 +253,7 @@ def _linear(reverse, decay, drive, start, resets):
 
 # `recurrent.kernels.linear_scan` as one kernel; complex as pairs of reals.
 # Channels stand in lanes, [time, ..., channels]; all other axes are rows.
-linear_scan = with_own_gradient(_linear)
+linear_scan = by_kernel(_linear)
 
 
 def complex_parts(array):

@@ -257,8 +257,7 @@ def backward(
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def linear_scan(
+def linear_forward(
   reverse: bool,
   decay: Array,
   drive: Array,
@@ -281,33 +280,33 @@ def linear_scan(
   )
 
 
-def _linear_forward(reverse, decay, drive, start, resets):
-  hidden = linear_scan(reverse, decay, drive, start, resets)
-  return hidden, (decay, start, resets, hidden)
-
-
-def _linear_backward(reverse, residuals, d_hidden):
-  decay, start, resets, hidden = residuals
+def linear_backward(
+  reverse: bool,
+  decay: Array,
+  start: Array,
+  resets: Array | None,
+  hidden: Array,
+  d_hidden: Array,
+) -> tuple[Array, Array, Array]:
+  """Its reverse pass: the gradients of decay, drive and start."""
   all_ticks, at = (
     jax.ShapeDtypeStruct(x.shape, hidden.dtype) for x in (hidden, start)
   )
-  d_decay, d_drive, d_start = jax.ffi.ffi_call(
-    f"recurrent_linear_backward_{LINEAR_DTYPES[hidden.dtype]}",
-    (all_ticks, all_ticks, at),
-    vmap_method="sequential",
-  )(
-    decay,
-    start,
-    _flags(resets, hidden.shape),
-    hidden,
-    d_hidden,
-    reverse=reverse,
-    threads=np.int64(threads()),
+  return tuple(
+    jax.ffi.ffi_call(
+      f"recurrent_linear_backward_{LINEAR_DTYPES[hidden.dtype]}",
+      (all_ticks, all_ticks, at),
+      vmap_method="sequential",
+    )(
+      decay,
+      start,
+      _flags(resets, hidden.shape),
+      hidden,
+      d_hidden,
+      reverse=reverse,
+      threads=np.int64(threads()),
+    )
   )
-  return d_decay, d_drive, d_start, None
-
-
-linear_scan.defvjp(_linear_forward, _linear_backward)
 
 
 def _flags(resets, shape):

@@ -1,0 +1,469 @@
+"""Kernels of our own under every transformation of JAX.
+
+A kernel in C++, a reverse pass written by hand or an iterative solver is one
+program for one purpose. `jax.jvp`, the gradient of a gradient, `jax.export` and
+other platforms each ask for something that it does not have. The functions here
+put a plain form in JAX operations beside a kernel, which answers for it then.
+
+`call` gives a function a reverse pass of its own, and lets JAX differentiate
+the plain form where it asks for anything else. `kernel` runs one kernel where
+it can run, and the plain form in its place where it cannot.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
+
+Static = tuple[Any, ...]  # hashable values
+
+
+class Passes(NamedTuple):
+  """A function of arrays with passes of its own, for `call`.
+
+  All take hashable values first. Arrays come as pytrees.
+
+  Attributes:
+    run: `(*static, *args) -> out`, if no derivative is asked for.
+    forward: `(*static, *args) -> (out, kept)`, with what the two below need.
+    tangent: `(*static, kept, d_args) -> d_out`: forward derivatives, in plain
+      JAX. It is linear in `d_args`, which hold float0 where `args` are not
+      floating-point.
+    backward: `(*static, kept, d_out) -> d_args`: its transpose; None where
+      `args` are not floating-point.
+  """
+
+  run: Callable[..., Any]
+  forward: Callable[..., tuple[Any, Any]]
+  tangent: Callable[..., Any]
+  backward: Callable[..., Any]
+
+
+def call(passes: Passes, static: Static, *args: Any) -> Any:
+  """Calls a function that has passes of its own.
+
+  The reverse pass is `backward` of what `forward` kept, as by `jax.custom_vjp`.
+  Forward derivatives, which that has not, are `tangent`'s.
+
+  Args:
+    passes: the function.
+    static: hashable values that all passes take first.
+    *args: pytrees of arrays.
+
+  Returns:
+    What `passes.run` does.
+  """
+  return _call(passes, static, *vary_alike(args))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _call(passes, static, *args):
+  return passes.run(*static, *args)
+
+
+def _call_jvp(passes, static, args, d_args):
+  out, kept = passes.forward(*static, *args)
+  kept, kept_tree = jax.tree.flatten(kept)
+  leaves, args_tree = jax.tree.flatten(args)
+  tangents = args_tree.flatten_up_to(d_args)
+  moving = tuple(not isinstance(t, SymbolicZero) for t in tangents)
+  outs, out_tree = jax.tree.flatten(out)
+  linear = _Linear(
+    passes,
+    static,
+    kept_tree,
+    _Leaves(args_tree, _types(leaves)),
+    moving,
+    _Leaves(out_tree, _types(outs)),
+  )
+  d_outs = iter(
+    linear_p.bind(
+      *kept,
+      *(t for t, moves in zip(tangents, moving, strict=True) if moves),
+      linear=linear,
+      count=len(kept),
+    )
+  )
+  d_out = [next(d_outs) if _is_real(x) else _still(x) for x in outs]
+  return out, out_tree.unflatten(d_out)
+
+
+_call.defjvp(_call_jvp, symbolic_zeros=True)
+
+
+def _still(x):
+  """The tangent of an array that has none."""
+  return SymbolicZero(jax.typeof(x).to_tangent_aval())
+
+
+class _Type(NamedTuple):
+  """Shape and dtype of an array."""
+
+  shape: tuple[int, ...]
+  dtype: Any
+
+
+def _types(leaves) -> tuple[_Type, ...]:
+  return tuple(_Type(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+def _is_real(x) -> bool:
+  """Whether an array, or a type, has a derivative."""
+  return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _zero(x):
+  """The tangent of what does not move."""
+  if _is_real(x):
+    return jnp.zeros(x.shape, x.dtype)
+  return np.zeros(jnp.shape(x), jax.dtypes.float0)
+
+
+class _Leaves(NamedTuple):
+  """A pytree without its arrays."""
+
+  tree: Any
+  types: tuple[_Type, ...]
+
+  def fill(self, given: Iterable[Any], chosen: Iterable[bool]) -> Any:
+    """The tree with the given tangents where chosen, else zeros."""
+    given = iter(given)
+    return self.tree.unflatten(
+      [
+        next(given) if choose else _zero(x)
+        for x, choose in zip(self.types, chosen, strict=True)
+      ]
+    )
+
+
+class _Linear(NamedTuple):
+  """A derivative as a linear function of lists of arrays, and its transpose."""
+
+  passes: Passes
+  static: Static
+  kept: Any  # the tree
+  args: _Leaves
+  moving: tuple[bool, ...]  # which of the args have a tangent
+  outs: _Leaves
+
+  @property
+  def types(self) -> tuple[_Type, ...]:
+    """Those of the results of `forwards`."""
+    return tuple(filter(_is_real, self.outs.types))
+
+  def forwards(self, kept, tangents):
+    kept, tangents = vary_alike((kept, self.args.fill(tangents, self.moving)))
+    d_out = self.passes.tangent(
+      *self.static, self.kept.unflatten(kept), tangents
+    )
+    leaves = zip(jax.tree.leaves(d_out), self.outs.types, strict=True)
+    return [d for d, x in leaves if _is_real(x)]
+
+  def backwards(self, kept, cotangents):
+    real = [_is_real(x) for x in self.outs.types]
+    cotangents = self.outs.fill(cotangents, real)
+    kept, cotangents = vary_alike((self.kept.unflatten(kept), cotangents))
+    d_args = self.passes.backward(*self.static, kept, cotangents)
+    chosen = []
+
+    def choose(d, moving):
+      # None stands for a subtree of which nothing is moving.
+      if d is not None and moving:
+        chosen.append(d)
+
+    moving = self.args.tree.unflatten(self.moving)
+    jax.tree.map(choose, d_args, moving, is_leaf=lambda d: d is None)
+    return vary_alike((kept, chosen))[1]
+
+
+class _Mapped(NamedTuple):
+  """A linear function over one more axis, the first of every tangent."""
+
+  linear: Any
+  axes: tuple[int | None, ...]  # of what is kept
+  size: int
+
+  @property
+  def types(self):
+    return _wider(self.linear.types, self.size)
+
+  def forwards(self, kept, tangents):
+    return jax.vmap(self.linear.forwards, (list(self.axes), 0))(kept, tangents)
+
+  def backwards(self, kept, cotangents):
+    run = jax.vmap(self.linear.backwards, (list(self.axes), 0))
+    return run(kept, cotangents)
+
+
+# `linear_p.bind(*kept, *tangents, linear, count)`: linear.forwards(kept,
+# tangents), whose transpose is linear.backwards(kept, cotangents).
+linear_p = Primitive("recurrent_linear")
+linear_p.multiple_results = True
+
+
+def _run_linear(*operands, linear, count):
+  return linear.forwards(list(operands[:count]), list(operands[count:]))
+
+
+@linear_p.def_abstract_eval
+def _linear_types(*operands, linear, count):
+  del count
+  return _typed(linear.types, operands)
+
+
+def _linear_jvp(primals, tangents, *, linear, count):
+  kept, given = list(primals[:count]), list(primals[count:])
+  outs = linear_p.bind(*primals, linear=linear, count=count)
+  d_kept, d_given = tangents[:count], tangents[count:]
+  d_outs = [_no_tangent(x) for x in outs]
+  if any(type(d) is not ad.Zero for d in d_given):
+    d_given = map(ad.instantiate_zeros, d_given)
+    d_outs = linear_p.bind(*kept, *d_given, linear=linear, count=count)
+  if any(type(d) is not ad.Zero for d in d_kept):
+    run = lambda *kept: linear.forwards(list(kept), given)
+    more = _jvp(run, kept, d_kept)[1]
+    d_outs = map(ad.add_tangents, d_outs, more)
+  return outs, list(d_outs)
+
+
+def _linear_transpose(cotangents, *operands, linear, count):
+  cotangents = [ad.instantiate_zeros(ct) for ct in cotangents]
+  found = linear.backwards(list(operands[:count]), cotangents)
+  wanted = map(ad.is_undefined_primal, operands[count:])
+  chosen = zip(found, wanted, strict=True)
+  return [None] * count + [d if want else None for d, want in chosen]
+
+
+def _linear_batch(operands, axes, *, linear, count):
+  size = _size(operands, axes)
+  front = [
+    batching.bdim_at_front(x, axis, size)
+    for x, axis in zip(operands[count:], axes[count:], strict=True)
+  ]
+  mapped = _Mapped(linear, _plain_axes(axes[:count]), size)
+  outs = linear_p.bind(*operands[:count], *front, linear=mapped, count=count)
+  return outs, [0] * len(outs)
+
+
+def kernel(
+  fast: Callable[..., Any],
+  plain: Callable[..., Any],
+  static: Static,
+  *args: Any,
+  platform: str | None = None,
+) -> Any:
+  """Runs a kernel where it can run, and its plain form elsewhere.
+
+  `plain` is what is differentiated, and, for a kernel of one platform, what is
+  compiled for others and exported: what `jax.export` writes must mean the same
+  in another process.
+
+  Args:
+    fast: `(*static, *args) -> out`.
+    plain: the same function in JAX operations.
+    static: hashable values.
+    *args: pytrees of arrays.
+    platform: the only one that `fast` runs on; None: it runs on any.
+
+  Returns:
+    What `fast` does.
+  """
+  leaves, tree = jax.tree.flatten(vary_alike(args))
+  fast, plain = (_Flat(f, static, tree) for f in (fast, plain))
+  structs = [jax.ShapeDtypeStruct(*x) for x in _types(leaves)]
+  types, tree = jax.tree.flatten(jax.eval_shape(fast.whole, structs))
+  outs = kernel_p.bind(
+    *leaves, fast=fast, plain=plain, platform=platform, types=_types(types)
+  )
+  return tree.unflatten(outs)
+
+
+class _Flat(NamedTuple):
+  """A function of a list of arrays."""
+
+  function: Callable[..., Any]
+  static: Static
+  tree: Any
+
+  def whole(self, leaves):
+    return self.function(*self.static, *self.tree.unflatten(leaves))
+
+  def __call__(self, leaves):
+    return jax.tree.leaves(self.whole(leaves))
+
+
+class _MappedFlat(NamedTuple):
+  """The same over one more axis."""
+
+  function: Any
+  axes: tuple[int | None, ...]
+
+  def __call__(self, leaves):
+    return jax.vmap(self.function, (list(self.axes),))(leaves)
+
+
+# `kernel_p.bind(*leaves, fast, plain, platform, types)`: one of two functions
+# of a list, both of which return a list of arrays of these types.
+kernel_p = Primitive("recurrent_kernel")
+kernel_p.multiple_results = True
+
+
+@kernel_p.def_abstract_eval
+def _kernel_types(*operands, fast, plain, platform, types):
+  del fast, plain, platform
+  return _typed(types, operands)
+
+
+def _lower_kernel(ctx, *operands, fast, plain, platform, types):
+  del types
+  module = ctx.module_context
+  platforms = ctx.platforms or module.platforms
+  here = platform is None or (
+    tuple(platforms) == (platform,)
+    and not module.lowering_parameters.for_export
+  )
+  run = fast if here else plain
+  # It works on each device by itself: over which axes of a mesh its arrays
+  # vary is none of its business.
+  types = [jax.core.ShapedArray(x.shape, x.dtype) for x in ctx.avals_in]
+  ctx = ctx.replace(avals_in=types)
+  return mlir.lower_fun(lambda *leaves: run(list(leaves)))(ctx, *operands)
+
+
+def _kernel_jvp(primals, tangents, *, plain, **params):
+  outs = kernel_p.bind(*primals, plain=plain, **params)
+  run = lambda *leaves: plain(list(leaves))
+  return outs, _jvp(run, primals, tangents)[1]
+
+
+def _kernel_batch(operands, axes, *, fast, plain, types, **params):
+  size = _size(operands, axes)
+  axes = _plain_axes(axes)
+  fast, plain = (_MappedFlat(f, axes) for f in (fast, plain))
+  types = _wider(types, size)
+  outs = kernel_p.bind(
+    *operands, fast=fast, plain=plain, types=types, **params
+  )
+  return outs, [0] * len(outs)
+
+
+def _jvp(run, primals, tangents):
+  """`jax.jvp` of a function of arrays, some of whose tangents are `ad.Zero`."""
+  fixed, moving = [], []
+  for index, tangent in enumerate(tangents):
+    (fixed if type(tangent) is ad.Zero else moving).append(index)
+
+  def of_moving(*values):
+    leaves = dict(zip(moving, values, strict=True))
+    leaves |= {index: primals[index] for index in fixed}
+    return run(*(leaves[index] for index in range(len(primals))))
+
+  pick = lambda values: tuple(values[index] for index in moving)
+  outs, d_outs = jax.jvp(of_moving, pick(primals), pick(tangents))
+  return outs, [
+    d if _is_real(x) else _no_tangent(x)
+    for x, d in zip(outs, d_outs, strict=True)
+  ]
+
+
+def _no_tangent(x):
+  """The tangent of what does not move, as rules of primitives have it."""
+  return ad.Zero(jax.typeof(x).to_tangent_aval())
+
+
+def _wider(types, size) -> tuple[_Type, ...]:
+  """Types with one more axis in front."""
+  return tuple(_Type((size, *x.shape), x.dtype) for x in types)
+
+
+def _typed(types, operands):
+  """JAX's types of results, varying over the axes of a mesh as the operands do."""
+  like = operands[0]
+  return [
+    like.update(
+      shape=x.shape,
+      dtype=x.dtype,
+      weak_type=False,
+      sharding=like.sharding.update(
+        spec=PartitionSpec(*[None] * len(x.shape))
+      ),
+    )
+    for x in types
+  ]
+
+
+def _size(operands, axes) -> int:
+  """The length of the axis that `jax.vmap` maps over."""
+  return next(
+    x.shape[axis]
+    for x, axis in zip(operands, axes, strict=True)
+    if isinstance(axis, int)
+  )
+
+
+def _plain_axes(axes) -> tuple[int | None, ...]:
+  return tuple(axis if isinstance(axis, int) else None for axis in axes)
+
+
+def _register(primitive, lower):
+  """Has a primitive run, outside `jax.jit`, as the program of it alone."""
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def compiled(params, *operands):
+    return primitive.bind(*operands, **dict(params))
+
+  primitive.def_impl(
+    lambda *operands, **params: compiled(tuple(params.items()), *operands)
+  )
+  mlir.register_lowering(primitive, lower)
+
+
+_register(linear_p, mlir.lower_fun(_run_linear))
+_register(kernel_p, _lower_kernel)
+ad.primitive_jvps[linear_p] = _linear_jvp
+ad.primitive_transposes[linear_p] = _linear_transpose
+batching.primitive_batchers[linear_p] = _linear_batch
+ad.primitive_jvps[kernel_p] = _kernel_jvp
+batching.primitive_batchers[kernel_p] = _kernel_batch
+
+
+def vary_alike(tree: Any) -> Any:
+  """Has all arrays vary over the axes of a mesh that any of them varies over.
+
+  Within `jax.shard_map` JAX knows of each array whether it is the same on all
+  devices. What a loop carries must stay what it was, and a zero that is the
+  same everywhere does not once sharded inputs were added to it.
+
+  Args:
+    tree: a pytree of arrays.
+
+  Returns:
+    The same arrays. Outside `jax.shard_map` there is nothing to do.
+  """
+  over = [_varies_over(x) for x in jax.tree.leaves(tree)]
+  axes = frozenset().union(*over)
+  if not axes:
+    return tree
+
+  def cast(x):
+    missing = tuple(sorted(axes - _varies_over(x)))
+    if not missing or jnp.result_type(x) == jax.dtypes.float0:
+      return x
+    return jax.lax.pcast(jnp.asarray(x), missing, to="varying")
+
+  return jax.tree.map(cast, tree)
+
+
+def _varies_over(x) -> frozenset[str]:
+  kind = jax.typeof(x)
+  # Another name in JAX before 0.10.
+  kind = getattr(kind, "manual_axis_type", kind)
+  over = getattr(kind, "varying", None)
+  return getattr(kind, "vma", frozenset()) if over is None else over
