@@ -92,9 +92,10 @@ class _Batches:
       bounds = _quantiles(lengths, int(self.buckets))
     else:
       bounds = _checked_bounds(self.buckets, len(self._names))
-    fits = (lengths[:, None, :] <= bounds[None, :, :]).all(axis=2)
-    if not fits.any(axis=1).all():
-      longest = int(np.argmin(fits.any(axis=1)))
+    fits = np.all(lengths[:, None, :] <= bounds[None, :, :], axis=2)
+    fits_one = np.any(fits, axis=1)
+    if not np.all(fits_one):
+      longest = int(np.argmin(fits_one))
       raise DataError(
         f"example {longest} has {_join(lengths[longest])} time steps, and the"
         f" largest bucket is for {_join(bounds[-1])}",

@@ -378,7 +378,7 @@ class SelfAttention(nnx.Module):
     flat = context.reshape(*context.shape[:-2], self.features)
     return _product(flat, self.output)
 
-  def _turned(self, inputs, places):
+  def _turned(self, inputs, places) -> tuple[Array, Array, Array]:
     """`project`, and with `rotary` queries and keys turned by their places."""
     query, key, value = self.project(inputs)
     if self.rotary:

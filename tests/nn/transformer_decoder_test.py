@@ -236,7 +236,10 @@ def test_dropout_is_on_what_each_part_adds_by_itself():
 def test_a_stack_decodes_what_the_whole_prefix_gives_with_reordered_rows():
   rngs = nnx.Rngs(0)
   recurrent = Recurrent(GRU(D), D, rngs=rngs)
-  layers = [make(np.float32, context=16), recurrent, make(np.float32)]
+  block = lambda: TransformerDecoderBlock(
+    D, heads=HEADS, context=16, encoded_features=E, rngs=rngs
+  )
+  layers = [block(), recurrent, block()]
   stack = Stack(layers, residual=True)
   table = 2 * jax.random.normal(rngs.params(), (11, D))
   head = jax.random.normal(rngs.params(), (D, 11))
