@@ -288,7 +288,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _nearest(name: str, value: Any, choices: Sequence[str]) -> str:
-  """ "did you mean --cell=lstm? ", whatever its case, or nothing."""
+  """What may have been meant, whatever its case, or nothing."""
   by_lower = {choice.lower(): choice for choice in choices}
   near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
   return f"did you mean --{name}={by_lower[near[0]]}? " if near else ""
