@@ -97,7 +97,8 @@ class RunConfig(Checked):
     checkpoint_every: steps between checkpoints; 0 saves at evaluations.
     patience: stop after so many evaluations without a better one; 0: never.
     ema: decay of a moving average of the parameters, which is then what is
-      evaluated and sampled; 0: none.
+      evaluated and sampled, and is over the last tenth of the steps while
+      there are few; 0: none.
     dtype: what the network computes in: float32 or bfloat16.
     method: executor of the cells, see recurrent.unroll.
     remat: keep the carry of every so-manieth tick only, or gates: carries

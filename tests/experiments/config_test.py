@@ -9,9 +9,7 @@ from recurrent.errors import ConfigError
 
 
 def parse(*flags):
-  return config.parse(
-    language_model.Config, ["program", "--workdir=x", *flags]
-  )
+  return config.parse(language_model.Config, ["program", "--workdir=x", *flags])
 
 
 @pytest.mark.parametrize(
@@ -41,9 +39,9 @@ def test_every_hint_names_a_flag_that_there_is(module):
         config.parse(module.Config, ["program", f"--{word}=1"])
       hint = error.value.remedy
       if hint.startswith("did you mean --"):
-        assert hint.removeprefix("did you mean --").split(",")[0].strip("?") in (
-          names
-        )
+        assert hint.removeprefix("did you mean --").split(",")[0].strip(
+          "?"
+        ) in (names)
 
 
 def test_no_synonym_is_a_flag_of_ours_or_means_two():
