@@ -97,7 +97,8 @@ class RunConfig(Checked):
     checkpoint_every: steps between checkpoints; 0 saves at evaluations.
     patience: stop after so many evaluations without a better one; 0: never.
     ema: decay of a moving average of the parameters, which is then what is
-      evaluated and sampled; 0: none.
+      evaluated and sampled, and is over the last tenth of the steps while
+      there are few; 0: none.
     dtype: what the network computes in: float32 or bfloat16.
     method: executor of the cells, see recurrent.unroll.
     remat: keep the carry of every so-manieth tick only, or gates: carries
@@ -289,7 +290,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _nearest(name: str, value: Any, choices: Sequence[str]) -> str:
-  """ "did you mean --cell=lstm? ", whatever its case, or nothing."""
+  """What may have been meant, whatever its case, or nothing."""
   by_lower = {choice.lower(): choice for choice in choices}
   near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
   return f"did you mean --{name}={by_lower[near[0]]}? " if near else ""

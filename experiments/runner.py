@@ -203,7 +203,8 @@ def _check_name(task, make_task):
   """Refuses a task that `evaluate` and `generate` would not find."""
   module = getattr(make_task, "func", make_task).__module__
   if module == "__main__":
-    module = getattr(sys.modules[module].__spec__, "name", module)
+    spec = getattr(sys.modules[module], "__spec__", None)
+    module = getattr(spec, "name", module)
   package, _, name = module.rpartition(".")
   if package == "experiments" and name != task.name:
     raise ConfigError(
@@ -214,12 +215,14 @@ def _check_name(task, make_task):
 
 def join_processes(config):
   """Joins the other processes of the run, if there are any."""
+  if not config.coordinator:
+    return
   # `Preemption` handles SIGTERM. Orbax asks JAX's own service, under numbers of
   # its own, and that answers once only.
   jax.config.update("jax_enable_preemption_service", False)
   if config.coordinator == "auto":
     jax.distributed.initialize()
-  elif config.coordinator:
+  else:
     jax.distributed.initialize(
       config.coordinator, config.processes, config.process
     )
@@ -431,7 +434,7 @@ def load_params(
 def _best_first(workdir, checkpoints: Checkpoints, steps: list[int]):
   """The result's step, or the best by the newest record; then the newest."""
   result = _result(workdir)
-  if result is not None:
+  if result is not None and result["step"] in steps:
     return sorted(steps, key=lambda s: s != result["step"])
   for number in steps:
     try:

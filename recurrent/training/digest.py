@@ -34,10 +34,11 @@ def unflatten(template: PyTree, leaves: dict[str, jax.Array]) -> PyTree:
     A tree like `template`.
   """
   wanted, structure = jax.tree.flatten(template)
-  return structure.unflatten(
+  found = [
     _key(like, leaves[path]) if _is_key(like) else leaves[path]
     for path, like in zip(flatten(template), wanted, strict=True)
-  )
+  ]
+  return jax.tree.unflatten(structure, found)
 
 
 def leaf_sha256(path: str, leaf: jax.Array) -> str:

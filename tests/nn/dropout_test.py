@@ -136,3 +136,16 @@ def test_a_rate_that_is_none_is_refused_by_all(rate):
   ):
     with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
       drops()
+
+
+@pytest.mark.parametrize(
+  "shape", [(), (7,), (4, 7), (4, 5, 7), (2, 3, 4, 5, 6)]
+)
+@pytest.mark.parametrize("locked", [False, True])
+def test_any_rank_is_dropped_with_one_mask_in_time_if_locked(shape, locked):
+  found = dropout(jax.random.key(0), jnp.ones(shape), 0.5, locked=locked)
+  assert found.shape == shape
+  assert set(np.unique(found)) <= {0.0, 2.0}
+  if len(shape) > 2:
+    same = bool((found == found[:, :1]).all())
+    assert same == locked

@@ -1,0 +1,64 @@
+"""Flags and configurations, without a run."""
+
+import dataclasses
+
+import pytest
+
+from experiments import config, evaluate, generate, language_model
+from recurrent.errors import ConfigError
+
+
+def parse(*flags):
+  return config.parse(language_model.Config, ["program", "--workdir=x", *flags])
+
+
+@pytest.mark.parametrize(
+  "text", ["1000", "1_000", "1e3", "1E+3", "1000.0", "0.1e4"]
+)
+def test_a_whole_number_may_be_written_in_any_way(text):
+  steps = parse(f"--steps={text}").steps
+  assert steps == 1000 and isinstance(steps, int)
+
+
+def test_large_whole_numbers_are_not_rounded():
+  assert parse("--seed=9007199254740993").seed == 9007199254740993
+
+
+def test_a_number_that_may_be_a_word_may_be_either():
+  assert [parse(f"--remat={x}").remat for x in ("5", "gates")] == [5, "gates"]
+
+
+@pytest.mark.parametrize(
+  "module", [language_model, generate, evaluate], ids=lambda m: m.__name__
+)
+def test_every_hint_names_a_flag_that_there_is(module):
+  names = {field.name for field in dataclasses.fields(module.Config)}
+  for _, *theirs in config._SYNONYMS:
+    for word in set(theirs) - names:
+      with pytest.raises(ConfigError) as error:
+        config.parse(module.Config, ["program", f"--{word}=1"])
+      hint = error.value.remedy
+      if hint.startswith("did you mean --"):
+        assert hint.removeprefix("did you mean --").split(",")[0].strip(
+          "?"
+        ) in (names)
+
+
+def test_no_synonym_is_a_flag_of_ours_or_means_two():
+  names = {field.name for field in dataclasses.fields(language_model.Config)}
+  words = [word for _, *theirs in config._SYNONYMS for word in theirs]
+  assert len(words) == len(set(words))
+  assert not names & set(words)
+
+
+def test_what_differs_from_the_defaults_makes_the_same_configuration():
+  given = parse("--cell=gru", "--tied", "--b1=0.8", "--steps=7")
+  kept = config.not_default(given)
+  assert kept == {
+    "workdir": "x",
+    "cell": "gru",
+    "tied": True,
+    "b1": 0.8,
+    "steps": 7,
+  }
+  assert language_model.Config(**kept) == given
