@@ -91,6 +91,8 @@ def _unroll(cell, method, reverse, remat, *args) -> tuple[Carry, Array]:
     start.dtype, jax.tree.leaves(start.carry)[0].dtype
   )
   method = resolve_method(cell, method, setting)
+  if _rows(start) == 0:
+    return start.carry, _no_outputs(cell, start)
   gates = remat == "gates"
   run: Callable[..., tuple[Carry, Array]] = functools.partial(
     _run, cell, method, gates, reverse, start.dtype, start.params, start.initial
@@ -99,8 +101,7 @@ def _unroll(cell, method, reverse, remat, *args) -> tuple[Carry, Array]:
   if isinstance(remat, int):
     size = remat
   elif gates:
-    batch = jax.tree.leaves(start.carry)[0].shape[0]
-    size = max(16, GATES_ROWS // max(batch, 1))
+    size = max(16, GATES_ROWS // _rows(start))
     policy = jax.checkpoint_policies.save_only_these_names(CARRIES)
     run = jax.checkpoint(run, policy=policy)
   if size >= time:
@@ -159,6 +160,9 @@ def newton(
 def _newton(cell, how, reverse, *args) -> tuple[Carry, Array, NewtonReport]:
   """`newton`, of arguments in the order of `_begin`."""
   start = _begin(cell, *args)
+  if _rows(start) == 0:
+    report = NewtonReport(jnp.int32(0), jnp.float32(0), jnp.array(True))
+    return start.carry, _no_outputs(cell, start), report
   narrow = lambda: cell.narrow(start.params, start.dtype)
   carry, outputs, report = executors.solve(
     cell,
@@ -207,6 +211,24 @@ def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   # what becomes of it, and a loop has to carry one type.
   params, initial, carry, ticks = vary_alike((params, initial, carry, ticks))
   return _Start(params, initial, carry, dtype, ticks)
+
+
+def _rows(start: _Start) -> int:
+  return jax.tree.leaves(start.ticks)[0].shape[1]
+
+
+def _no_outputs(cell, start) -> Array:
+  """The outputs of no row at all, which not every method could cut in pieces."""
+  one = lambda x: jax.ShapeDtypeStruct((1, *x.shape[2:]), x.dtype)
+
+  def step(params, inputs):
+    narrow = cell.narrow(params, start.dtype)
+    carry = cell.initial_carry(params, (1,))
+    return cell.step(narrow, carry, cell.project(narrow, inputs))[1]
+
+  now = jax.tree.map(one, start.ticks[0])
+  shape = jax.eval_shape(step, start.params, now)
+  return jnp.zeros((0, length(start.ticks), *shape.shape[1:]), shape.dtype)
 
 
 def _by_compiler(run, params, carry, inputs, *others, replicated=0):

@@ -5,10 +5,16 @@ unless `jax_default_matmul_precision` says otherwise). cuDNN knows no resets,
 and of masks only lengths, which a traced mask does not tell.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
+from recurrent.executors.fused import run as loop_run
 from recurrent.executors.native import kind
+from recurrent.executors.ticks import Ticks
+from recurrent.kernels import transforms
 
 
 def cudnn(cell, reverse, params, initial, carry, ticks):
@@ -20,8 +26,12 @@ def cudnn(cell, reverse, params, initial, carry, ticks):
         f'method="cudnn" takes no {name}: cuDNN has none;'
         f' leave {name} out, or use method="fused"'
       )
-  params = params()
-  inputs = jnp.swapaxes(ticks.projected, 0, 1)
+  args = params(), carry, ticks.projected
+  return transforms.call(CUDNN, (cell, reverse), *args)
+
+
+def _run(cell, reverse, params, carry, inputs):
+  inputs = jnp.swapaxes(inputs, 0, 1)
   inputs = inputs[:, ::-1] if reverse else inputs
   batch, time, width = inputs.shape
   # Its gates are in our order. It has two biases, which it adds.
@@ -41,6 +51,41 @@ def cudnn(cell, reverse, params, initial, carry, ticks):
   )
   outputs = outputs[:, ::-1] if reverse else outputs
   return type(carry)(hidden[0], memory[0]), jnp.swapaxes(outputs, 0, 1)
+
+
+def _forward(cell, reverse, *args):
+  args = transforms.kernel(_same, _no_second_derivative, (), *args)
+  out, pull = jax.vjp(functools.partial(_run, cell, reverse), *args)
+  return out, (args, pull)
+
+
+def _same(*args):
+  return args
+
+
+def _no_second_derivative(*args):
+  raise ValueError(
+    'method="cudnn" has no second derivative: cuDNN has none;'
+    ' use method="fused" or "scan"'
+  )
+
+
+def _tangent(cell, reverse, kept, d_args):
+  """Forward derivatives, by the plain loop."""
+
+  def loop(params, carry, inputs):
+    ticks = Ticks(cell.project(params, inputs), None, None)
+    return loop_run(cell, reverse, False, params, carry, carry, ticks)
+
+  return jax.jvp(loop, kept[0], d_args)[1]
+
+
+def _backward(cell, reverse, kept, cotangents):
+  del cell, reverse
+  return kept[1](cotangents)
+
+
+CUDNN = transforms.Passes(_run, _forward, _tangent, _backward)
 
 
 def why_not(cell) -> str:

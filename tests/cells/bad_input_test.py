@@ -181,8 +181,23 @@ def test_a_convolution_that_is_none(wrong):
 def test_params_of_another_width_are_not_the_inputs_fault():
   params = LSTM(H + 1).init(jax.random.key(0), D)
   inputs = np.ones(SHAPE, np.float32)
-  with pytest.raises(ValueError, match="carry.hidden must be 9 wide"):
+  words = r"params.kernel must be \(5, 32\) for LSTM.*got \(5, 36\)"
+  with pytest.raises(ValueError, match=words):
     unroll(LSTM(H), params, None, inputs)
+
+
+def test_params_of_another_cell_are_refused_without_their_numbers():
+  params = cells.GRU(H).init(jax.random.key(0), D)
+  inputs = np.ones(SHAPE, np.float32)
+  with pytest.raises(ValueError, match="params must be .*LSTMParams") as error:
+    unroll(LSTM(H), params, None, inputs)
+  assert "got PyTreeDef" in str(error.value) and "array" not in str(error.value)
+
+
+def test_inputs_without_features():
+  params = LSTM(H).init(jax.random.key(0), D)
+  with pytest.raises(ValueError, match="at least one feature"):
+    unroll(LSTM(H), params, None, np.ones((BATCH, TIME, 0), np.float32))
 
 
 def test_observations_are_for_a_cell_that_takes_them():

@@ -6,22 +6,17 @@ import pytest
 from recurrent.kernels import (
   associative_scan,
   block_scan,
-  linear_scan,
   native,
   pallas,
 )
-
-
-def in_cpp(decay, drive, start, *, resets=None, reverse=False):
-  """As `linear_scan` is on one CPU device; the tests have eight."""
-  return native.linear_scan(reverse, decay, drive, start, resets)
+from recurrent.kernels.linear_scan import in_chunks, in_loops
 
 
 WAYS = {
   "associative": associative_scan,
-  "chunks": linear_scan,
+  "chunks": in_chunks,
   "pallas": pallas.linear_scan,
-  **({} if native.unavailable() else {"C++": in_cpp}),
+  **({} if native.unavailable() else {"C++": in_loops}),
 }
 
 
