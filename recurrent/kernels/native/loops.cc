@@ -127,9 +127,12 @@ inline Vec<float> Exp(Vec<float> x) {
   return (Vec<float>)((Ints)p + ((Ints)shifted << 23));
 }
 
-// The detour over integers would make a number of a NaN.
+// Below the smallest number that is not denormal it is zero, as XLA has it. The
+// detour over integers would make a number of a NaN.
 inline Vec<float> Sigmoid(Vec<float> x) {
-  return x == x ? Reciprocal(1.0f + Exp(-x)) : x;
+  Vec<float> y = Reciprocal(1.0f + Exp(-x));
+  y = x < -87.33654f ? Vec<float>{} : y;
+  return x == x ? y : x;
 }
 
 inline Vec<float> Tanh(Vec<float> x) {
