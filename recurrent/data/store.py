@@ -20,6 +20,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
+from recurrent.cache import cache_dir
 from recurrent.data.builders import BUILDERS
 from recurrent.errors import DataError
 
@@ -30,14 +31,6 @@ class Damaged(DataError):
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 1024  # Records read at once.
-
-
-def cache_dir() -> pathlib.Path:
-  """`$RECURRENT_CACHE`, else `recurrent` in the user's cache folder."""
-  if chosen := os.environ.get("RECURRENT_CACHE"):
-    return pathlib.Path(chosen).expanduser()
-  caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return pathlib.Path(caches, "recurrent").expanduser()
 
 
 def own(

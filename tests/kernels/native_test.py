@@ -88,14 +88,44 @@ def test_its_own_sigmoids_are_right_wherever_they_are_asked(cell):
   np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-30)
 
 
-@pytest.mark.parametrize("cell", [RNN(3), LSTM(20), GRU(3)], ids=str)
-def test_a_nan_comes_out_as_one(cell):
+CELLS = (
+  *(RNN(20, activation=name) for name in ("tanh", "relu", "sigmoid")),
+  *(LSTM(20), GRU(20), LSTMVariant(20, coupled=True)),
+)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("where", ["inputs", "carry", "bias"])
+def test_what_is_not_finite_goes_where_it_goes_in_the_plain_scan(
+  cell, value, where
+):
   params = cell.init(jax.random.key(0), 2)
-  inputs = jnp.ones((2, 4, 2)).at[1, 2, 0].set(jnp.nan)
-  carry, outputs = unroll(cell, params, None, inputs, method="native")
-  assert np.isfinite(outputs[0]).all() and np.isfinite(outputs[1, :2]).all()
-  assert np.isnan(outputs[1, 2:]).all()
-  assert np.isnan(carry.hidden[1]).all()
+  carry = jax.tree.map(
+    lambda x: jnp.full((3, *x.shape[1:]), 0.1),
+    cell.initial_carry(params, (3,)),
+  )
+  inputs = jnp.ones((3, 4, 2))
+  if where == "inputs":
+    inputs = inputs.at[1, 2, 0].set(value)
+  elif where == "carry":
+    carry = jax.tree.map(lambda x: x.at[1, 3].set(value), carry)
+  else:
+    params = params._replace(bias=params.bias.at[::7].set(value))
+
+  def run(method):
+    def loss(params, carry, inputs):
+      last, outputs = unroll(cell, params, carry, inputs, method=method)
+      return sum(x.sum() for x in jax.tree.leaves((last, outputs))), (
+        last,
+        outputs,
+      )
+
+    return jax.grad(loss, (0, 1, 2), has_aux=True)(params, carry, inputs)
+
+  (d_got, got), (d_want, want) = run("native"), run("scan")
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), got, want)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), d_got, d_want)
 
 
 def test_auto_takes_it_on_one_cpu_in_float32_and_says_so():

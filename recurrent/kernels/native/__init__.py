@@ -1,8 +1,9 @@
 """Layers over time in C++, for CPUs: compiled at first use, then kept.
 
 `loops.cc` says what they do. They are compiled for the machine at hand by the
-C++ compiler on its path, which takes some ten seconds, once, into the user's
-cache folder. `unavailable` says why they cannot be had, if so.
+C++ compiler on its path, which takes up to a minute, once, into `native` in the
+cache folder (`recurrent.cache`). `RECURRENT_NATIVE=0` in the environment turns
+them off. `unavailable` says why they cannot be had, if so.
 """
 
 import ctypes
@@ -16,12 +17,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
+from recurrent.cache import private_folder
 from recurrent.types import Array
 
 SOURCE = pathlib.Path(__file__).with_name("loops.cc")
@@ -37,6 +40,16 @@ LINEAR_DTYPES = {
   jnp.dtype("complex64"): "c64",
   jnp.dtype("complex128"): "c128",
 }
+_LOOPS = [(kind, dtype) for kind in KINDS for dtype in DTYPES.values()]
+_LOOPS += [("linear", dtype) for dtype in LINEAR_DTYPES.values()]
+HANDLERS = tuple(
+  f"{kind}_{way}_{dtype}"
+  for kind, dtype in _LOOPS
+  for way in ("forward", "backward")
+)
+# At most; a handler takes as many as the process may run on when it runs.
+THREADS = np.int64(2**31 - 1)
+_LOG = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -45,11 +58,7 @@ def unavailable() -> str:
 
   The first call compiles them, or finds them compiled.
   """
-  loops = [(kind, dtype) for kind in KINDS for dtype in DTYPES.values()]
-  loops += [("linear", dtype) for dtype in LINEAR_DTYPES.values()]
-  ways = ("forward", "backward")
-  names = [f"{kind}_{way}_{dtype}" for kind, dtype in loops for way in ways]
-  return register(SOURCE, names)
+  return register(SOURCE, HANDLERS)
 
 
 def register(source: pathlib.Path, names: Sequence[str]) -> str:
@@ -60,59 +69,99 @@ def register(source: pathlib.Path, names: Sequence[str]) -> str:
     names: of its functions; XLA knows them with "recurrent_" before.
 
   Returns:
-    Why it cannot be had on this machine; empty if it can.
+    Why it cannot be had on this machine, as "it ..."; empty if it can.
   """
-  compiler = next(
-    filter(None, map(shutil.which, ("c++", "g++", "clang++"))), ""
-  )
-  if not compiler:
-    return "needs a C++ compiler on the path, and there is none"
+  if os.environ.get("RECURRENT_NATIVE") == "0":
+    return "is turned off by RECURRENT_NATIVE=0"
   try:
-    library = ctypes.CDLL(str(_compiled(compiler, source)))
+    found = functions(source, names)
+  except ImportError as error:
+    return f"did not load: {error}"
   except (OSError, subprocess.CalledProcessError) as error:
     said = getattr(error, "stderr", None) or str(error)
     return f"did not compile: {said.strip().splitlines()[0]}"
-  for name in names:
+  if found is None:
+    return "needs a C++ compiler on the path, and there is none"
+  for name, function in found.items():
     jax.ffi.register_ffi_target(
-      f"recurrent_{name}",
-      jax.ffi.pycapsule(getattr(library, name)),
-      platform="cpu",
+      f"recurrent_{name}", jax.ffi.pycapsule(function), platform="cpu"
     )
   return ""
 
 
-def _compiled(compiler: str, source: pathlib.Path) -> pathlib.Path:
-  """The library for this source, compiler, jaxlib and processor."""
-  version = subprocess.run(
-    [compiler, "--version"], capture_output=True, text=True, check=True
-  ).stdout
-  about = (version, jaxlib.__version__, _processor(), *FLAGS)
-  digest = hashlib.sha256(source.read_bytes())
-  digest.update("\n".join(about).encode())
-  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  folder = pathlib.Path(home) / "recurrent"
+def functions(
+  source: pathlib.Path, names: Sequence[str]
+) -> dict[str, Any] | None:
+  """The functions of a library that was kept, or is compiled now.
+
+  Args:
+    source: C++, of one library; it is compiled anew when a header beside it
+      changes.
+    names: of its functions.
+
+  Returns:
+    A function of `ctypes` for each name; None if there is no compiler.
+
+  Raises:
+    ImportError: if the library does not load.
+    OSError: if it cannot be compiled.
+    subprocess.CalledProcessError: if the compiler fails.
+  """
+  name = f"{source.stem}-{_digest(source)}.so"
+  folder: pathlib.Path | None
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    # One that another user made could hold anything.
-    mine = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
-  except OSError:
-    mine = False
-  if not mine or not os.access(folder, os.W_OK):
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="recurrent"))
-  path = folder / f"{source.stem}-{digest.hexdigest()[:16]}.so"
-  if not path.exists():
-    logging.info("compiling %s for this CPU, once: %s", source.name, path)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-      made = pathlib.Path(work) / path.name
-      subprocess.run(
-        [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", source, "-o", made],
-        capture_output=True,
-        text=True,
-        check=True,
-      )
+    folder, problem = private_folder("native"), ""
+  except OSError as error:
+    folder, problem = None, str(error)
+  if folder and (folder / name).exists():
+    return _load(folder / name, names)
+  found = filter(None, map(shutil.which, ("c++", "g++", "clang++")))
+  if not (compiler := next(found, "")):
+    return None
+  if folder and not os.access(folder, os.W_OK):
+    folder, problem = None, f"{folder} cannot be written"
+  _LOG.warning(
+    "compiling %s for this CPU, which takes up to a minute; %s",
+    source.name,
+    f"it is kept in {folder}"
+    if folder
+    else f"it cannot be kept ({problem}): set RECURRENT_CACHE to a folder that"
+    " you can write, or do without it by RECURRENT_NATIVE=0",
+  )
+  with tempfile.TemporaryDirectory(prefix="recurrent", dir=folder) as work:
+    made = pathlib.Path(work) / name
+    subprocess.run(
+      [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", source, "-o", made],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    if folder:
       # Whoever compiles at the same time puts the same file there.
-      made.replace(path)
-  return path
+      made = made.replace(folder / name)
+    # A library that is not kept stays loaded when its file is gone.
+    return _load(made, names)
+
+
+def _load(path, names):
+  try:
+    library = ctypes.CDLL(str(path))
+    return {name: getattr(library, name) for name in names}
+  except (OSError, AttributeError) as error:
+    raise ImportError(str(error)) from error
+
+
+def _digest(source):
+  """Of all that the library depends on, but for the compiler.
+
+  A library that was compiled before serves where there is no compiler.
+  """
+  digest = hashlib.sha256(source.read_bytes())
+  for header in sorted(source.parent.glob("*.h")):
+    digest.update(header.read_bytes())
+  about = (jaxlib.__version__, _processor(), *FLAGS)
+  digest.update("\n".join(about).encode())
+  return digest.hexdigest()[:16]
 
 
 def _processor() -> str:
@@ -276,7 +325,7 @@ def linear_forward(
     start,
     _flags(resets, drive.shape),
     reverse=reverse,
-    threads=np.int64(threads()),
+    threads=THREADS,
   )
 
 
@@ -304,7 +353,7 @@ def linear_backward(
       hidden,
       d_hidden,
       reverse=reverse,
-      threads=np.int64(threads()),
+      threads=THREADS,
     )
   )
 
@@ -323,15 +372,8 @@ def _call(name, dtype, results, arguments, reverse, activation):
     *arguments,
     reverse=reverse,
     kind=np.int64(activation),
-    threads=np.int64(threads()),
+    threads=THREADS,
   )
-
-
-def threads() -> int:
-  """As many as this process may run on."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def _fixed(recurrent, bias, mask, resets):

@@ -8,32 +8,30 @@
 // XLA's, in bulk.
 //
 // Weights are packed once a call in panels: all gates of one vector of units,
-// unit block by unit block, so that a tile holds whole units. Threads share the
-// rows of the batch out among them and never wait for each other; if the rows
-// are few or the weights too large for one core, they share the units instead
-// and meet once a tick.
+// unit block by unit block, so that a tile holds whole units. Threads
+// (`crew.h`) share the rows of the batch out among them and never wait for each
+// other; if the rows are few or the weights too large for one core, they share
+// the units instead, and each time step is a phase of the job.
 //
 // Sequences are [batch, time, features], row-major, as users have them, so that
 // nothing is transposed; but what only the reverse pass reads is [time, batch,
 // features].
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <complex>
-#include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <memory>
-#include <mutex>
-#include <thread>
+#include <new>
 #include <vector>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
+#include "checks.h"
+#include "crew.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -129,9 +127,12 @@ inline Vec<float> Exp(Vec<float> x) {
   return (Vec<float>)((Ints)p + ((Ints)shifted << 23));
 }
 
-// The detour over integers would make a number of a NaN.
+// Below the smallest number that is not denormal it is zero, as XLA has it. The
+// detour over integers would make a number of a NaN.
 inline Vec<float> Sigmoid(Vec<float> x) {
-  return x == x ? Reciprocal(1.0f + Exp(-x)) : x;
+  Vec<float> y = Reciprocal(1.0f + Exp(-x));
+  y = x < -87.33654f ? Vec<float>{} : y;
+  return x == x ? y : x;
 }
 
 inline Vec<float> Tanh(Vec<float> x) {
@@ -161,7 +162,9 @@ inline Vec<double> Tanh(Vec<double> x) {
 
 // The cells. `Forward` gets the sums of the projected inputs and of the product
 // apart, and the carry; it leaves the new carry, and in `saved` what `Backward`
-// wants to see again.
+// wants to see again. `kKinds` activations are to choose from. If `kApart`, a
+// gate multiplies the product with the recurrent weights: the product has a
+// bias of its own, and a cotangent that is not that of the projected inputs.
 
 template <class F>
 struct Tick {
@@ -170,13 +173,13 @@ struct Tick {
 
 template <class F>
 struct Rnn {
-  static constexpr int kGates = 1, kSaved = 1;
-  static constexpr bool kCell = false;
+  static constexpr int kGates = 1, kSaved = 1, kKinds = 3;
+  static constexpr bool kCell = false, kApart = false;
   static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, Tick<F>,
                          Vec<F>* saved, int kind) {
     Vec<F> sum = x[0] + h[0];
     if (kind == 0) saved[0] = Tanh(sum);
-    if (kind == 1) saved[0] = sum > 0 ? sum : sum * 0;
+    if (kind == 1) saved[0] = sum <= 0 ? Vec<F>{} : sum;  // NaN stays
     if (kind == 2) saved[0] = Sigmoid(sum);
     return {saved[0], Vec<F>{}};
   }
@@ -186,17 +189,18 @@ struct Rnn {
                           Vec<F>* d_h, int kind) {
     Vec<F> y = saved[0], slope = {};
     if (kind == 0) slope = 1 - y * y;
-    if (kind == 1) slope = y > 0 ? slope + 1 : slope;
     if (kind == 2) slope = y * (1 - y);
-    d_x[0] = d_h[0] = d.hidden * slope;
+    d_x[0] = d.hidden * slope;
+    if (kind == 1) d_x[0] = y > 0 ? d.hidden : slope;
+    d_h[0] = d_x[0];
     return {Vec<F>{}, Vec<F>{}};
   }
 };
 
 template <class F>
 struct Lstm {
-  static constexpr int kGates = 4, kSaved = 4;
-  static constexpr bool kCell = true;
+  static constexpr int kGates = 4, kSaved = 4, kKinds = 1;
+  static constexpr bool kCell = true, kApart = false;
   static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, Tick<F> old,
                          Vec<F>* saved, int) {
     Vec<F> i = Sigmoid(x[0] + h[0]), f = Sigmoid(x[1] + h[1]);
@@ -221,8 +225,8 @@ struct Lstm {
 
 template <class F>
 struct Coupled {  // the LSTM with f = 1 - i
-  static constexpr int kGates = 3, kSaved = 3;
-  static constexpr bool kCell = true;
+  static constexpr int kGates = 3, kSaved = 3, kKinds = 1;
+  static constexpr bool kCell = true, kApart = false;
   static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, Tick<F> old,
                          Vec<F>* saved, int) {
     Vec<F> i = Sigmoid(x[0] + h[0]), g = Tanh(x[1] + h[1]);
@@ -246,8 +250,8 @@ struct Coupled {  // the LSTM with f = 1 - i
 
 template <class F>
 struct Gru {
-  static constexpr int kGates = 3, kSaved = 4;
-  static constexpr bool kCell = false;
+  static constexpr int kGates = 3, kSaved = 4, kKinds = 1;
+  static constexpr bool kCell = false, kApart = true;
   static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F> bias,
                          Tick<F> old, Vec<F>* saved, int) {
     Vec<F> r = Sigmoid(x[0] + h[0]), z = Sigmoid(x[1] + h[1]);
@@ -272,9 +276,16 @@ struct Gru {
 template <class T>
 class Aligned {
  public:
-  explicit Aligned(int64_t size)
-      : data_(static_cast<T*>(std::aligned_alloc(
-            64, (std::max<int64_t>(size, 1) * sizeof(T) + 63) / 64 * 64))) {}
+  // Throws std::bad_alloc.
+  explicit Aligned(int64_t size) {
+    int64_t bytes;
+    if (__builtin_mul_overflow(std::max<int64_t>(size, 1), sizeof(T), &bytes) ||
+        bytes > INT64_MAX - 63) {
+      throw std::bad_alloc();
+    }
+    data_ = static_cast<T*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    if (!data_) throw std::bad_alloc();
+  }
   ~Aligned() { std::free(data_); }
   Aligned(const Aligned&) = delete;
   T* data() const { return data_; }
@@ -299,11 +310,10 @@ struct Panels {
         blocks((columns + kWidth - 1) / kWidth),
         data(blocks * rows * groups * kWidth) {}
 
-  // What one of several threads does of it.
+  // Packs a range of the blocks.
   template <class At>
-  void Fill(int part, int parts, At at) {
-    for (int64_t block = blocks * part / parts;
-         block < blocks * (part + 1) / parts; ++block) {
+  void Fill(int64_t block, int64_t last, At at) {
+    for (; block < last; ++block) {
       F* to = &data[block * rows * groups * kWidth];
       const int64_t left = block * kWidth;
       const int lanes =
@@ -418,93 +428,18 @@ inline void Product(Left left, const Panels<F>& packed, int64_t row,
   }
 }
 
-// Threads that meet once a tick. They spin, since a tick takes microseconds.
-class Meeting {
- public:
-  void Wait(int threads) {
-    if (threads == 1) return;
-    int turn = turn_.load(std::memory_order_relaxed);
-    if (here_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
-      here_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn;) {
-      if (++spins > 2000) std::this_thread::yield();
-    }
-  }
-
- private:
-  std::atomic<int> here_{0}, turn_{0};
-};
-
-// Threads that wait for work, made at the first call. One call has them at a
-// time, and another waits, as that of the other direction: with more threads
-// than processors both would take longer.
-class Pool {
- public:
-  static Pool& Get() {
-    static Pool* pool = new Pool;  // never destroyed: its threads outlive main
-    return *pool;
-  }
-
-  // Calls `work(part, parts)` for each of `parts`.
-  template <class Work>
-  void Run(int parts, Work work) {
-    if (parts <= 1) return work(0, 1);
-    std::lock_guard<std::mutex> alone(busy_);
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      while (static_cast<int>(threads_.size()) + 1 < parts) {
-        threads_.emplace_back([this, me = threads_.size() + 1] { Serve(me); });
-      }
-      job_ = [&](int part) { work(part, parts); };
-      parts_ = parts;
-      left_ = parts - 1;
-      ++turn_;
-    }
-    wake_.notify_all();
-    work(0, parts);
-    while (left_.load(std::memory_order_acquire)) std::this_thread::yield();
-  }
-
- private:
-  void Serve(int me) {
-    int64_t seen = 0;
-    while (true) {
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return turn_ != seen; });
-        seen = turn_;
-        if (me >= parts_) continue;
-      }
-      job_(me);
-      left_.fetch_sub(1, std::memory_order_release);
-    }
-  }
-
-  std::mutex busy_, mutex_;
-  std::condition_variable wake_;
-  std::vector<std::thread> threads_;
-  std::function<void(int)> job_;
-  std::atomic<int> left_{0};
-  int parts_ = 0;
-  int64_t turn_ = 0;
-};
-
-// What one thread does of a tick.
+// A piece of the work: a range of rows times a range of blocks of units.
 struct Share {
-  int64_t row, end, block, last;
-  int part, parts;
-  int together;  // how many have to meet at each tick
+  int64_t row, end, block, last, piece;
 
-  int64_t Rows() const { return end - row; }
   int64_t Blocks() const { return last - block; }
 };
 
-// How threads share the work of a tick: all rows or all blocks each.
+// How threads share the work of a layer: each takes all blocks of some rows, or
+// all rows of some blocks. Then each needs what the others made in the time
+// step before.
 struct Plan {
-  int threads;
+  int64_t threads;  // and so many pieces
   bool by_rows;
   int64_t rows, blocks;
 
@@ -512,36 +447,53 @@ struct Plan {
        int64_t most)
       : rows(batch), blocks(blocks) {
     // A thread costs some 10 microseconds to wake.
-    threads = work < 4e6 ? 1 : static_cast<int>(most);
+    threads = work < 4e6 ? 1 : Processors(std::min(most, Crew::kMostPieces));
     by_rows = batch >= 8 * threads && weight_bytes <= (4 << 20);
-    // Nor is a tick worth a meeting that takes less than it: some 0.3.
+    // Nor is a time step worth a phase that takes less than it: some 0.3.
     if (!by_rows && weight_bytes * batch < (64 << 10)) threads = 1;
-    int64_t parts = by_rows ? batch : blocks;
-    threads = static_cast<int>(std::max<int64_t>(
-        1, std::min<int64_t>(threads, parts)));
+    threads = std::max<int64_t>(1, std::min(threads, by_rows ? batch : blocks));
   }
 
-  Share Of(int part, int parts) const {
-    auto cut = [&](int64_t n, int at) { return n * at / parts; };
+  int64_t Cut(int64_t n, int64_t at) const { return n * at / threads; }
+
+  Share Of(int64_t piece) const {
     if (by_rows) {
-      return {cut(rows, part), cut(rows, part + 1), 0, blocks, part, parts, 1};
+      return {Cut(rows, piece), Cut(rows, piece + 1), 0, blocks, piece};
     }
-    return {0,    rows,  cut(blocks, part), cut(blocks, part + 1),
-            part, parts, parts};
+    return {0, rows, Cut(blocks, piece), Cut(blocks, piece + 1), piece};
   }
 
-  // Rows times blocks of who has the most.
+  // Rows, and rows times blocks, of the largest piece.
+  int64_t MostRows() const {
+    return by_rows ? (rows + threads - 1) / threads : rows;
+  }
   int64_t Most() const {
-    return ((by_rows ? rows : blocks) + threads - 1) / threads *
-           (by_rows ? blocks : rows);
+    return MostRows() *
+           (by_rows ? blocks : (blocks + threads - 1) / threads);
   }
 
-  template <class Work>
-  void Run(Work work) const {
-    Meeting meeting;
-    Pool::Get().Run(threads, [&](int part, int parts) {
-      work(Of(part, parts), meeting);
-    });
+  // Calls `pack(first block, last)` for all blocks, and then `step(share, k)`
+  // for all shares and all `steps`, in order.
+  template <class Pack, class Step>
+  void Run(int64_t steps, Pack pack, Step step) const {
+    auto pack_piece = [&](int64_t piece) {
+      pack(Cut(blocks, piece), Cut(blocks, piece + 1));
+    };
+    if (by_rows) {
+      Crew::Get().Run(threads, 2, threads, true,
+                      [&](int64_t phase, int64_t piece) {
+                        if (phase == 0) return pack_piece(piece);
+                        const Share share = Of(piece);
+                        for (int64_t k = 0; k < steps; ++k) step(share, k);
+                      });
+    } else {
+      Crew::Get().Run(threads, steps, threads, true,
+                      [&](int64_t phase, int64_t piece) {
+                        // A piece reads no weights but its own.
+                        if (phase == 0) pack_piece(piece);
+                        step(Of(piece), phase);
+                      });
+    }
   }
 };
 
@@ -598,47 +550,55 @@ void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
   }
   Plan plan(c.batch, recurrent.blocks, gh * h * sizeof(F),
             2.0 * c.time * c.batch * gh * (h + inputs.features), c.threads);
-  plan.Run([&](Share share, Meeting& meeting) {
-    auto entry = [&](const F* matrix) {
-      return [=](int64_t row, int64_t g, int64_t j) {
-        return matrix[row * gh + g * h + j];
-      };
+  // So many time steps are projected at once: enough for whole tiles, even if
+  // there are few rows.
+  const int64_t most = plan.Most() * kGates * kWidth * sizeof(F);
+  const int64_t span = std::min(
+      c.time,
+      std::max(kAhead / most, kRegisters / plan.MostRows() + 1));
+  const int64_t size = span * plan.Most() * kGates;
+  Aligned<Vec<F>> projections(size * plan.threads);
+  auto entry = [&](const F* matrix) {
+    return [=](int64_t row, int64_t g, int64_t j) {
+      return matrix[row * gh + g * h + j];
     };
-    kernel.Fill(share.part, share.parts, entry(inputs.kernel));
-    recurrent.Fill(share.part, share.parts, entry(c.recurrent));
-    meeting.Wait(share.parts);
-    // Enough for whole tiles, even if a tick is large; and the same for all, or
-    // who shares ticks would wait while others project.
-    const int64_t most = plan.Most() * kGates * kWidth * sizeof(F);
-    const int64_t span = std::min(
-        c.time, std::max(kAhead / most, kRegisters / share.Rows() + 1));
-    Aligned<Vec<F>> ahead(span * share.Rows() * share.Blocks() * kGates);
-    for (int64_t first = 0; first < c.time; first += span) {
-      const int64_t count = std::min(span, c.time - first);
-      const int64_t low = std::min(c.At(first), c.At(first + count - 1));
-      auto projected = [&](int64_t at, int64_t row, int64_t block) {
-        return &ahead[((at - low + (row - share.row) * count) *
-                           share.Blocks() +
-                       block - share.block) *
-                      kGates];
-      };
-      Product<F, kGates>(
-          [&](int64_t pair) {
-            return inputs.data +
-                   c.Outside(low + pair % count, share.row + pair / count) *
-                       inputs.features;
-          },
-          kernel, 0, share.Rows() * count, share.block, share.last,
-          [&](int64_t pair, int64_t block, const Vec<F>* sums) {
-            const int64_t j = block * kWidth;
-            const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
-            Vec<F>* to =
-                projected(low + pair % count, share.row + pair / count, block);
-            for (int g = 0; g < kGates; ++g) {
-              to[g] = sums[g] + Load(inputs.bias + g * h + j, n);
-            }
-          });
-      for (int64_t tick = first; tick < first + count; ++tick) {
+  };
+  plan.Run(
+      c.time,
+      [&](int64_t block, int64_t last) {
+        kernel.Fill(block, last, entry(inputs.kernel));
+        recurrent.Fill(block, last, entry(c.recurrent));
+      },
+      [&](Share share, int64_t tick) {
+        const int64_t first = tick / span * span;
+        const int64_t count = std::min(span, c.time - first);
+        const int64_t low = std::min(c.At(first), c.At(first + count - 1));
+        Vec<F>* ahead = &projections[share.piece * size];
+        auto projected = [&](int64_t at, int64_t row, int64_t block) {
+          return ahead + ((at - low + (row - share.row) * count) *
+                              share.Blocks() +
+                          block - share.block) *
+                             kGates;
+        };
+        if (tick == first) {
+          Product<F, kGates>(
+              [&](int64_t pair) {
+                return inputs.data +
+                       c.Outside(low + pair % count, share.row + pair / count) *
+                           inputs.features;
+              },
+              kernel, 0, (share.end - share.row) * count, share.block,
+              share.last, [&](int64_t pair, int64_t block, const Vec<F>* sums) {
+                const int64_t j = block * kWidth;
+                const int n =
+                    static_cast<int>(std::min<int64_t>(kWidth, h - j));
+                Vec<F>* to = projected(low + pair % count,
+                                       share.row + pair / count, block);
+                for (int g = 0; g < kGates; ++g) {
+                  to[g] = sums[g] + Load(inputs.bias + g * h + j, n);
+                }
+              });
+        }
         const int64_t at = c.At(tick);
         const F* now = &buffers[(tick % 2) * all];
         F* next = &buffers[((tick + 1) % 2) * all];
@@ -679,10 +639,7 @@ void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
               Store<F>(next + here, made.hidden, n);
               if (Cell::kCell) Store<F>(&cells[here], made.cell, n);
             });
-        meeting.Wait(share.together);
-      }
-    }
-  });
+      });
   std::copy_n(&buffers[(c.time % 2) * all], all, last_hidden);
   if (Cell::kCell) std::copy_n(&cells[0], all, last_cell);
 }
@@ -702,94 +659,122 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
     std::copy_n(d_last_cell, all, d_cell);
     std::fill_n(d_initial_cell, all, F(0));
   }
-  Plan plan(c.batch, recurrent.blocks, gh * h * sizeof(F),
-            2.0 * c.time * c.batch * gh * h, c.threads);
-  plan.Run([&](Share share, Meeting& meeting) {
-    recurrent.Fill(share.part, share.parts,
-                   [&](int64_t row, int64_t, int64_t j) {
-                     return c.recurrent[j * gh + row];
-                   });
-    meeting.Wait(share.parts);
-    for (int64_t tick = c.time - 1; tick >= 0; --tick) {
-      const int64_t at = c.At(tick);
-      // Two, since who has met goes on to the next tick while others read.
-      F* now = &buffers[(tick % 2) * c.batch * gh];
-      for (int64_t row = share.row; row < share.end; ++row) {
-        for (int64_t block = share.block; block < share.last; ++block) {
-          const int64_t j = block * kWidth, here = row * h + j;
-          const int64_t inside = c.Inside(at, row);
-          const int64_t outside = c.Outside(at, row);
-          const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
-          Vec<F> d_x[kGates] = {}, d_h[kGates] = {};
-          if (c.Real(at, row)) {
-            Vec<F> kept[Cell::kSaved];
-            for (int s = 0; s < Cell::kSaved; ++s) {
-              kept[s] = Load(saved + (inside * Cell::kSaved + s) * h + j, n);
-            }
-            Tick<F> old = {Load(old_hidden + outside * h + j, n), Vec<F>{}};
-            Tick<F> d = {
-                Load(d_hidden + here, n) + Load(d_outputs + outside * h + j, n),
-                Vec<F>{}};
-            if (Cell::kCell) {
-              old.cell = Load(old_cell + inside * h + j, n);
-              d.cell = Load(d_cell + here, n);
-            }
-            d = Cell::Backward(kept, old, d, d_x, d_h, c.kind);
-            Store<F>(d_hidden + here, d.hidden, n);
-            if (Cell::kCell) Store<F>(d_cell + here, d.cell, n);
+  // Two, since who is done goes on to the next time step while others read.
+  auto cotangents = [&](int64_t tick, int64_t row) {
+    return &buffers[((tick % 2) * c.batch + row) * gh];
+  };
+  // Those of the gates, from those of the carry.
+  auto gates = [&](Share share, int64_t tick) {
+    const int64_t at = c.At(tick);
+    for (int64_t row = share.row; row < share.end; ++row) {
+      F* now = cotangents(tick, row);
+      for (int64_t block = share.block; block < share.last; ++block) {
+        const int64_t j = block * kWidth, here = row * h + j;
+        const int64_t inside = c.Inside(at, row);
+        const int64_t outside = c.Outside(at, row);
+        const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
+        Vec<F> d_x[kGates] = {}, d_h[kGates] = {};
+        if (c.Real(at, row)) {
+          Vec<F> kept[Cell::kSaved];
+          for (int s = 0; s < Cell::kSaved; ++s) {
+            kept[s] = Load(saved + (inside * Cell::kSaved + s) * h + j, n);
           }
-          for (int g = 0; g < kGates; ++g) {
-            Store<F>(now + row * gh + g * h + j, d_h[g], n);
-            Stream<F>(d_mixed + outside * gh + g * h + j, d_h[g], n);
-            if (d_projected != d_mixed) {
-              Stream<F>(d_projected + outside * gh + g * h + j, d_x[g], n);
-            }
+          Tick<F> old = {Load(old_hidden + outside * h + j, n), Vec<F>{}};
+          Tick<F> d = {
+              Load(d_hidden + here, n) + Load(d_outputs + outside * h + j, n),
+              Vec<F>{}};
+          if (Cell::kCell) {
+            old.cell = Load(old_cell + inside * h + j, n);
+            d.cell = Load(d_cell + here, n);
+          }
+          d = Cell::Backward(kept, old, d, d_x, d_h, c.kind);
+          Store<F>(d_hidden + here, d.hidden, n);
+          if (Cell::kCell) Store<F>(d_cell + here, d.cell, n);
+        }
+        for (int g = 0; g < kGates; ++g) {
+          Store<F>(now + g * h + j, d_h[g], n);
+          Stream<F>(d_mixed + outside * gh + g * h + j, d_h[g], n);
+          if (d_projected != d_mixed) {
+            Stream<F>(d_projected + outside * gh + g * h + j, d_x[g], n);
           }
         }
       }
-      meeting.Wait(share.together);
-      Product<F, 1>(
-          [&](int64_t row) { return now + row * gh; }, recurrent, share.row,
-          share.end, share.block, share.last,
-          [&](int64_t row, int64_t block, const Vec<F>* sum) {
-            const int64_t j = block * kWidth, here = row * h + j;
-            const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
-            Vec<F> d = Load(d_hidden + here, n) + sum[0];
-            if (c.Reset(at, row)) {
-              F* to = d_initial_hidden + here;
-              Store<F>(to, Load(to, n) + d, n);
-              d = Vec<F>{};
-              if (Cell::kCell) {
-                to = d_initial_cell + here;
-                Store<F>(to, Load(to, n) + Load(d_cell + here, n), n);
-                Store<F>(d_cell + here, Vec<F>{}, n);
-              }
-            }
-            Store<F>(d_hidden + here, d, n);
-          });
     }
-  });
+  };
+  // That of the hidden state before, from those of all gates.
+  auto before = [&](Share share, int64_t tick) {
+    const int64_t at = c.At(tick);
+    Product<F, 1>(
+        [&](int64_t row) { return cotangents(tick, row); }, recurrent,
+        share.row, share.end, share.block, share.last,
+        [&](int64_t row, int64_t block, const Vec<F>* sum) {
+          const int64_t j = block * kWidth, here = row * h + j;
+          const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
+          Vec<F> d = Load(d_hidden + here, n) + sum[0];
+          if (c.Reset(at, row)) {
+            F* to = d_initial_hidden + here;
+            Store<F>(to, Load(to, n) + d, n);
+            d = Vec<F>{};
+            if (Cell::kCell) {
+              to = d_initial_cell + here;
+              Store<F>(to, Load(to, n) + Load(d_cell + here, n), n);
+              Store<F>(d_cell + here, Vec<F>{}, n);
+            }
+          }
+          Store<F>(d_hidden + here, d, n);
+        });
+  };
+  Plan plan(c.batch, recurrent.blocks, gh * h * sizeof(F),
+            2.0 * c.time * c.batch * gh * h, c.threads);
+  plan.Run(
+      c.time + 1,
+      [&](int64_t block, int64_t last) {
+        recurrent.Fill(block, last, [&](int64_t row, int64_t, int64_t j) {
+          return c.recurrent[j * gh + row];
+        });
+      },
+      // Of two time steps, so that they have one phase.
+      [&](Share share, int64_t done) {
+        if (done > 0) before(share, c.time - done);
+        if (done < c.time) gates(share, c.time - 1 - done);
+      });
 }
 
 // h = decay * h + drive, elementwise, and its reverse pass. Memory is all it
 // costs: threads take stretches of a row, whose state stays in the first cache.
+//
+// The state of a float32 recurrence is a double: over many time steps the
+// rounding of a sum in float32 adds up, most where decays are near one. For
+// doubles there is nothing wider that is as fast.
 
-constexpr int64_t kStretch = 2048;
+template <class F>
+struct Widened {
+  using Type = double;
+};
+template <class F>
+struct Widened<std::complex<F>> {
+  using Type = std::complex<double>;
+};
+template <class F>
+using Wide = typename Widened<F>::Type;
 
-template <class F, class Work>
-void Stretches(int64_t time, int64_t width, int64_t threads, Work work) {
-  auto run = [&](int64_t from, int64_t to) {
-    for (; from < to; from += kStretch) {
+constexpr int64_t kStretch = 1024;
+
+template <class Work>
+void Stretches(int64_t time, int64_t width, int64_t most, Work work) {
+  // As for the cells: a thread costs some 10 microseconds to wake.
+  int64_t threads = 1;
+  if (time * width >= 100000) {
+    threads = Processors(std::min({most, width / 16, Crew::kMostPieces}));
+  }
+  auto cut = [&](int64_t piece) {
+    return piece == threads ? width : width * piece / threads / 16 * 16;
+  };
+  Crew::Get().Run(threads, 1, threads, true, [&](int64_t, int64_t piece) {
+    for (int64_t from = cut(piece), to = cut(piece + 1); from < to;
+         from += kStretch) {
       work(from, std::min(kStretch, to - from));
     }
-  };
-  // As for the cells: a thread costs some 10 microseconds to wake.
-  int64_t most = time * width < 100000 ? 1 : std::min(threads, width / 16);
-  Pool::Get().Run(static_cast<int>(most), [&](int part, int parts) {
-    auto cut = [&](int64_t at) {
-      return at == parts ? width : width * at / parts / 16 * 16;
-    };
-    run(cut(part), cut(part + 1));
   });
 }
 
@@ -808,8 +793,10 @@ template <class F>
 void LinearForward(int64_t time, int64_t width, bool reverse, int64_t threads,
                    const F* decay, const F* drive, const F* start,
                    const bool* resets, F* hidden) {
-  Stretches<F>(time, width, threads, [&](int64_t from, int64_t count) {
-    const F* state = start + from;
+  using W = Wide<F>;
+  Stretches(time, width, threads, [&](int64_t from, int64_t count) {
+    W state[kStretch];
+    std::copy_n(start + from, count, state);
     for (int64_t tick = 0; tick < time; ++tick) {
       int64_t at = (reverse ? time - 1 - tick : tick) * width + from;
       const F *a = decay + at, *b = drive + at;
@@ -817,14 +804,15 @@ void LinearForward(int64_t time, int64_t width, bool reverse, int64_t threads,
       if (resets) {
         const bool* r = resets + at;
         for (int64_t i = 0; i < count; ++i) {
-          h[i] = r[i] ? b[i] : Times(a[i], state[i]) + b[i];
+          state[i] = r[i] ? W(b[i]) : Times(W(a[i]), state[i]) + W(b[i]);
+          h[i] = F(state[i]);
         }
       } else {
         for (int64_t i = 0; i < count; ++i) {
-          h[i] = Times(a[i], state[i]) + b[i];
+          state[i] = Times(W(a[i]), state[i]) + W(b[i]);
+          h[i] = F(state[i]);
         }
       }
-      state = h;
     }
   });
 }
@@ -834,8 +822,9 @@ void LinearBackward(int64_t time, int64_t width, bool reverse, int64_t threads,
                     const F* decay, const F* start, const bool* resets,
                     const F* hidden, const F* d_hidden, F* d_decay, F* d_drive,
                     F* d_start) {
-  Stretches<F>(time, width, threads, [&](int64_t from, int64_t count) {
-    F into[kStretch] = {};  // the cotangent that comes from the tick after
+  using W = Wide<F>;
+  Stretches(time, width, threads, [&](int64_t from, int64_t count) {
+    W into[kStretch] = {};  // the cotangent that comes from the tick after
     for (int64_t tick = time - 1; tick >= 0; --tick) {
       auto place = [&](int64_t k) {
         return (reverse ? time - 1 - k : k) * width + from;
@@ -845,20 +834,20 @@ void LinearBackward(int64_t time, int64_t width, bool reverse, int64_t threads,
       const F* before = tick ? hidden + place(tick - 1) : start + from;
       F *to_decay = d_decay + at, *to_drive = d_drive + at;
       for (int64_t i = 0; i < count; ++i) {
-        F g = d[i] + into[i];
-        to_drive[i] = g;
-        to_decay[i] = Times(g, before[i]);
-        into[i] = Times(a[i], g);
+        W g = W(d[i]) + into[i];
+        to_drive[i] = F(g);
+        to_decay[i] = Times(F(g), before[i]);
+        into[i] = Times(W(a[i]), g);
       }
       if (resets) {
         const bool* r = resets + at;
         for (int64_t i = 0; i < count; ++i) {
           to_decay[i] = r[i] ? F(0) : to_decay[i];
-          into[i] = r[i] ? F(0) : into[i];
+          into[i] = r[i] ? W(0) : into[i];
         }
       }
     }
-    std::copy_n(into, count, d_start + from);
+    for (int64_t i = 0; i < count; ++i) d_start[from + i] = F(into[i]);
   });
 }
 
@@ -879,24 +868,11 @@ F* Data(Out<type>& array) {
   return array->element_count() ? array->typed_data() : nullptr;
 }
 
-template <class F, ffi::DataType type>
-Call<F> Describe(In<type>& sequence, In<type>& recurrent, In<type>& bias,
-                 Flags& mask, Flags& resets, In<type>& hidden, In<type>& cell,
-                 bool reverse, int64_t kind, int64_t threads) {
-  auto shape = sequence.dimensions();
-  return {shape[1],
-          shape[0],
-          recurrent.dimensions()[0],
-          reverse,
-          static_cast<int>(kind),
-          threads,
-          Data<F>(recurrent),
-          Data<F>(bias),
-          mask.element_count() ? mask.typed_data() : nullptr,
-          resets.element_count() ? resets.typed_data() : nullptr,
-          Data<F>(hidden),
-          Data<F>(cell)};
+inline const bool* Data(Flags& flags) {
+  return flags.element_count() ? flags.typed_data() : nullptr;
 }
+
+constexpr int64_t kMany = INT64_MAX;
 
 template <class F, ffi::DataType type, template <class> class Cell>
 ffi::Error RunForward(In<type> inputs, In<type> kernel, In<type> input_bias,
@@ -907,16 +883,45 @@ ffi::Error RunForward(In<type> inputs, In<type> kernel, In<type> input_bias,
                       Out<type> last_cell, Out<type> saved,
                       Out<type> old_hidden, Out<type> old_cell, bool reverse,
                       int64_t kind, int64_t threads) {
-  Call<F> call = Describe<F, type>(inputs, recurrent, bias, mask, resets,
-                                   initial_hidden, initial_cell, reverse, kind,
-                                   threads);
-  Inputs<F> in = {inputs.dimensions()[2], Data<F>(inputs), Data<F>(kernel),
-                  Data<F>(input_bias)};
-  Forward<F, Cell<F>>(call, in, Data<F>(hidden),
-                      Data<F>(cell), Data<F>(outputs), Data<F>(last_hidden),
-                      Data<F>(last_cell), Data<F>(saved), Data<F>(old_hidden),
-                      Data<F>(old_cell));
-  return ffi::Error::Success();
+  using C = Cell<F>;
+  return Guarded([&] {
+    Checks checks;
+    checks.Axes("inputs", inputs, 3).Axes("recurrent", recurrent, 2);
+    if (!checks) return checks.Error();
+    auto shape = inputs.dimensions();
+    const int64_t batch = shape[0], time = shape[1], depth = shape[2];
+    const int64_t h = recurrent.dimensions()[0], gh = C::kGates * h;
+    const bool carries = old_hidden->dimensions().size() != 1;
+    checks.Is("recurrent", recurrent, {h, gh})
+        .Is("kernel", kernel, {depth, gh})
+        .Is("input_bias", input_bias, {gh})
+        .If(C::kApart && bias.element_count(), "bias", bias, {h})
+        .May("mask", mask, {batch, time})
+        .May("resets", resets, {batch, time})
+        .Is("initial_hidden", initial_hidden, {batch, h})
+        .If(C::kCell, "initial_cell", initial_cell, {batch, h})
+        .Is("hidden", hidden, {batch, h})
+        .If(C::kCell, "cell", cell, {batch, h})
+        .Is("outputs", outputs, {batch, time, h})
+        .Is("last_hidden", last_hidden, {batch, h})
+        .If(C::kCell, "last_cell", last_cell, {batch, h})
+        .May("saved", saved, {time, batch, C::kSaved * h})
+        .If(carries, "old_hidden", old_hidden, {batch, time, h})
+        .If(carries && C::kCell, "old_cell", old_cell, {time, batch, h})
+        .Range("kind", kind, 0, C::kKinds - 1)
+        .Range("threads", threads, 1, kMany);
+    if (!checks) return checks.Error();
+    if (batch == 0 || h == 0) return ffi::Error::Success();
+    Call<F> call = {time, batch, h, reverse, static_cast<int>(kind), threads,
+                    Data<F>(recurrent), Data<F>(bias), Data(mask), Data(resets),
+                    Data<F>(initial_hidden), Data<F>(initial_cell)};
+    Inputs<F> in = {depth, Data<F>(inputs), Data<F>(kernel),
+                    Data<F>(input_bias)};
+    Forward<F, C>(call, in, Data<F>(hidden), Data<F>(cell), Data<F>(outputs),
+                  Data<F>(last_hidden), Data<F>(last_cell), Data<F>(saved),
+                  Data<F>(old_hidden), Data<F>(old_cell));
+    return ffi::Error::Success();
+  });
 }
 
 template <class F, ffi::DataType type, template <class> class Cell>
@@ -928,18 +933,44 @@ ffi::Error RunBackward(In<type> d_outputs, In<type> recurrent, In<type> bias,
                        Out<type> d_hidden, Out<type> d_cell,
                        Out<type> d_initial_hidden, Out<type> d_initial_cell,
                        bool reverse, int64_t kind, int64_t threads) {
-  Call<F> call = Describe<F, type>(d_outputs, recurrent, bias, mask, resets,
-                                   old_hidden, old_cell, reverse, kind,
-                                   threads);
-  F* mixed = Data<F>(d_mixed);
-  F* x = Data<F>(d_projected);
-  Backward<F, Cell<F>>(call, Data<F>(saved), Data<F>(old_hidden),
-                       Data<F>(old_cell), Data<F>(d_outputs),
-                       Data<F>(d_last_hidden), Data<F>(d_last_cell),
-                       x ? x : mixed, mixed, Data<F>(d_hidden),
-                       Data<F>(d_cell), Data<F>(d_initial_hidden),
-                       Data<F>(d_initial_cell));
-  return ffi::Error::Success();
+  using C = Cell<F>;
+  return Guarded([&] {
+    Checks checks;
+    checks.Axes("d_outputs", d_outputs, 3);
+    if (!checks) return checks.Error();
+    auto shape = d_outputs.dimensions();
+    const int64_t batch = shape[0], time = shape[1], h = shape[2];
+    const int64_t gh = C::kGates * h;
+    checks.Is("recurrent", recurrent, {h, gh})
+        .If(C::kApart && bias.element_count(), "bias", bias, {h})
+        .May("mask", mask, {batch, time})
+        .May("resets", resets, {batch, time})
+        .Is("saved", saved, {time, batch, C::kSaved * h})
+        .Is("old_hidden", old_hidden, {batch, time, h})
+        .If(C::kCell, "old_cell", old_cell, {time, batch, h})
+        .Is("d_last_hidden", d_last_hidden, {batch, h})
+        .If(C::kCell, "d_last_cell", d_last_cell, {batch, h})
+        .If(C::kApart, "d_projected", d_projected, {batch, time, gh})
+        .Is("d_mixed", d_mixed, {batch, time, gh})
+        .Is("d_hidden", d_hidden, {batch, h})
+        .If(C::kCell, "d_cell", d_cell, {batch, h})
+        .Is("d_initial_hidden", d_initial_hidden, {batch, h})
+        .If(C::kCell, "d_initial_cell", d_initial_cell, {batch, h})
+        .Range("kind", kind, 0, C::kKinds - 1)
+        .Range("threads", threads, 1, kMany);
+    if (!checks) return checks.Error();
+    if (batch == 0 || h == 0) return ffi::Error::Success();
+    Call<F> call = {time, batch, h, reverse, static_cast<int>(kind), threads,
+                    Data<F>(recurrent), Data<F>(bias), Data(mask), Data(resets),
+                    Data<F>(old_hidden), Data<F>(old_cell)};
+    F* mixed = Data<F>(d_mixed);
+    Backward<F, C>(call, Data<F>(saved), Data<F>(old_hidden), Data<F>(old_cell),
+                   Data<F>(d_outputs), Data<F>(d_last_hidden),
+                   Data<F>(d_last_cell), C::kApart ? Data<F>(d_projected) : mixed,
+                   mixed, Data<F>(d_hidden), Data<F>(d_cell),
+                   Data<F>(d_initial_hidden), Data<F>(d_initial_cell));
+    return ffi::Error::Success();
+  });
 }
 
 template <ffi::DataType type>
@@ -978,12 +1009,23 @@ template <ffi::DataType type>
 ffi::Error RunLinearForward(In<type> decay, In<type> drive, In<type> start,
                             Flags resets, Out<type> hidden, bool reverse,
                             int64_t threads) {
-  const int64_t time = drive.dimensions()[0];
-  LinearForward(time, start.element_count(), reverse, threads, decay.typed_data(),
-                drive.typed_data(), start.typed_data(),
-                resets.element_count() ? resets.typed_data() : nullptr,
-                hidden->typed_data());
-  return ffi::Error::Success();
+  return Guarded([&] {
+    Checks checks;
+    auto all = drive.dimensions();
+    if (all.size() == 0) return checks.Axes("drive", drive, 1).Error();
+    checks.Is("decay", decay, all)
+        .Is("start", start, all.last(all.size() - 1))
+        .May("resets", resets, all)
+        .Is("hidden", hidden, all)
+        .Range("threads", threads, 1, kMany);
+    if (!checks) return checks.Error();
+    const int64_t width = start.element_count();
+    if (width == 0) return ffi::Error::Success();
+    LinearForward(all[0], width, reverse, threads, decay.typed_data(),
+                  drive.typed_data(), start.typed_data(), Data(resets),
+                  hidden->typed_data());
+    return ffi::Error::Success();
+  });
 }
 
 template <ffi::DataType type>
@@ -992,14 +1034,28 @@ ffi::Error RunLinearBackward(In<type> decay, In<type> start, Flags resets,
                              Out<type> d_decay, Out<type> d_drive,
                              Out<type> d_start, bool reverse,
                              int64_t threads) {
-  const int64_t time = hidden.dimensions()[0];
-  LinearBackward(time, start.element_count(), reverse, threads, decay.typed_data(),
-                 start.typed_data(),
-                 resets.element_count() ? resets.typed_data() : nullptr,
-                 hidden.typed_data(), d_hidden.typed_data(),
-                 d_decay->typed_data(), d_drive->typed_data(),
-                 d_start->typed_data());
-  return ffi::Error::Success();
+  return Guarded([&] {
+    Checks checks;
+    auto all = hidden.dimensions();
+    if (all.size() == 0) return checks.Axes("hidden", hidden, 1).Error();
+    auto state = all.last(all.size() - 1);
+    checks.Is("decay", decay, all)
+        .Is("start", start, state)
+        .May("resets", resets, all)
+        .Is("d_hidden", d_hidden, all)
+        .Is("d_decay", d_decay, all)
+        .Is("d_drive", d_drive, all)
+        .Is("d_start", d_start, state)
+        .Range("threads", threads, 1, kMany);
+    if (!checks) return checks.Error();
+    const int64_t width = start.element_count();
+    if (width == 0) return ffi::Error::Success();
+    LinearBackward(all[0], width, reverse, threads, decay.typed_data(),
+                   start.typed_data(), Data(resets), hidden.typed_data(),
+                   d_hidden.typed_data(), d_decay->typed_data(),
+                   d_drive->typed_data(), d_start->typed_data());
+    return ffi::Error::Success();
+  });
 }
 
 template <ffi::DataType type>

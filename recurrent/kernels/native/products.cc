@@ -6,18 +6,15 @@
 // column has a factor, by which its sums are multiplied at the end.
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
+#include "checks.h"
+#include "crew.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -140,119 +137,41 @@ void Product(const Call<W>& c, int64_t panel, int64_t last) {
   }
 }
 
-// Threads that share a product out, piece by piece: who is free takes the next.
-// So nobody waits for a thread that has not come. Between two products of a
-// token, or of two tokens, there are microseconds: the threads spin for a while
-// before they sleep. One call has them at a time; another works alone meanwhile.
-class Crew {
- public:
-  static Crew& Get() {
-    static Crew* crew = new Crew;  // never destroyed: its threads outlive main
-    return *crew;
-  }
-
-  // Calls `work(piece)` for all pieces, by up to so many threads.
-  template <class Work>
-  void Run(int64_t threads, int64_t pieces, const Work& work) {
-    if (threads <= 1 || pieces <= 1 || !busy_.try_lock()) {
-      for (int64_t piece = 0; piece < pieces; ++piece) work(piece);
-      return;
-    }
-    while (static_cast<int64_t>(threads_.size()) + 1 < threads) {
-      threads_.emplace_back([this] { Serve(); });
-    }
-    call_ = [](const void* job, int64_t piece) {
-      (*static_cast<const Work*>(job))(piece);
-    };
-    job_ = &work;
-    left_.store(pieces, std::memory_order_relaxed);
-    next_.store({++turn_, static_cast<uint16_t>(pieces), 0});
-    if (asleep_.load()) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      wake_.notify_all();
-    }
-    Take();
-    for (int spins = 0; left_.load(std::memory_order_acquire);) Pause(++spins);
-    busy_.unlock();
-  }
-
- private:
-  // In one word: who takes a piece takes it of the call he has seen, or not.
-  struct alignas(8) Next {
-    uint32_t turn;
-    uint16_t pieces, piece;
-    bool any() const { return piece < pieces; }
-  };
-
-  static void Pause(int spins) {
-    if (spins % 64 == 0) std::this_thread::yield();
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
-
-  // Takes pieces until there are none.
-  void Take() {
-    for (Next next = next_.load(); next.any();) {
-      Next after = {next.turn, next.pieces,
-                    static_cast<uint16_t>(next.piece + 1)};
-      if (!next_.compare_exchange_weak(next, after)) continue;
-      call_(job_, next.piece);
-      left_.fetch_sub(1, std::memory_order_release);
-      next = next_.load();
-    }
-  }
-
-  void Serve() {
-    for (int spins = 0;;) {
-      if (next_.load().any()) {
-        Take();
-        spins = 0;
-      } else if (spins < kLinger) {
-        Pause(++spins);
-      } else {
-        std::unique_lock<std::mutex> lock(mutex_);
-        ++asleep_;
-        wake_.wait(lock, [&] { return next_.load().any(); });
-        --asleep_;
-        spins = 0;
-      }
-    }
-  }
-
-  static constexpr int kLinger = 2000;
-  std::mutex busy_, mutex_;
-  std::condition_variable wake_;
-  std::vector<std::thread> threads_;
-  void (*call_)(const void*, int64_t) = nullptr;
-  const void* job_ = nullptr;
-  std::atomic<Next> next_{Next{0, 0, 0}};
-  std::atomic<int64_t> left_{0}, asleep_{0};
-  uint32_t turn_ = 0;
-};
-
 template <ffi::DataType type, class W>
 ffi::Error Run(ffi::Buffer<ffi::F32> inputs, ffi::Buffer<type> panels,
                ffi::Buffer<ffi::F32> scale,
                ffi::Result<ffi::Buffer<ffi::F32>> outputs, int64_t threads) {
-  auto shape = inputs.dimensions();
-  Call<W> call = {shape[0],
-                  shape[1],
-                  scale.dimensions()[0],
-                  inputs.typed_data(),
-                  reinterpret_cast<const W*>(panels.typed_data()),
-                  scale.typed_data(),
-                  outputs->typed_data()};
-  const int64_t all = panels.dimensions()[0];
-  // What a core does in some 5 microseconds is not worth sharing.
-  const double work = 1.0 * call.depth * call.columns * (call.rows + 1);
-  if (work < 4e5) threads = 1;
-  const int64_t pieces =
-      threads > 1 ? std::min<int64_t>({all, 4 * threads, 0xffff}) : 1;
-  Crew::Get().Run(threads, pieces, [&](int64_t piece) {
-    Product(call, all * piece / pieces, all * (piece + 1) / pieces);
+  return Guarded([&] {
+    Checks checks;
+    checks.Axes("inputs", inputs, 2).Axes("scale", scale, 1);
+    if (!checks) return checks.Error();
+    auto shape = inputs.dimensions();
+    const int64_t rows = shape[0], depth = shape[1];
+    const int64_t columns = scale.dimensions()[0];
+    const int64_t all = columns / kPanel + (columns % kPanel != 0);
+    checks.Is("panels", panels, {all, depth, kPanel})
+        .Is("outputs", outputs, {rows, columns})
+        .Range("threads", threads, 1, INT64_MAX);
+    if (!checks) return checks.Error();
+    if (rows == 0 || columns == 0) return ffi::Error::Success();
+    Call<W> call = {rows,
+                    depth,
+                    columns,
+                    inputs.typed_data(),
+                    reinterpret_cast<const W*>(panels.typed_data()),
+                    scale.typed_data(),
+                    outputs->typed_data()};
+    // What a core does in some 5 microseconds is not worth sharing.
+    const double work = 1.0 * depth * columns * (rows + 1);
+    const int64_t workers =
+        work < 4e5 ? 1 : Processors(std::min(threads, Crew::kMostPieces / 4));
+    // Who is done first takes more of them.
+    const int64_t pieces = workers > 1 ? std::min(all, 4 * workers) : 1;
+    Crew::Get().Run(workers, 1, pieces, false, [&](int64_t, int64_t piece) {
+      Product(call, all * piece / pieces, all * (piece + 1) / pieces);
+    });
+    return ffi::Error::Success();
   });
-  return ffi::Error::Success();
 }
 
 template <ffi::DataType type>

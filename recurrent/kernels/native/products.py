@@ -5,7 +5,6 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from recurrent.kernels import native
 from recurrent.types import Array, Float
@@ -13,6 +12,7 @@ from recurrent.types import Array, Float
 SOURCE = pathlib.Path(__file__).with_name("products.cc")
 PANEL = 64  # columns
 DTYPES = ("float32", "bfloat16", "int8")
+HANDLERS = tuple(f"product_{dtype}" for dtype in DTYPES)
 
 
 @functools.cache
@@ -21,7 +21,7 @@ def unavailable() -> str:
 
   The first call compiles them, or finds them compiled.
   """
-  return native.register(SOURCE, [f"product_{dtype}" for dtype in DTYPES])
+  return native.register(SOURCE, HANDLERS)
 
 
 def in_panels(matrix: Float[Array, "K N"]) -> Float[Array, "P K 64"]:
@@ -48,4 +48,4 @@ def product(
     f"recurrent_product_{panels.dtype}",
     jax.ShapeDtypeStruct((len(inputs), len(scale)), jnp.float32),
     vmap_method="sequential",
-  )(inputs, panels, scale, threads=np.int64(native.threads()))
+  )(inputs, panels, scale, threads=native.THREADS)
