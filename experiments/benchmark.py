@@ -51,14 +51,14 @@ from flax import nnx
 from experiments import config as config_lib
 from experiments import generate, language_model, runner
 from experiments.benchmarks import (
-  contestants,
+  implementations as contestants,
   methods,
-  picture,
+  plots as picture,
   problems,
   report,
   scaling,
 )
-from experiments.benchmarks.referee import TOLERANCES, Referee
+from experiments.benchmarks.comparison import TOLERANCES, Referee
 from recurrent import decoding, optim, sharding
 from recurrent.errors import ConfigError, UserError, WorkdirError
 from recurrent.models import LanguageModel

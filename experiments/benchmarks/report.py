@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks import contestants, problems
+from experiments.benchmarks import implementations as contestants
+from experiments.benchmarks import problems
 from experiments.benchmarks.problems import BACKWARD, FORWARD
-from experiments.benchmarks.referee import Contest
+from experiments.benchmarks.comparison import Contest
 
 Row = dict[str, Any]
 

@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import crew, scaling_picture
+from experiments.benchmarks import scaling_picture
+from experiments.benchmarks import training as crew
 from recurrent import unroll
 from recurrent.cells import CELLS, LSTM
 from recurrent.types import Remat

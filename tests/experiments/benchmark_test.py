@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import contestants, problems, report
-from experiments.benchmarks.contestants import CONTESTANTS, Contestant
+from experiments.benchmarks import implementations as contestants
+from experiments.benchmarks import problems, report
+from experiments.benchmarks.implementations import CONTESTANTS, Contestant
 from experiments.benchmarks.problems import BACKWARD, FORWARD
-from experiments.benchmarks.referee import Contest, Turns, agree, compare
+from experiments.benchmarks.comparison import Contest, Turns, agree, compare
 from tests.experiments.scripts import call, refused, result
 
 QUICK = ("--suite=cells", "--shapes=4,8,3,5", "--rounds=2", "--threads=1")
@@ -54,7 +55,7 @@ def test_contestants_of_one_shape_end_in_a_file_a_picture_and_targets(
 def test_a_contestant_with_other_values_is_refused_and_not_timed(
   tmp_path, capsys, monkeypatch
 ):
-  broken = Contestant("tests.experiments.broken_contestant", "jax")
+  broken = Contestant("tests.experiments.broken_implementation", "jax")
   monkeypatch.setitem(CONTESTANTS["cells"], "broken", broken)
   absent = Contestant("tests.experiments.no_such_module", "jax")
   monkeypatch.setitem(CONTESTANTS["cells"], "absent", absent)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import crew, scaling
+from experiments.benchmarks import scaling
+from experiments.benchmarks import training as crew
 from experiments.benchmarks.scaling import Layers, Sizes
 from recurrent.errors import UserError
 from tests.experiments.scripts import call, result

@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from experiments import generate
-from experiments.benchmarks import entries, problems
+from experiments.benchmarks import networks as entries
+from experiments.benchmarks import problems
 from recurrent import decoding
 from recurrent.models import LanguageModel
 

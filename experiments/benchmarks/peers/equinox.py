@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import entries
+from experiments.benchmarks import networks as entries
 from recurrent import cells
 
 CELLS = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.benchmarks import entries
+from experiments.benchmarks import networks as entries
 
 CELLS = {
   "lstm": nnx.OptimizedLSTMCell,

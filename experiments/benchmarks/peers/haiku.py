@@ -4,7 +4,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import entries
+from experiments.benchmarks import networks as entries
 from recurrent import cells, converters
 from recurrent.converters.arrays import reorder
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from experiments.benchmarks import entries
+from experiments.benchmarks import networks as entries
 from recurrent import converters
 
 LAYERS = {

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import entries
+from experiments.benchmarks import networks as entries
 
 
 def make(problem, drawn, dtype, option):

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import entries, problems
+from experiments.benchmarks import networks as entries
+from experiments.benchmarks import problems
 from recurrent import kernels
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import recurrent
-from experiments.benchmarks import entries
+from experiments.benchmarks import networks as entries
 from recurrent import cells, nn
 from recurrent.unroll import resolve_method
 

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import torch
 
-from experiments.benchmarks import entries, problems
+from experiments.benchmarks import networks as entries
+from experiments.benchmarks import problems
 from recurrent import converters
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from experiments.benchmarks import entries, problems
+from experiments.benchmarks import networks as entries
+from experiments.benchmarks import problems
 from experiments.benchmarks.peers.decoding import COMPARED
 from experiments.benchmarks.peers.torch import device
 from recurrent import converters

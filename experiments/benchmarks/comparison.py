@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks import contestants, problems
-from experiments.benchmarks.contestants import Contestant
+from experiments.benchmarks import implementations as contestants
+from experiments.benchmarks import problems
+from experiments.benchmarks.implementations import Contestant
 from experiments.benchmarks.problems import Problem
 
 LOG = logging.getLogger("recurrent")

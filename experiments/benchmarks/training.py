@@ -1,6 +1,6 @@
 """Processes that share out a train step of the language model, on request.
 
-Each is `python -m experiments.benchmarks.crew [flags]`; it joins the others,
+Each is `python -m experiments.benchmarks.training [flags]`; it joins the others,
 and for each line "DEVICES STEPS" answers with the seconds that they took.
 """
 
@@ -27,7 +27,7 @@ class Crew:
   """
 
   def __init__(self, processes: int, devices: int, flags: Sequence[str]):
-    module = "experiments.benchmarks.crew"
+    module = "experiments.benchmarks.training"
     commands = [[sys.executable, "-m", module, *flags]]
     if processes > 1:
       commands = local.commands([module, *flags], processes, local.free_port())
