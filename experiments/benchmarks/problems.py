@@ -1,6 +1,6 @@
 """What is computed: shapes, parameters, inputs. NumPy only.
 
-Every contestant gets the same float32 arrays, batch first, and starts from
+Every implementation gets the same float32 arrays, batch first, and starts from
 zeros. The GRU's inner bias is zero, since Flax has none.
 """
 
@@ -23,6 +23,7 @@ WORKS = {
   "decode": ("tokens",),
 }
 VOCABULARY = 103  # of the decode suite, as of `pydoc`'s characters
+COMPARED = 64  # tokens, of the decode suite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Problem:
     suite: a key of `WORKS`.
     kind: "lstm", "gru" or "rnn"; "linear" for a bare linear recurrence.
     batch: rows B.
-    time: ticks T; in the decode suite tokens a call.
+    time: time steps T; in the decode suite tokens a call.
     in_features: width D of the inputs.
     features: width H of a layer, one direction.
     layers: how many.

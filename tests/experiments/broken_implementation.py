@@ -1,4 +1,4 @@
-"""A contestant whose recurrent matrix is a little wrong."""
+"""An implementation whose recurrent matrix is a little wrong."""
 
 from experiments.benchmarks.peers import lax
 

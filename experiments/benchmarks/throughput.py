@@ -1,0 +1,106 @@
+"""The suites loop and generation: work a second, in this process."""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import language_model
+from experiments.benchmarks import problems, report, timing, training
+from experiments.benchmarks.peers import decoding
+from recurrent.training import loop
+from recurrent.training.checkpoint import Checkpoints
+from recurrent.training.preemption import Preemption
+from recurrent.training.progress import Progress
+from recurrent.training.writers import MetricsWriter
+
+
+def measure(
+  works: Mapping[str, Callable[[], Any]], units: int, repeats: int
+) -> dict[str, float]:
+  """Times functions of this process in turn.
+
+  Args:
+    works: by name, each does its work and waits for it.
+    units: of work that each does in a call.
+    repeats: timed calls of each.
+
+  Returns:
+    Median units a second of each, and how much faster the first is than each
+    of the others.
+  """
+  times = timing.in_turn(
+    {
+      name: lambda work=work: timing.timed(work) for name, work in works.items()
+    },
+    repeats,
+  )
+  first, *others = times
+  found = {
+    f"{name}_per_second": units / statistics.median(taken)
+    for name, taken in times.items()
+  }
+  for name in others:
+    found[f"{first}_over_{name}"] = timing.ratio(times[name], times[first])
+  print(report.table(("measured", "value"), found.items()))
+  return found
+
+
+def measure_loop(repeats: int, steps: int) -> dict[str, float]:
+  """The training loop, with its rows and checkpoints, against its step."""
+  with tempfile.TemporaryDirectory() as folder:
+    made = training.make_step(
+      language_model.Config(workdir=folder, batch_size=16)
+    )
+    bare, state = training.repeated(made), [made.start()]
+    checkpoints = Checkpoints(Path(folder) / "checkpoints", "benchmark")
+    outcome = loop.Outcome()
+    hooks = loop.Hooks(
+      put=made.put,
+      evaluate=lambda params, stop: {"valid_bpc": 1.0},
+      on_evaluation=lambda at_step, params: "",
+      describe=lambda means, at_step: made.task.describe(means),
+    )
+
+    def in_loop():
+      done = int(state[0].step)
+      last = done + steps
+      state[0], _ = loop.fit(
+        state[0],
+        made.run,
+        made.task.batches,
+        hooks,
+        loop.Schedule(steps=last, log_every=10, eval_every=last),
+        objective="valid_bpc",
+        outcome=outcome,
+        checkpoints=checkpoints,
+        writer=writer,
+        progress=Progress(done, last, *made.task.units),
+        preemption=Preemption(),
+      )
+      checkpoints.wait()
+
+    with MetricsWriter(Path(folder), 0) as writer:
+      works = {"loop": in_loop, "bare_step": lambda: bare(steps)}
+      found = measure(works, steps * made.task.units[1], repeats)
+    checkpoints.close()
+  return found
+
+
+def measure_generation(
+  repeats: int, tokens: int, features: int
+) -> dict[str, float]:
+  """Blocks of tokens on the device against compiled calls for each token."""
+  problem = problems.Problem("decode", "lstm", 1, tokens, 128, features)
+  drawn = problems.draw(problem)
+  options = {
+    "on_device": "float32",
+    "a_call_a_token": "call",
+    "a_step_a_token": "step",
+  }
+  works = {
+    name: decoding.make(problem, drawn, "float32", option).works["tokens"]
+    for name, option in options.items()
+  }
+  return measure(works, tokens, repeats)
