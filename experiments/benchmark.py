@@ -30,11 +30,11 @@ workdir.
 """
 
 import dataclasses
+import importlib
 import json
 import logging
 import sys
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,40 +108,12 @@ class Config(config_lib.Checked):
     return suites
 
 
-# What a suite needs loads when it runs.
-
-
-def _loop(config, machine):
-  from experiments.benchmarks import throughput  # noqa: PLC0415
-
-  return throughput.measure_loop(config.repeats, config.steps)
-
-
-def _generation(config, machine):
-  from experiments.benchmarks import throughput  # noqa: PLC0415
-
-  return throughput.measure_generation(
-    config.repeats, config.tokens, config.features
-  )
-
-
-def _methods(config, machine):
-  from experiments.benchmarks import methods  # noqa: PLC0415
-
-  return methods.measure(methods.cases(), config.repeats, config.seconds)
-
-
-def _scaling(config, machine):
-  from experiments.benchmarks import scaling  # noqa: PLC0415
-
-  return scaling.measure(Path(config.workdir), config.repeats, machine)
-
-
-SUITES: dict[str, Callable[[Config, dict[str, Any]], Any]] = {
-  "loop": _loop,
-  "generation": _generation,
-  "methods": _methods,
-  "scaling": _scaling,
+# Module and function of the suites in this process, which load when they run.
+SUITES = {
+  "loop": ("throughput", "measure_loop"),
+  "generation": ("throughput", "measure_generation"),
+  "methods": ("methods", "measure"),
+  "scaling": ("scaling", "measure"),
 }
 
 
@@ -165,18 +137,12 @@ def run(config: Config) -> dict[str, Any]:
     "machine": machine,
   }
   if against_peers:
-    results |= comparison.measure(
-      chosen,
-      names,
-      machine,
-      dtype=config.dtype,
-      repeats=config.repeats,
-      seconds=config.seconds,
-      threads=config.threads,
-    )
+    results |= comparison.measure(config, chosen, names, machine)
   for name in suites:
     if name in SUITES:
-      results[name] = SUITES[name](config, machine)
+      module, function = SUITES[name]
+      suite = importlib.import_module(f"experiments.benchmarks.{module}")
+      results[name] = getattr(suite, function)(config, machine)
   path = workdir / "benchmark.json"
   path.write_text(json.dumps(results, indent=1) + "\n")
   LOG.info("Written to %s.", path)
@@ -198,6 +164,6 @@ def run(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  from experiments import runner
+  from experiments import runner  # it loads what training needs
 
   runner.main(run, Config)

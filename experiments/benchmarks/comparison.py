@@ -30,17 +30,13 @@ class Workers:
 
   Args:
     suite: a key of `IMPLEMENTATIONS`.
-    dtype: what all compute in.
-    repeats: turns of each implementation, at most.
-    seconds: what all turns of one work may take; see `timing.in_turn`.
+    config: with the flags dtype, repeats and seconds.
     threads: of each process.
   """
 
-  def __init__(
-    self, suite: str, *, dtype: str, repeats: int, seconds: float, threads: int
-  ):
+  def __init__(self, suite: str, config: Any, threads: int):
     self._table = IMPLEMENTATIONS[suite]
-    self._dtype, self._repeats, self._seconds = dtype, repeats, seconds
+    self._config = config
     self._threads = threads
     self._pools: dict[str, Executor] = {}
 
@@ -66,14 +62,14 @@ class Workers:
     left_out, refused, about, first_calls = {}, {}, {}, {}
     wanted = None
     for name in names:
-      reason = self._table[name].why_not(problem, self._dtype)
+      reason = self._table[name].why_not(problem, self._config.dtype)
       if reason:
         left_out[name] = reason
         continue
       try:
         option = self._table[name].option
         first_calls[name], values, about[name] = self._ask(
-          name, worker.build, problem, self._dtype, option
+          name, worker.build, problem, self._config.dtype, option
         )
       except WorkerError as error:
         refused[name] = str(error)
@@ -99,8 +95,8 @@ class Workers:
           for name in first_calls
           if name not in refused
         },
-        self._repeats,
-        self._seconds,
+        self._config.repeats,
+        self._config.seconds,
         warm_up=False,
         rotate=True,
       )
@@ -115,7 +111,7 @@ class Workers:
   def peak(self) -> dict[str, Any]:
     """FLOP/s of a matrix product on this machine, and the device's name."""
     with self._start(IMPLEMENTATIONS["linear"]["ours"]) as pool:
-      return processes.ask(pool, worker.peak, self._dtype)
+      return processes.ask(pool, worker.peak, self._config.dtype)
 
   def _ask(self, name, function, *args):
     if name not in self._pools:
@@ -151,7 +147,10 @@ class Workers:
 
     Of those that need not agree on all tokens it is noted how far they do.
     """
-    tolerances, least = TOLERANCES[self._dtype], self._table[name].agreement
+    tolerances, least = (
+      TOLERANCES[self._config.dtype],
+      self._table[name].agreement,
+    )
     if least < 1:
       wanted = dict(wanted)
       about["same_tokens"] = part = agree(wanted, got)
@@ -214,30 +213,23 @@ def agree(wanted: dict[str, Any], got: dict[str, Any]) -> float:
 
 
 def measure(
+  config: Any,
   chosen: Sequence[Problem],
   names: dict[str, list[str]],
   about: dict[str, Any],
-  *,
-  dtype: str,
-  repeats: int,
-  seconds: float,
-  threads: int,
 ) -> dict[str, Any]:
   """Measures problems of some suites, and prints what comes out.
 
   Args:
+    config: the flags.
     chosen: the problems.
     names: implementations of each suite.
     about: the machine; its device, threads and FLOP/s are added to it.
-    dtype: see `Workers`.
-    repeats: see `Workers`.
-    seconds: see `Workers`.
-    threads: of each process; 0: as many as there are processors.
 
   Returns:
     The skipped implementations, the refused ones, the targets, and all rows.
   """
-  threads = threads or timing.processors()
+  threads = config.threads or timing.processors()
   skipped = {
     name: reason
     for suite in names
@@ -255,14 +247,12 @@ def measure(
     )
   for suite, members in names.items():
     present = [name for name in members if name not in skipped]
-    with Workers(
-      suite, dtype=dtype, repeats=repeats, seconds=seconds, threads=threads
-    ) as workers:
+    with Workers(suite, config, threads) as workers:
       if "flops" not in about:
         about |= {"threads": threads, **workers.peak()}
         print(
           f"{about['processor']}, {threads} threads, {about['platform']}:"
-          f" a {dtype} product at {about['flops'] / 1e9:.4g} GFLOP/s"
+          f" a {config.dtype} product at {about['flops'] / 1e9:.4g} GFLOP/s"
         )
       for problem in chosen:
         if problem.suite != suite:

@@ -1,4 +1,4 @@
-"""Who computes the problems. To add one: a file in peers/, a row in the table."""
+"""Who computes the problems. To add one: a file in peers/, a row in a table."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence

@@ -6,9 +6,8 @@ In this process, methods in turn. `recurrent.executors.choice` has the table;
 tests/executors/choice_test.py holds it against docs/methods.json.
 """
 
+import functools
 import re
-import statistics
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,6 @@ from recurrent.unroll import resolve_method
 LEFT_OUT = ("newton", "pallas")
 SHAPES = ((64, 100, 128, 128), (16, 64, 512, 512), (1, 256, 256, 256))
 MORE_SHAPES = ((32, 10, 1, 64), (20, 35, 648, 648), (1, 4096, 64, 64))
-TURN = 0.02  # seconds, at least
 WELL_KNOWN = ("rnn", "lstm", "gru", "slstm", "lru", "mlstm")
 
 
@@ -53,23 +51,17 @@ def cases() -> list[Case]:
   ]
 
 
-def measure(
-  wanted: Iterable[Case], repeats: int, seconds: float
-) -> list[dict[str, Any]]:
-  """Times all methods of some cases, in turn.
-
-  Args:
-    wanted: the cases.
-    repeats: turns of each method, at most.
-    seconds: that the turns at one case and work may take; 3 repeats even so.
+def measure(config: Any, machine: Any) -> list[dict[str, Any]]:
+  """Times all methods of all cases, in turn.
 
   Returns:
     One row a case and work: `ms` has each method's best turn, `auto` what
     `method="auto"` takes.
   """
+  del machine
   memory.keep_freed()
   rows = []
-  for case in wanted:
+  for case in cases():
     cell = cells.get(case.name)(case.features)
     layers = [cell.init(jax.random.key(0), case.in_features)]
     inputs = jax.random.normal(
@@ -88,7 +80,7 @@ def measure(
         name: programs.lower(work, cell, layers, inputs, method=name).compile()
         for name in able
       }
-      ms = _best_turns(compiled, (layers, inputs), repeats, seconds)
+      ms = _best_turns(compiled, (layers, inputs), config)
       auto = resolve_method(cell, "auto")
       row = {**case._asdict(), "work": work, "auto": auto, "ms": ms}
       rows.append(row)
@@ -96,7 +88,7 @@ def measure(
   return rows
 
 
-def _best_turns(compiled, arguments, repeats, seconds):
+def _best_turns(compiled, arguments, config):
   """Of each method, the least of its turns' medians: noise only adds.
 
   What compiled to the same program has the same time.
@@ -104,15 +96,11 @@ def _best_turns(compiled, arguments, repeats, seconds):
   texts = {name: _program(method) for name, method in compiled.items()}
   first = {text: name for name, text in reversed(texts.items())}
 
-  def median_ms(name):
-    call = lambda: jax.block_until_ready(compiled[name](*arguments))
-    call()  # finds the memory as the method before left it
-    return 1e3 * statistics.median(timing.turn(call, TURN))
-
-  turns = timing.in_turn(
-    {n: lambda n=n: median_ms(n) for n in texts if first[texts[n]] == n},
-    repeats,
-    seconds,
+  run = lambda name: jax.block_until_ready(compiled[name](*arguments))
+  turns = timing.medians(
+    {n: functools.partial(run, n) for n in texts if first[texts[n]] == n},
+    config.repeats,
+    config.seconds,
   )
   return {name: min(turns[first[text]]) for name, text in texts.items()}
 

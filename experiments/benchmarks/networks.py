@@ -21,17 +21,12 @@ RATE, EPSILON = 1e-3, 1e-8
 
 
 class Calls(NamedTuple):
-  """What a worker runs.
+  """What a worker runs."""
 
-  Attributes:
-    works: the calls, by name.
-    values: what the calls compute, by name, to be equal on every side.
-    about: what else is worth knowing.
-  """
-
-  works: dict[str, Callable[[], Any]]
+  works: dict[str, Callable[[], Any]]  # the calls, by name
+  # What they compute, by name, to be equal on every side.
   values: Callable[[], dict[str, Any]]
-  about: dict[str, Any] = {}
+  about: dict[str, Any] = {}  # what else is worth knowing
 
 
 class Network(NamedTuple):
@@ -137,7 +132,7 @@ def from_modules(
   layers: Sequence[nnx.Module],
   run: Callable[[Any, Any], Any],
   params_of: Callable[[Any], list[Any]],
-  about: dict[str, Any] = {},
+  about: dict[str, Any] | None = None,
 ) -> Calls:
   """The calls of Flax NNX modules.
 
@@ -161,7 +156,7 @@ def from_modules(
     modules = nnx.merge(graphdef, gradients, rest)
     return name_layers([params_of(layer) for layer in modules])
 
-  network = Network(variables, apply, name_gradients, about=about)
+  network = Network(variables, apply, name_gradients, about=about or {})
   return from_jax(network, drawn, dtype)
 
 
@@ -178,13 +173,7 @@ def name_layers(gradients: list[list[Any]]) -> dict[str, Any]:
 def as_values(
   outputs: Any, d_inputs: Any, gradients: dict[str, Any]
 ) -> dict[str, Any]:
-  """What all implementations are to agree on, as NumPy arrays by name.
-
-  Args:
-    outputs: of all time steps.
-    d_inputs: gradient by the inputs.
-    gradients: the others, by name.
-  """
+  """What all are to agree on: outputs, gradients by inputs and by others."""
   found = {"outputs": outputs}
   for name, array in {"inputs": d_inputs, **gradients}.items():
     found[f"gradient of {name}"] = array

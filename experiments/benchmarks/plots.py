@@ -1,4 +1,4 @@
-"""The plots: medians as dots, and how things grow. Matplotlib loads when used."""
+"""All plots: medians as dots, and how things grow with size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,31 +7,10 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks import problems
+from experiments.benchmarks.implementations import IMPLEMENTATIONS
 
 Row = dict[str, Any]
 
-# Ours dark and filled, the others by colour and marker.
-STYLES = {
-  "ours": ("black", "o"),
-  "ours:fused": ("dimgray", "o"),
-  "ours:scan": ("darkgray", "o"),
-  "ours:newton": ("tab:purple", "o"),
-  "ours:bfloat16": ("dimgray", "o"),
-  "ours:int8": ("darkgray", "o"),
-  "ours:pallas": ("navy", "o"),
-  "ours:mosaic_gpu": ("darkgreen", "o"),
-  "ours:cudnn": ("darkred", "o"),
-  "scan": ("tab:blue", "s"),
-  "flax": ("tab:cyan", "^"),
-  "haiku": ("tab:green", "v"),
-  "equinox": ("tab:olive", "D"),
-  "keras_jax": ("tab:brown", "<"),
-  "keras_torch": ("tab:pink", ">"),
-  "torch": ("tab:red", "P"),
-  "associative": ("tab:orange", "D"),
-  "step": ("tab:blue", "s"),
-  "call": ("tab:cyan", "^"),
-}
 # Ours dark, the plain scan light; recomputation in colours.
 COLOURS = {
   "auto": "black",
@@ -62,10 +41,10 @@ def title(machine: dict[str, Any], about: str) -> str:
 
 
 def medians(rows: Sequence[Row], heading: str, path: Path) -> None:
-  """Draws all medians as dots: a row of panels a suite, a panel a work.
+  """Draws the rows of `report.rows`: a line of panels a suite, a panel a work.
 
   Args:
-    rows: as `report.rows` gives them.
+    rows: whose medians are the dots.
     heading: device and versions.
     path: of the PNG.
   """
@@ -77,19 +56,20 @@ def medians(rows: Sequence[Row], heading: str, path: Path) -> None:
   figure = _figure((4.2 * columns + 2.5, sum(heights) + 0.8))
   grid = figure.add_gridspec(len(suites), columns, height_ratios=heights)
   for line, (suite, found) in enumerate(suites.items()):
+    edge = len(shapes[suite]) - 0.5
     names = list(_groups(found, "implementation"))
-    # Beside each other within the line of a shape, in the legend's order.
-    shifts = 0.6 * ((np.arange(len(names)) + 0.5) / len(names) - 0.5)
     logs = np.log10([row["median_ms"] for row in found])
+    limits = 10 ** np.array(
+      [np.floor(logs.min() - 0.05), np.ceil(logs.max() + 0.05)]
+    )
     for column, work in enumerate(problems.WORKS[suite]):
       panel = figure.add_subplot(grid[line, column])
-      for name, shift in zip(names, shifts, strict=True):
-        chosen = [
-          row
-          for row in found
-          if (row["work"], row["implementation"]) == (work, name)
-        ]
-        colour, marker = STYLES.get(name, ("tab:gray", "x"))
+      here = _groups([r for r in found if r["work"] == work], "implementation")
+      for number, name in enumerate(names):
+        chosen = here.get(name, [])
+        # Beside each other within the line of a shape, in the legend's order.
+        shift = 0.6 * ((number + 0.5) / len(names) - 0.5)
+        colour, marker = _style(name)
         panel.plot(
           [row["median_ms"] for row in chosen],
           [shapes[suite].index(row["shape"]) + shift for row in chosen],
@@ -98,33 +78,24 @@ def medians(rows: Sequence[Row], heading: str, path: Path) -> None:
           marker=marker,
           markersize=7 if name == "ours" else 5,
           alpha=1 if name == "ours" else 0.8,
-          zorder=-names.index(name),
+          zorder=3 - number / len(names),
           label=name,
         )
-      panel.set_xscale("log")
-      panel.set_xlim(
-        10 ** np.floor(logs.min() - 0.05), 10 ** np.ceil(logs.max() + 0.05)
-      )
-      panel.xaxis.set_major_formatter("{x:g}")
-      panel.tick_params(labelsize=8)
-      panel.set_ylim(len(shapes[suite]) - 0.5, -0.5)
-      labels = shapes[suite] if column == 0 else []
-      panel.set_yticks(range(len(shapes[suite])), labels or None, fontsize=8)
+      panel.set(xscale="log", xlim=limits, ylim=(edge, -0.5))
       panel.set_title(f"{suite}: {work}", fontsize=10)
       panel.set_xlabel("median of a call, ms (log; left is faster)", fontsize=8)
+      labels = shapes[suite] if column == 0 else [""] * len(shapes[suite])
+      panel.set_yticks(range(len(labels)), labels)
+      panel.xaxis.set_major_formatter("{x:g}")
+      panel.tick_params(labelsize=8)
       panel.grid(alpha=0.3, which="both", axis="x")
-      for edge in range(1, len(shapes[suite])):
-        panel.axhline(edge - 0.5, color="lightgray", linewidth=0.8)
+      panel.hlines(np.arange(0.5, edge), *limits, color="lightgray", lw=0.8)
     panel.legend(
       loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False
     )
-  _save(
-    figure,
-    f"{heading}\nB x T x D x H: rows, time steps, width of inputs and of a"
-    " layer",
-    path,
-    dpi=110,
-  )
+  sizes = "B x T x D x H: rows, time steps, width of inputs and of a layer"
+  figure.suptitle(f"{heading}\n{sizes}", fontsize=10)
+  figure.savefig(path, dpi=110)
 
 
 def scaling(
@@ -139,51 +110,36 @@ def scaling(
     path: of the PNG.
   """
   figure = _figure((20, 11))
-  panels = figure.subplots(2, 4).flat
-  for (part, axis, x_label, y_label), panel in zip(
-    PANELS, panels, strict=False
-  ):
-    here = lambda row, part=part, axis=axis: (
-      row["part"] == part and axis in (None, row["axis"])
+  *panels, last = figure.subplots(2, 4).flat
+  for panel, (part, axis, x_label, y_label) in zip(panels, PANELS, strict=True):
+    found, lines = (
+      [r for r in of if r["part"] == part and axis in (None, r["axis"])]
+      for of in (rows, exponents)
     )
-    found, lines = list(filter(here, rows)), list(filter(here, exponents))
     for number, fit in enumerate(lines):
       name = fit["implementation"]
-      xs, ys, least, most = zip(
-        *sorted(
-          (row["x"], row["value"], row["least"], row["most"])
-          for row in found
-          if (row["axis"], row["implementation"]) == (fit["axis"], name)
-        ),
-        strict=True,
+      points = sorted(
+        (row["x"], row["value"], row["least"], row["most"])
+        for row in found
+        if (row["axis"], row["implementation"]) == (fit["axis"], name)
       )
+      xs, ys, least, most = zip(*points, strict=True)
       colour = COLOURS.get(name, f"C{number}")
-      panel.plot(
-        xs,
-        ys,
-        color=colour,
-        marker=MARKERS[number % len(MARKERS)],
-        markersize=5,
-        label=f"{name}: {fit['all']:.2f}, {fit['last']:.2f}",
-      )
+      label = f"{name}: {fit['all']:.2f}, {fit['last']:.2f}"
+      marker = MARKERS[number % len(MARKERS)]
+      panel.plot(xs, ys, color=colour, marker=marker, ms=5, label=label)
       panel.fill_between(xs, least, most, color=colour, alpha=0.15)
     panel.set_xscale("log", base=2)
-    points = sorted({row["x"] for row in found})
-    panel.set_xticks(points, [f"{x:g}" for x in points])
+    ticks = sorted({row["x"] for row in found})
+    panel.set_xticks(ticks, [f"{x:g}" for x in ticks])
     _finish(panel, x_label, y_label, f"{part} against {x_label}")
     low, high = panel.get_ylim()
     panel.yaxis.set_minor_formatter("{x:.2g}" if high < 10 * low else "")
-    if lines:
-      _legend_below(panel, 8, "exponent: all, last 3")
-  _trade(
-    figure.axes[len(PANELS)], [r for r in rows if r["part"] == "recompute"]
-  )
-  _save(
-    figure,
-    f"{heading}\nmedians; the shade goes from the least to the most",
-    path,
-    dpi=80,
-  )
+    _legend_below(panel, 8, "exponent: all, last 3")
+  _trade(last, [row for row in rows if row["part"] == "recompute"])
+  about = "medians; the shade goes from the least to the most"
+  figure.suptitle(f"{heading}\n{about}", fontsize=11)
+  figure.savefig(path, dpi=80)
 
 
 def _trade(panel, rows):
@@ -216,12 +172,10 @@ def _trade(panel, rows):
 
 
 def _finish(panel, x_label, y_label, heading):
-  panel.set_yscale("log")
+  panel.set(yscale="log", xlabel=x_label, ylabel=y_label)
   panel.yaxis.set_major_formatter("{x:g}")
   panel.tick_params(axis="y", which="minor", labelsize=7)
   panel.grid(alpha=0.3, which="both")
-  panel.set_xlabel(x_label)
-  panel.set_ylabel(y_label)
   panel.set_title(heading, fontsize=11)
 
 
@@ -238,6 +192,17 @@ def _legend_below(panel, size, heading):
   )
 
 
+def _style(name):
+  """Ours are grey circles, the others have a colour and a marker each."""
+  ours, others = [], []
+  for known in dict.fromkeys(n for s in IMPLEMENTATIONS.values() for n in s):
+    (ours if known.startswith("ours") else others).append(known)
+  if name in ours:
+    return str(0.8 * ours.index(name) / len(ours)), "o"
+  number = others.index(name) if name in others else -1
+  return f"C{number % 10}", MARKERS[1:][number % 7]
+
+
 def _groups(rows, key) -> dict[str, list[Row]]:
   """The rows by one of their values, in the order of its first row."""
   found: dict[str, list[Row]] = {}
@@ -250,8 +215,3 @@ def _figure(size):
   from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
 
   return Figure(figsize=size, layout="constrained")
-
-
-def _save(figure, heading, path, dpi):
-  figure.suptitle(heading, fontsize=11)
-  figure.savefig(path, dpi=dpi)

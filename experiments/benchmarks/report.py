@@ -20,35 +20,21 @@ TITLES = {"jax": "the best JAX peer", "torch": "torch"}
 
 
 class Turns(NamedTuple):
-  """What was measured of one implementation with one work.
+  """What was measured of one implementation with one work."""
 
-  Attributes:
-    seconds: of each call, by repeat.
-    first_call: seconds of the first call, in which JAX compiles.
-    peak_bytes: of memory.
-  """
-
-  seconds: list[list[float]]
-  first_call: float
+  seconds: list[list[float]]  # of each call, by repeat
+  first_call: float  # seconds; JAX compiles in it
   peak_bytes: int
 
 
 class Comparison(NamedTuple):
-  """What was measured of one problem.
-
-  Attributes:
-    problem: which.
-    turns: by work, then by implementation.
-    left_out: by implementation, why it does not compute this, as "it ...".
-    refused: by implementation, why it was not timed, or not to the end.
-    about: by implementation, what else is worth knowing.
-  """
+  """What was measured of one problem; all but `turns` by implementation."""
 
   problem: Problem
-  turns: dict[str, dict[str, Turns]]
-  left_out: dict[str, str]
-  refused: dict[str, str]
-  about: dict[str, dict[str, Any]]
+  turns: dict[str, dict[str, Turns]]  # by work, then by implementation
+  left_out: dict[str, str]  # why it does not compute this, as "it ..."
+  refused: dict[str, str]  # why it was not timed, or not to the end
+  about: dict[str, dict[str, Any]]  # what else is worth knowing
 
 
 def rows(measured: Comparison, peak_flops: float) -> list[Row]:
@@ -97,19 +83,12 @@ def rows(measured: Comparison, peak_flops: float) -> list[Row]:
 
 
 class Target(NamedTuple):
-  """Something to reach, and what was measured of it.
-
-  Attributes:
-    name: what is compared.
-    wanted: the least ratio.
-    measured: the ratio; None where nothing of it was measured.
-    where: the shapes, or the shape of the least ratio.
-  """
+  """Something to reach; nothing of it was measured where `measured` is None."""
 
   name: str
-  wanted: float
+  wanted: float  # the least ratio
   measured: float | None
-  where: str
+  where: str  # the shapes, or the shape of the least ratio
 
   @property
   def met(self) -> bool | None:
@@ -126,26 +105,20 @@ def _least(ratios):
   return ratios[shape], shape
 
 
-def _one_row(row):
-  return row["batch"] == 1
-
-
-def _one_row_of_256(row):
-  return row["batch"] == 1 and row["features"] == 256
-
-
 _JAX, _TORCH = (f"over {title}" for title in TITLES.values())
-_STEP_LOOP = "generation, one row of 256, over"
-# Name, least ratio wanted, what is taken of the ratios of all shapes; and the
+_ONE_ROW = {"batch": 1}
+_GENERATION = "generation, one row of 256, over"
+_SMALL = {"batch": 1, "features": 256}
+# Name, the ratio wanted, what is taken of the ratios of all shapes, and the
 # arguments of `against`.
-TARGETS: tuple[tuple[str, float, Callable[..., Any], tuple[Any, ...]], ...] = (
+TARGETS: tuple[tuple[str, float, Callable[..., Any], Any], ...] = (
   (f"{BACKWARD}, {_JAX}, mean", 1.3, _mean, ("cells", BACKWARD, "jax")),
   (f"{BACKWARD}, {_JAX}, least", 1.0, _least, ("cells", BACKWARD, "jax")),
   (f"{BACKWARD}, {_TORCH}, mean", 1.0, _mean, ("cells", BACKWARD, "torch")),
   (f"{BACKWARD}, {_TORCH}, least", 0.8, _least, ("cells", BACKWARD, "torch")),
   (
     f"{BACKWARD}, {_TORCH}, batch 1, mean",
-    *(1.5, _mean, ("cells", BACKWARD, "torch", _one_row)),
+    *(1.5, _mean, ("cells", BACKWARD, "torch", _ONE_ROW)),
   ),
   (f"{FORWARD}, {_TORCH}, mean", 1.0, _mean, ("cells", FORWARD, "torch")),
   (f"{FORWARD}, {_JAX}, mean", 1.3, _mean, ("cells", FORWARD, "jax")),
@@ -154,12 +127,12 @@ TARGETS: tuple[tuple[str, float, Callable[..., Any], tuple[Any, ...]], ...] = (
     *(3.0, _least, ("linear", BACKWARD, "associative")),
   ),
   (
-    f"{_STEP_LOOP} torch's loop of steps",
-    *(5.0, _least, ("decode", "tokens", "torch", _one_row_of_256)),
+    f"{_GENERATION} torch's loop of steps",
+    *(5.0, _least, ("decode", "tokens", "torch", _SMALL)),
   ),
   (
-    f"{_STEP_LOOP} a compiled step a token",
-    *(20.0, _least, ("decode", "tokens", "step", _one_row_of_256)),
+    f"{_GENERATION} a compiled step a token",
+    *(20.0, _least, ("decode", "tokens", "step", _SMALL)),
   ),
 )
 
@@ -174,11 +147,7 @@ def targets(found: Sequence[Row]) -> list[Target]:
 
 
 def against(
-  found: Iterable[Row],
-  suite: str,
-  work: str,
-  who: str,
-  keep: Callable[[Row], bool] = lambda row: True,
+  found: Iterable[Row], suite: str, work: str, who: str, only: Row | None = None
 ) -> dict[str, float]:
   """By shape, the ratio of an implementation, or of the fastest of a side.
 
@@ -187,15 +156,15 @@ def against(
     suite: whose shapes.
     work: which.
     who: an implementation, or "jax" or "torch".
-    keep: which rows to look at.
+    only: values that the rows must have besides.
   """
+  wanted = {"suite": suite, "work": work, **(only or {})}
   best: dict[str, Row] = {}
   for row in found:
     if (
-      (row["suite"], row["work"]) == (suite, work)
+      all(row[key] == value for key, value in wanted.items())
       and who in (row["side"], row["implementation"])
       and row["ratio"] is not None
-      and keep(row)
     ):
       fastest = best.setdefault(row["shape"], row)
       if row["median_ms"] < fastest["median_ms"]:
@@ -219,22 +188,25 @@ def table(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
   return "\n".join(f"| {' | '.join(line)} |" for line in shown)
 
 
+_COLUMNS = {
+  "work": "work",
+  "implementation": "implementation",
+  "median_ms": "median ms",
+  "min_ms": "min",
+  "quartiles_ms": "quartiles",
+  "us_per_time_step": "us/time step",
+  "gflops": "GFLOP/s",
+  "percent_of_peak": "% peak",
+  "peak_mib": "MiB",
+  "first_call_s": "first s",
+  "ratio": "times ours",
+}
+
+
 def show_rows(found: Iterable[Row]) -> str:
   """The rows of one shape as a table."""
-  titles = {
-    "work": "work",
-    "implementation": "implementation",
-    "median_ms": "median ms",
-    "min_ms": "min",
-    "quartiles_ms": "quartiles",
-    "us_per_time_step": "us/time step",
-    "gflops": "GFLOP/s",
-    "percent_of_peak": "% peak",
-    "peak_mib": "MiB",
-    "first_call_s": "first s",
-    "ratio": "times ours",
-  }
-  return table(titles.values(), ([row[key] for key in titles] for row in found))
+  lines = ([row[key] for key in _COLUMNS] for row in found)
+  return table(_COLUMNS.values(), lines)
 
 
 def show_ratios(found: Sequence[Row]) -> str:
@@ -253,16 +225,11 @@ def show_ratios(found: Sequence[Row]) -> str:
 
 def show_targets(all_targets: Iterable[Target]) -> str:
   """The targets as a table."""
-  met = {None: "not measured", True: "yes", False: "no"}
-  return table(
-    ["target", "wanted", "measured", "met"],
-    (
-      (
-        t.name,
-        t.wanted,
-        None if t.measured is None else f"{t.measured:.2f} ({t.where})",
-        met[t.met],
-      )
-      for t in all_targets
-    ),
-  )
+  lines = []
+  for name, wanted, measured, where in all_targets:
+    shown, met = "-", "not measured"
+    if measured is not None:
+      shown = f"{measured:.2f} ({where})"
+      met = "yes" if measured >= wanted else "no"
+    lines.append([name, wanted, shown, met])
+  return table(["target", "wanted", "measured", "met"], lines)

@@ -16,8 +16,8 @@ all points and over the last three.
 """
 
 import contextlib
-import dataclasses
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,6 @@ from recurrent.cells import CELLS, LSTM
 
 MIB = 1 << 20
 LAST = 3  # points of an asymptote
-TURN = 0.02  # seconds, at least
 
 Row = dict[str, Any]
 
@@ -47,47 +46,33 @@ class Layers(NamedTuple):
   layers: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-  """What is measured.
+class Sizes(NamedTuple):
+  """What is measured."""
 
-  Args:
-    base: what is held while one axis moves.
-    axes: points of each axis, a field of `Layers`.
-    methods: by which the axes are measured.
-    devices: of one process, among which a train step is shared out.
-    processes: how many processes, likewise.
-    train: flags of the language model whose step that is.
-    steps: training steps in a turn.
-    memory_times: time steps at which memory is read off.
-    memory: rows and width of that layer, whose inputs are one number.
-    recompute: layers whose time and memory are measured.
-    compile_times: time steps at which programs are compiled.
-    compiled: (cell, method) of those programs.
-    seconds: that the turns of one part may take; there are 3 even so, but 1 of
-      compilation.
-  """
-
+  # The axes: what is held while one of them moves, their points, the methods.
   base: Layers = Layers()
-  axes: tuple[tuple[str, tuple[int, ...]], ...] = (
-    ("time_steps", (32, 64, 128, 256, 512, 1024)),
-    ("batch", (1, 4, 16, 64, 256)),
-    ("features", (32, 64, 128, 256, 512)),
-    ("layers", (1, 2, 4, 8)),
-  )
+  axes: Mapping[str, tuple[int, ...]] = {
+    "time_steps": (32, 64, 128, 256, 512, 1024),
+    "batch": (1, 4, 16, 64, 256),
+    "features": (32, 64, 128, 256, 512),
+    "layers": (1, 2, 4, 8),
+  }
   methods: tuple[str, ...] = ("auto", "fused", "scan")
+  # Some train steps of a language model with these flags: how many devices of
+  # one process share one out, and how many processes.
   devices: tuple[int, ...] = (1, 2, 4, 8)
   processes: tuple[int, ...] = (1, 2, 4)
   train: tuple[str, ...] = ("--batch_size=32", "--features=256")
   steps: int = 2
-  memory_times: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
+  # Rows and width of the layer whose memory is read off, and time steps.
   memory: tuple[int, int] = (8, 128)
+  memory_times: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
   recompute: tuple[Layers, ...] = (
     Layers(64, 100, 128),
     Layers(20, 35, 650),
     Layers(16, 512, 512),
   )
-  compile_times: tuple[int, ...] = (64, 512, 4096, 32768)
+  # Cells and methods of the programs to compile, and time steps.
   compiled: tuple[tuple[str, str], ...] = (
     ("lstm", "scan"),
     ("lstm", "fused"),
@@ -96,28 +81,19 @@ class Sizes:
     ("lru", "associative"),
     ("mlstm", "chunkwise"),
   )
+  compile_times: tuple[int, ...] = (64, 512, 4096, 32768)
+  # What the repeats of a part may take; 3 even so, but 1 of compilation.
   seconds: float = 15.0
 
 
 SIZES = Sizes()
 
 
-def measure(
-  workdir: Path, repeats: int, machine: dict[str, Any]
-) -> dict[str, Any]:
-  """Measures all parts of `SIZES`, prints them, and draws scaling.png.
-
-  Args:
-    workdir: of the plot.
-    repeats: turns of each implementation, at most.
-    machine: processor and versions, for the title.
-
-  Returns:
-    All rows, and the exponents of each line of the plot.
-  """
+def measure(config: Any, machine: dict[str, Any]) -> dict[str, Any]:
+  """Rows of all parts of `SIZES`, and exponents; printed and drawn."""
   rows: list[Row] = []
   for part in (times, devices, memory, recompute, compilation):
-    found = part(SIZES, repeats)
+    found = part(SIZES, config.repeats)
     print(f"\n{show(found)}", flush=True)
     rows += found
   exponents = fits(rows)
@@ -126,7 +102,7 @@ def measure(
     f"{machine['processors']} processors, {jax.default_backend()},"
     f" load {machine['load']:.1f}"
   )
-  path = workdir / "scaling.png"
+  path = Path(config.workdir) / "scaling.png"
   plots.scaling(rows, exponents, plots.title(machine, about), path)
   return {"rows": rows, "exponents": exponents}
 
@@ -137,50 +113,31 @@ def exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def fits(rows: Sequence[Row]) -> list[Row]:
-  """The exponents of every line that grows along an axis.
-
-  Args:
-    rows: with part, axis, implementation, x, and y as `value`.
-
-  Returns:
-    A row a line: over all points, and over the last three.
-  """
-  lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+  """The exponents of every line along an axis: all points, the last three."""
   keys = ("part", "axis", "implementation")
+  lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
   for row in rows:
     if row["axis"]:
-      key = tuple(row[name] for name in keys)
-      lines.setdefault(key, []).append((row["x"], row["value"]))
+      line = lines.setdefault(tuple(row[key] for key in keys), [])
+      line.append((row["x"], row["value"]))
   found = []
-  for key, points in lines.items():
+  for names, points in lines.items():
     xs, ys = zip(*sorted(points), strict=True)
-    last = exponent(xs[-LAST:], ys[-LAST:])
-    found.append(
-      {**dict(zip(keys, key)), "all": exponent(xs, ys), "last": last}
-    )
+    fit = {"all": exponent(xs, ys), "last": exponent(xs[-LAST:], ys[-LAST:])}
+    found.append({**dict(zip(keys, names, strict=True)), **fit})
   return found
-
-
-# Parts.
 
 
 def times(sizes: Sizes, repeats: int) -> list[Row]:
   """Forward and backward along each axis."""
   rows = []
-  for axis, points in sizes.axes:
-    calls = {
-      (x, method): layers_call(sizes.base._replace(**{axis: x}), method=method)[
-        0
-      ]
-      for x in points
-      for method in sizes.methods
-    }
-    rows += [
-      row("time", axis, method, x, milliseconds, "ms")
-      for (x, method), milliseconds in take_turns(
-        calls, repeats, sizes.seconds
-      ).items()
-    ]
+  for axis, points in sizes.axes.items():
+    calls = {}
+    for x, method in itertools.product(points, sizes.methods):
+      size = sizes.base._replace(**{axis: x})
+      calls[x, method], _ = layers_call(size, method=method)
+    taken = timing.medians(calls, repeats, sizes.seconds)
+    rows += [row("time", axis, m, x, ms, "ms") for (x, m), ms in taken.items()]
   return rows
 
 
@@ -211,25 +168,23 @@ def devices(sizes: Sizes, repeats: int) -> list[Row]:
       training.Workers(processes, each, sizes.train)
     )
     alone = start(1, max(sizes.devices))
-    ask = lambda workers, n: (
-      lambda: 1e3 * workers.seconds(n, sizes.steps) / sizes.steps
-    )
     # Both kinds of one device are the same process.
+    workers = {
+      ("processes", n): alone if n == 1 else start(n, 1)
+      for n in sizes.processes
+    }
+    workers |= {("devices", n): alone for n in sizes.devices}
     calls = {
-      **{
-        ("processes", n): ask(alone if n == 1 else start(n, 1), n)
-        for n in sizes.processes
-      },
-      **{("devices", n): ask(alone, n) for n in sizes.devices},
+      (kind, n): functools.partial(some.seconds, n, sizes.steps)
+      for (kind, n), some in workers.items()
     }
     taken = timing.in_turn(calls, repeats, sizes.seconds, warm_up=False)
-  return [
-    {
-      **row("devices", kind, f"{kind}, the same batch", n, found, "ms"),
-      "over_one": timing.ratio(found, taken[kind, 1]),
-    }
-    for (kind, n), found in taken.items()
-  ]
+  rows = []
+  for (kind, n), found in taken.items():
+    ms = [1e3 * seconds / sizes.steps for seconds in found]
+    point = row("devices", kind, f"{kind}, the same batch", n, ms, "ms")
+    rows.append({**point, "over_one": timing.ratio(found, taken[kind, 1])})
+  return rows
 
 
 def memory(sizes: Sizes, repeats: int) -> list[Row]:
@@ -237,7 +192,7 @@ def memory(sizes: Sizes, repeats: int) -> list[Row]:
   del repeats
   batch, features = sizes.memory
   cell = LSTM(features)
-  fused = functools.partial(dict, method="fused")
+  fused = functools.partial(dict[str, Any], method="fused")
   # Of the outputs nothing is wanted: they would be O(time steps) themselves.
   # How well the machine code is made is nothing to the buffers.
   quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
@@ -275,7 +230,7 @@ def recompute(sizes: Sizes, repeats: int) -> list[Row]:
       for name, remat in kept.items()
     }
     calls = {name: call for name, (call, _) in made.items()}
-    for name, found in take_turns(calls, repeats, sizes.seconds).items():
+    for name, found in timing.medians(calls, repeats, sizes.seconds).items():
       point = row("recompute", "", name, shape, found, "ms")
       rows.append({**point, "mib": made[name][1]})
   return rows
@@ -287,40 +242,33 @@ def compilation(sizes: Sizes, repeats: int) -> list[Row]:
 
   def compile_timed(name, method, number):
     made = []
-    work = lambda: made.append(gradient(name, method, number))
-    seconds = timing.timed(work)
-    counts[f"{name}, {method}", number] = instructions(made[0])
+    seconds = timing.timed(lambda: made.append(gradient(name, method, number)))
+    counts[name, method, number] = instructions(made[0])
     return seconds
 
   calls = {
-    (f"{name}, {method}", number): functools.partial(
-      compile_timed, name, method, number
-    )
-    for name, method in sizes.compiled
-    for number in sizes.compile_times
+    (*which, number): functools.partial(compile_timed, *which, number)
+    for which, number in itertools.product(sizes.compiled, sizes.compile_times)
   }
-  with _no_cache():
+  # What is in JAX's cache on disk is to be compiled anew.
+  cache = "jax_enable_compilation_cache"
+  with contextlib.ExitStack() as stack:
+    stack.callback(jax.config.update, cache, getattr(jax.config, cache))
+    jax.config.update(cache, False)
     gradient(*sizes.compiled[0], 2)  # the first of all loads the compiler
     taken = timing.in_turn(
       calls, repeats, sizes.seconds, least=1, warm_up=False
     )
-  return [
-    {
-      **row("compile", "time_steps", name, number, found, "s"),
-      "instructions": counts[name, number],
-    }
-    for (name, number), found in taken.items()
-  ]
+  rows = []
+  for (name, method, number), found in taken.items():
+    line = f"{name}, {method}"
+    point = row("compile", "time_steps", line, number, found, "s")
+    rows.append({**point, "instructions": counts[name, method, number]})
+  return rows
 
 
 def gradient(name: str, method: str, number: int) -> jax.stages.Compiled:
-  """A compiled gradient of a cell by its parameters and its inputs.
-
-  Args:
-    name: key of `recurrent.cells.CELLS`.
-    method: see `recurrent.unroll`.
-    number: of time steps, for 4 rows and 32 units.
-  """
+  """A compiled gradient of a cell over so many time steps, 4 rows, 32 units."""
   cell = CELLS[name](32)
   shapes = programs.shapes(cell, 4, number, 32)
   return programs.lower(BACKWARD, cell, *shapes, method=method).compile()
@@ -361,34 +309,5 @@ def show(rows: Sequence[Row]) -> str:
   return report.table(rows[0], (row.values() for row in rows))
 
 
-def take_turns(
-  calls: Mapping[Any, Callable[[], Any]], repeats: int, seconds: float
-) -> dict[Any, list[float]]:
-  """Milliseconds of a call in each repeat, all in turn within a repeat.
-
-  Args:
-    calls: by name, each does its work and waits for it.
-    repeats: at most.
-    seconds: see `timing.in_turn`.
-
-  Returns:
-    For each its repeats; of what is quick, medians of several calls.
-  """
-  median = lambda call: 1e3 * statistics.median(timing.turn(call, TURN))
-  turns = {n: functools.partial(median, call) for n, call in calls.items()}
-  return timing.in_turn(turns, repeats, seconds)
-
-
 def _mib(compiled) -> float:
   return compiled.memory_analysis().temp_size_in_bytes / MIB
-
-
-@contextlib.contextmanager
-def _no_cache():
-  """Compiles anew what is in JAX's cache on disk."""
-  before = jax.config.jax_enable_compilation_cache
-  jax.config.update("jax_enable_compilation_cache", False)
-  try:
-    yield
-  finally:
-    jax.config.update("jax_enable_compilation_cache", before)

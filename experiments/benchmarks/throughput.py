@@ -16,20 +16,10 @@ from recurrent.training.progress import Progress
 from recurrent.training.writers import MetricsWriter
 
 
-def measure(
+def _measure(
   works: Mapping[str, Callable[[], Any]], units: int, repeats: int
 ) -> dict[str, float]:
-  """Times functions of this process in turn.
-
-  Args:
-    works: by name, each does its work and waits for it.
-    units: of work that each does in a call.
-    repeats: timed calls of each.
-
-  Returns:
-    Median units a second of each, and how much faster the first is than each
-    of the others.
-  """
+  """Units of work a second, in turn, and how much faster the first is."""
   times = timing.in_turn(
     {
       name: lambda work=work: timing.timed(work) for name, work in works.items()
@@ -47,7 +37,7 @@ def measure(
   return found
 
 
-def measure_loop(repeats: int, steps: int) -> dict[str, float]:
+def measure_loop(config: Any, machine: Any) -> dict[str, float]:
   """The training loop, with its rows and checkpoints, against its step."""
   with tempfile.TemporaryDirectory() as folder:
     made = training.make_step(
@@ -65,7 +55,7 @@ def measure_loop(repeats: int, steps: int) -> dict[str, float]:
 
     def in_loop():
       done = int(state[0].step)
-      last = done + steps
+      last = done + config.steps
       state[0], _ = loop.fit(
         state[0],
         made.run,
@@ -82,17 +72,17 @@ def measure_loop(repeats: int, steps: int) -> dict[str, float]:
       checkpoints.wait()
 
     with MetricsWriter(Path(folder), 0) as writer:
-      works = {"loop": in_loop, "bare_step": lambda: bare(steps)}
-      found = measure(works, steps * made.task.units[1], repeats)
+      works = {"loop": in_loop, "bare_step": lambda: bare(config.steps)}
+      found = _measure(works, config.steps * made.task.units[1], config.repeats)
     checkpoints.close()
   return found
 
 
-def measure_generation(
-  repeats: int, tokens: int, features: int
-) -> dict[str, float]:
+def measure_generation(config: Any, machine: Any) -> dict[str, float]:
   """Blocks of tokens on the device against compiled calls for each token."""
-  problem = problems.Problem("decode", "lstm", 1, tokens, 128, features)
+  problem = problems.Problem(
+    "decode", "lstm", 1, config.tokens, 128, config.features
+  )
   drawn = problems.draw(problem)
   options = {
     "on_device": "float32",
@@ -103,4 +93,4 @@ def measure_generation(
     name: decoding.make(problem, drawn, "float32", option).works["tokens"]
     for name, option in options.items()
   }
-  return measure(works, tokens, repeats)
+  return _measure(works, config.tokens, config.repeats)

@@ -4,6 +4,7 @@ A machine is not equally fast all the time. What is compared therefore takes
 turns, and a ratio is the median of the ratios within each repeat.
 """
 
+import functools
 import importlib.metadata
 import math
 import os
@@ -18,6 +19,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 LEAST = 3  # repeats, however long they take
+TURN = 0.02  # seconds
 PACKAGES = ("jax", "flax", "torch", "keras", "dm-haiku", "equinox")
 
 
@@ -80,6 +82,15 @@ def in_turn(
       found[name].append(calls[name]())
     names = names[1:] + names[:1] if rotate else names
   return found
+
+
+def medians(
+  calls: Mapping[K, Callable[[], Any]], repeats: int, seconds: float
+) -> dict[K, list[float]]:
+  """Milliseconds of calls of this process, the median of each one's turns."""
+  median = lambda call: 1e3 * statistics.median(turn(call, TURN))
+  turns = {n: functools.partial(median, call) for n, call in calls.items()}
+  return in_turn(turns, repeats, seconds)
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> float:

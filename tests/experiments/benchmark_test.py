@@ -1,6 +1,8 @@
 """The benchmark against peers: what it compares, computes and refuses."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -62,16 +64,32 @@ def test_an_implementation_with_other_values_is_refused_and_not_timed(
   monkeypatch.setitem(IMPLEMENTATIONS["cells"], "broken", broken)
   absent = Implementation("tests.experiments.no_such_module", "jax")
   monkeypatch.setitem(IMPLEMENTATIONS["cells"], "absent", absent)
-  flags = ("--peers=scan,broken,absent", f"--workdir={tmp_path}")
+  ended = broken._replace(option="end")
+  monkeypatch.setitem(IMPLEMENTATIONS["cells"], "ended", ended)
+  flags = ("--peers=scan,broken,absent,ended", f"--workdir={tmp_path}")
   assert call(benchmark, *QUICK, *flags) == 1
   assert "was refused on lstm-4x8x3x5" in capsys.readouterr().err
   found = json.loads((tmp_path / "benchmark.json").read_text())
   reasons = found["refused"]["lstm-4x8x3x5"]
   assert "outputs is off by" in reasons["broken"]
   assert "ModuleNotFoundError" in reasons["absent"]
+  assert "its process ended" in reasons["ended"]
   assert {row["implementation"] for row in found["rows"]} == {"scan"}
   # Without ours nothing is won or lost.
   assert all(target["met"] is None for target in found["targets"])
+
+
+@pytest.mark.processes
+def test_what_only_some_suites_need_is_not_imported_before_they_run():
+  heavy = {"matplotlib", "orbax", "tensorboardX", "tensorflow_datasets"}
+  heavy |= {"torch", "keras", "haiku", "equinox"}
+  code = (
+    "import sys; from experiments import benchmark;"
+    f" print({heavy} & set(sys.modules))"
+  )
+  command = [sys.executable, "-c", code]
+  ran = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert ran.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import scaling, training
+from experiments.benchmarks import scaling, timing, training
 from experiments.benchmarks.scaling import Layers, Sizes
 from recurrent.errors import UserError
 from tests.experiments.scripts import call, result
 
 TINY = Sizes(
   base=Layers(2, 4, 8),
-  axes=(("time_steps", (4, 8, 16)), ("layers", (1, 2))),
+  axes={"time_steps": (4, 8, 16), "layers": (1, 2)},
   methods=("fused", "scan"),
   devices=(1, 2),
   processes=(1, 2),
@@ -55,7 +55,7 @@ def test_the_last_three_points_tell_the_asymptote():
 
 def test_implementations_take_turns_and_no_repeat_begins_late():
   calls = []
-  found = scaling.take_turns(
+  found = timing.medians(
     {name: lambda name=name: calls.append(name) for name in "ab"}, 5, 0.0
   )
   assert {name: len(times) for name, times in found.items()} == {"a": 3, "b": 3}
@@ -93,7 +93,7 @@ def test_the_suite_ends_in_rows_exponents_and_a_plot(
     assert 0 < row["least"] <= row["value"] <= row["most"]
     key = row["part"], row["axis"], row["implementation"]
     rows.setdefault(key, {})[row["x"]] = row
-  for axis, points in TINY.axes:
+  for axis, points in TINY.axes.items():
     for method in TINY.methods:
       assert tuple(rows["time", axis, method]) == points
   for kind in ("processes", "devices"):
@@ -105,7 +105,7 @@ def test_the_suite_ends_in_rows_exponents_and_a_plot(
   growth = lambda name: fits["memory", "time_steps", name]["last"]
   for name in ("scan", "fused", "fused, checkpoint around"):
     assert growth(name) == pytest.approx(1, abs=0.05)
-  # A root, and what is O(ticks) of one number an input.
+  # A root, and what is O(T) of one number an input.
   assert 0.4 < growth("fused, chunks of the root") < 0.75
   kept, again = (
     rows["memory", "time_steps", f"fused{name}"][4096]["value"]
