@@ -82,10 +82,12 @@ class Workers:
       LOG.warning("%s, %s is refused: %s", problem.name, name, reason)
 
     def take_turn(name, work):
-      try:
-        return name not in refused and self._ask(name, worker.run, work)
-      except WorkerError as error:
-        refused[name] = str(error)
+      if name not in refused:
+        try:
+          return self._ask(name, worker.run, work)
+        except WorkerError as error:
+          refused[name] = str(error)
+      return None
 
     turns = {}
     for work in problems.WORKS[problem.suite]:
@@ -147,10 +149,8 @@ class Workers:
 
     Of those that need not agree on all tokens it is noted how far they do.
     """
-    tolerances, least = (
-      TOLERANCES[self._config.dtype],
-      self._table[name].agreement,
-    )
+    tolerances = TOLERANCES[self._config.dtype]
+    least = self._table[name].agreement
     if least < 1:
       wanted = dict(wanted)
       about["same_tokens"] = part = agree(wanted, got)

@@ -185,10 +185,13 @@ class Drawn(NamedTuple):
 def draw(problem: Problem) -> Drawn:
   """The arrays of a problem, the same in every process."""
   rng = np.random.default_rng(0)
-  normal = lambda *shape: rng.standard_normal(shape, np.float32)
-  uniform = lambda low, high, *shape: rng.uniform(low, high, shape).astype(
-    np.float32
-  )
+
+  def normal(*shape):
+    return rng.standard_normal(shape, np.float32)
+
+  def uniform(low, high, *shape):
+    return rng.uniform(low, high, shape).astype(np.float32)
+
   b, t, h = problem.batch, problem.time, problem.features
   if problem.suite == "linear":
     decay = uniform(0.9, 1, t, b, h)

@@ -54,9 +54,7 @@ def build(
   works = problems.WORKS[problem.suite]
   first = {work: timing.timed(calls.works[work]) for work in works}
   values = {name: np.asarray(x) for name, x in calls.values().items()}
-  del drawn
-  _tidy()
-  _here.update(calls=calls, baseline=_resident("VmRSS"))
+  _here.update(calls=calls, baseline=None)
   return first, values, calls.about
 
 
@@ -67,6 +65,9 @@ def run(work: str) -> tuple[list[float], int]:
     Seconds of each call, and bytes of memory at its highest: of a device that
     has its own, else of the process, above what it holds between the calls.
   """
+  if _here["baseline"] is None:  # what was built has been handed over
+    _tidy()
+    _here["baseline"] = _resident("VmRSS")
   with contextlib.suppress(OSError):
     # From here on, VmHWM is the highest since now.
     Path("/proc/self/clear_refs").write_text("5")
