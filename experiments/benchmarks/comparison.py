@@ -1,0 +1,279 @@
+"""The suites against peers: each in its own process, compared, then timed."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarks import problems, processes, report, timing, worker
+from experiments.benchmarks.implementations import (
+  IMPLEMENTATIONS,
+  Implementation,
+)
+from experiments.benchmarks.problems import Problem
+from experiments.benchmarks.processes import WorkerError
+from experiments.benchmarks.report import Comparison, Turns
+
+LOG = logging.getLogger("recurrent")
+
+# The greatest difference, as a norm over that of the first implementation's: of
+# what is computed forward, and of gradients.
+TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (5e-2, 2e-1)}
+
+
+class Workers:
+  """A process for each implementation of a suite, alive until the `with` ends.
+
+  Args:
+    suite: a key of `IMPLEMENTATIONS`.
+    config: with the flags dtype, repeats and seconds.
+    threads: of each process.
+  """
+
+  def __init__(self, suite: str, config: Any, threads: int):
+    self._table = IMPLEMENTATIONS[suite]
+    self._config = config
+    self._threads = threads
+    self._pools: dict[str, Executor] = {}
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    for pool in self._pools.values():
+      pool.shutdown()
+
+  def compare(self, problem: Problem, names: Sequence[str]) -> Comparison:
+    """Measures one problem.
+
+    Args:
+      problem: what is computed.
+      names: of implementations, which are installed; those that leave the
+        problem out are not asked.
+
+    Returns:
+      All turns; implementations that fail, or whose values are not those of the
+      first, are refused and not timed.
+    """
+    left_out, refused, about, first_calls = {}, {}, {}, {}
+    wanted = None
+    for name in names:
+      reason = self._table[name].why_not(problem, self._config.dtype)
+      if reason:
+        left_out[name] = reason
+        continue
+      try:
+        option = self._table[name].option
+        first_calls[name], values, about[name] = self._ask(
+          name, worker.build, problem, self._config.dtype, option
+        )
+      except WorkerError as error:
+        refused[name] = str(error)
+        continue
+      if wanted is None:
+        wanted = values, name
+      elif reason := self._unequal(*wanted, values, name, about[name]):
+        refused[name] = reason
+    for name, reason in refused.items():
+      LOG.warning("%s, %s is refused: %s", problem.name, name, reason)
+
+    def take_turn(name, work):
+      if name not in refused:
+        try:
+          return self._ask(name, worker.run, work)
+        except WorkerError as error:
+          refused[name] = str(error)
+      return None
+
+    turns = {}
+    for work in problems.WORKS[problem.suite]:
+      found = timing.in_turn(
+        {
+          name: functools.partial(take_turn, name, work)
+          for name in first_calls
+          if name not in refused
+        },
+        self._config.repeats,
+        self._config.seconds,
+        warm_up=False,
+        rotate=True,
+      )
+      turns[work] = {
+        name: Turns(list(seconds), first_calls[name][work], max(peaks))
+        for name in found
+        if name not in refused
+        for seconds, peaks in [zip(*found[name], strict=True)]
+      }
+    return Comparison(problem, turns, left_out, refused, about)
+
+  def peak(self) -> dict[str, Any]:
+    """FLOP/s of a matrix product on this machine, and the device's name."""
+    with self._start(IMPLEMENTATIONS["linear"]["ours"]) as pool:
+      return processes.ask(pool, worker.peak, self._config.dtype)
+
+  def _ask(self, name, function, *args):
+    if name not in self._pools:
+      self._pools[name] = self._start(self._table[name])
+    try:
+      return processes.ask(self._pools[name], function, *args)
+    except WorkerError as error:
+      if isinstance(error.__cause__, BrokenProcessPool):
+        self._pools.pop(name).shutdown()
+      raise
+
+  def _start(self, implementation: Implementation) -> Executor:
+    environment = {
+      "OMP_NUM_THREADS": str(self._threads),
+      "MKL_NUM_THREADS": str(self._threads),
+      # Compile times are to be those of compiling.
+      "JAX_ENABLE_COMPILATION_CACHE": "false",
+      # Several processes share a GPU.
+      "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+      **implementation.environment,
+    }
+    pool = processes.start(environment)
+    try:
+      module = implementation.module
+      processes.ask(pool, worker.start, module, self._threads)
+    except WorkerError:
+      pool.shutdown()
+      raise
+    return pool
+
+  def _unequal(self, wanted, first, got, name, about) -> str:
+    """How values are not those of the first implementation; empty if they are.
+
+    Of those that need not agree on all tokens it is noted how far they do.
+    """
+    tolerances = TOLERANCES[self._config.dtype]
+    least = self._table[name].agreement
+    if least < 1:
+      wanted = dict(wanted)
+      about["same_tokens"] = part = agree(wanted, got)
+      if part < least:
+        return (
+          f"{part:.0%} of the tokens, not {least:.0%}, are those of {first}"
+        )
+      tolerances = TOLERANCES["bfloat16"]
+    reason = difference(wanted, got, tolerances)
+    return f"{reason} not that of {first}" if reason else ""
+
+
+def difference(
+  wanted: dict[str, Any], got: dict[str, Any], tolerances: tuple[float, float]
+) -> str:
+  """What differs between two implementations' values; empty if nothing does.
+
+  Args:
+    wanted: arrays by name.
+    got: arrays by name.
+    tolerances: of what is computed forward and of gradients, as a norm of the
+      difference over the norm of what is wanted. Integers must be equal.
+  """
+  if wanted.keys() != got.keys():
+    return f"{sorted(wanted.keys() ^ got.keys())} is"
+  for name, want in wanted.items():
+    found = got[name]
+    if want.shape != found.shape:
+      return f"{name} of shape {found.shape} is"
+    if np.issubdtype(want.dtype, np.integer):
+      if not np.array_equal(want, found):
+        return f"{name} is"
+      continue
+    error = np.linalg.norm((found - want).ravel())
+    error /= max(float(np.linalg.norm(want.ravel())), 1e-30)
+    # Not the other way round: a NaN is to be refused.
+    if not error <= tolerances[name.startswith("gradient")]:
+      return f"{name} is off by {error:.1e} and"
+  return ""
+
+
+def agree(wanted: dict[str, Any], got: dict[str, Any]) -> float:
+  """Cuts two implementations' tokens, and scores, to what they agree on.
+
+  A row is another text after its first other token: from there on tokens and
+  scores of both become zero, in place.
+
+  Args:
+    wanted: `tokens` and `scores`, [batch, N].
+    got: the same.
+
+  Returns:
+    The part of the tokens that is left.
+  """
+  same = np.logical_and.accumulate(wanted["tokens"] == got["tokens"], axis=1)
+  for values in (wanted, got):
+    for name in ("tokens", "scores"):
+      values[name] = np.where(same, values[name], 0)
+  return float(same.mean())
+
+
+def measure(
+  config: Any,
+  chosen: Sequence[Problem],
+  names: dict[str, list[str]],
+  about: dict[str, Any],
+) -> dict[str, Any]:
+  """Measures problems of some suites, and prints what comes out.
+
+  Args:
+    config: the flags.
+    chosen: the problems.
+    names: implementations of each suite.
+    about: the machine; its device, threads and FLOP/s are added to it.
+
+  Returns:
+    The skipped implementations, the refused ones, the targets, and all rows.
+  """
+  threads = config.threads or timing.processors()
+  skipped = {
+    name: reason
+    for suite in names
+    for name in names[suite]
+    if (reason := IMPLEMENTATIONS[suite][name].missing())
+  }
+  for name, reason in skipped.items():
+    print(f"{name} is skipped: {reason}")
+  rows: list[report.Row] = []
+  refused: dict[str, dict[str, str]] = {}
+  if about["load"] > 0.5 * about["processors"]:
+    LOG.warning(
+      "This machine is busy (load %.1f): the numbers will not be its own.",
+      about["load"],
+    )
+  for suite, members in names.items():
+    present = [name for name in members if name not in skipped]
+    with Workers(suite, config, threads) as workers:
+      if "flops" not in about:
+        about |= {"threads": threads, **workers.peak()}
+        print(
+          f"{about['processor']}, {threads} threads, {about['platform']}:"
+          f" a {config.dtype} product at {about['flops'] / 1e9:.4g} GFLOP/s"
+        )
+      for problem in chosen:
+        if problem.suite != suite:
+          continue
+        measured = workers.compare(problem, present)
+        found = report.rows(measured, about["flops"])
+        print(f"\n{problem.name}, ms\n{report.show_rows(found)}", flush=True)
+        for name, known in measured.about.items():
+          if "same_tokens" in known:
+            print(f"{name}: {known['same_tokens']:.1%} of tokens are ours")
+        for name, reason in measured.left_out.items():
+          print(f"{name} is left out: it {reason}")
+        for name, reason in measured.refused.items():
+          print(f"{name} is REFUSED: {reason}")
+          refused.setdefault(problem.name, {})[name] = reason
+        rows += found
+  targets = report.targets(rows)
+  print(f"\n{report.show_ratios(rows)}\n\n{report.show_targets(targets)}")
+  return {
+    "skipped": skipped,
+    "refused": refused,
+    "targets": [{**t._asdict(), "met": t.met} for t in targets],
+    "rows": rows,
+  }

@@ -1,0 +1,166 @@
+"""Who computes the problems. To add one: a file in peers/, a row in a table."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.benchmarks.problems import Problem
+from recurrent.errors import ConfigError
+
+
+class Implementation(NamedTuple):
+  """One way to compute the problems of a suite.
+
+  Attributes:
+    module: that has `make`.
+    side: "ours"; "jax", another way to do it in JAX; "torch"; or "other", which
+      no ratio is about.
+    option: handed to `make`.
+    needs: packages that have to be installed.
+    environment: variables of its process.
+    cannot: the kinds, structures and dtypes ("rnn", "diagonal", "bfloat16", or
+      kind and dtype, "rnn bfloat16") that it leaves out, and why, as "it ...".
+    agreement: the least part of the tokens that must be those of the first
+      implementation, each row up to where it departs; 1 but for narrow weights,
+      which compute another function. The part is reported.
+    if_named: whether it takes part only if `--peers` names it.
+  """
+
+  module: str
+  side: str
+  option: str = ""
+  needs: tuple[str, ...] = ()
+  environment: Mapping[str, str] = {}
+  cannot: Mapping[str, str] = {}
+  agreement: float = 1.0
+  if_named: bool = False
+
+  def why_not(self, problem: Problem, dtype: str) -> str:
+    """Why it leaves a problem out; empty if it does not."""
+    kind = problem.kind
+    words = (kind, problem.structure, dtype, f"{kind} {dtype}")
+    return next((self.cannot[w] for w in words if w in self.cannot), "")
+
+  def missing(self) -> str:
+    """What to install for it; empty if it is all there."""
+    absent = [n for n in self.needs if importlib.util.find_spec(n) is None]
+    if not absent:
+      return ""
+    return f"{', '.join(absent)} not installed: pip install -e '.[peers]'"
+
+
+def _peer(name: str, side: str, option: str = "", **more: Any):
+  module = f"experiments.benchmarks.peers.{name}"
+  return Implementation(module, side, option, **more)
+
+
+def _ours(*methods: str, **more: Any):
+  return {f"ours:{m}": _peer("ours", "ours", m, **more) for m in methods}
+
+
+def _linear(option: str, side: str, **more: Any):
+  cannot = {"bfloat16": "is float32, as in all linear cells"}
+  return _peer("linear", side, option, cannot=cannot, **more)
+
+
+def _keras(backend: str, side: str, *needs: str):
+  environment = {"KERAS_BACKEND": backend}
+  needs = ("keras", *needs)
+  return _peer("keras", side, backend, needs=needs, environment=environment)
+
+
+OURS = _peer("ours", "ours", "auto")
+DENSE = {"diagonal": "has dense cells only"}
+LAX = _peer("lax", "jax", cannot=DENSE)
+TORCH = _peer("torch", "torch", needs=("torch",), cannot=DENSE)
+
+# The first of a suite is the one whose values the others must have.
+IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
+  "cells": {
+    "ours": OURS,
+    **_ours("fused", "scan"),
+    # For one kind of device each.
+    **_ours("pallas", "mosaic_gpu", "cudnn", if_named=True),
+    "scan": LAX,
+    "flax": _peer(
+      "flax",
+      "jax",
+      cannot={
+        "rnn bfloat16": "has a SimpleCell whose carry keeps no other dtype than"
+        " float32"
+      },
+    ),
+    "haiku": _peer(
+      "haiku",
+      "jax",
+      needs=("haiku",),
+      cannot={
+        "gru": "resets before the product: another function",
+        "rnn": "has relu only: another function",
+      },
+    ),
+    "equinox": _peer(
+      "equinox",
+      "jax",
+      needs=("equinox",),
+      cannot={"rnn": "has no such cell"},
+    ),
+    "keras_jax": _keras("jax", "jax"),
+    "keras_torch": _keras("torch", "other", "torch"),
+    "torch": TORCH,
+  },
+  "linear": {
+    "ours": _linear("kernel", "ours"),
+    "ours:mosaic_gpu": _linear("mosaic_gpu", "ours", if_named=True),
+    "associative": _linear("associative", "jax"),
+    "scan": _linear("scan", "jax"),
+  },
+  "newton": {
+    "ours": OURS,
+    **_ours("newton"),
+    "scan": LAX,
+    "torch": TORCH,
+  },
+  "decode": {
+    "ours": _peer("decoding", "ours", "float32"),
+    "ours:bfloat16": _peer("decoding", "ours", "bfloat16", agreement=0.5),
+    "ours:int8": _peer("decoding", "ours", "int8", agreement=0.5),
+    "step": _peer("decoding", "jax", "step"),
+    "call": _peer("decoding", "jax", "call"),
+    "torch": _peer("torch_decoding", "torch", needs=("torch",)),
+  },
+}
+
+
+def choose(peers: str, suites: Sequence[str]) -> dict[str, list[str]]:
+  """Names of the implementations of each suite, as `--peers` asks for them.
+
+  Args:
+    peers: names separated by commas; empty: all that need not be named.
+    suites: keys of `IMPLEMENTATIONS`.
+
+  Raises:
+    ConfigError: if a name is unknown, or a suite is left without any.
+  """
+  known = list(dict.fromkeys(n for s in IMPLEMENTATIONS.values() for n in s))
+  wanted = peers.split(",") if peers else known
+  for name in wanted:
+    if name not in known:
+      raise ConfigError(
+        f"--peers: {name!r} is unknown", f"use some of {', '.join(known)}"
+      )
+  chosen = {
+    suite: [
+      name
+      for name, implementation in IMPLEMENTATIONS[suite].items()
+      if name in wanted and (peers or not implementation.if_named)
+    ]
+    for suite in suites
+  }
+  for suite, names in chosen.items():
+    if not names:
+      raise ConfigError(
+        f"--peers={peers} has none of the suite {suite}",
+        f"use some of {', '.join(IMPLEMENTATIONS[suite])}",
+      )
+  return chosen

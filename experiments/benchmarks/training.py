@@ -1,0 +1,142 @@
+"""A train step of the language model, here or shared out among processes."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import config as config_lib
+from experiments import language_model, runner
+from experiments.benchmarks import processes, timing
+from launch import local
+from recurrent import optim, sharding
+from recurrent.errors import UserError
+from recurrent.training import step
+
+
+class TrainStep(NamedTuple):
+  """A compiled train step on a mesh.
+
+  Attributes:
+    task: whose loss and batches these are.
+    run: (state, batch) -> (state, status).
+    start: makes a fresh state.
+    put: brings a batch to the devices.
+  """
+
+  task: runner.Task
+  run: Callable[..., tuple[Any, Any]]
+  start: Callable[[], Any]
+  put: Callable[[Any], Any]
+
+
+def make_step(config: language_model.Config, devices: int = 0) -> TrainStep:
+  """The train step of a language model over some devices; 0: all."""
+  mesh = sharding.make_mesh(devices)
+  optimizer = optim.make_optimizer(config, config.steps)
+  task = language_model.make_task(config)
+  init, graphdef = runner.initialiser(config, task, optimizer)
+  return TrainStep(
+    task,
+    step.make_train_step(
+      graphdef, task.loss, optimizer, mesh, seed=0, ema_decay=config.ema
+    ),
+    jax.jit(init, out_shardings=step.state_sharding(mesh)),
+    lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
+  )
+
+
+def repeated(made: TrainStep) -> Callable[[int], None]:
+  """What makes so many steps on one batch, and waits for the last."""
+  state, batch = [made.start()], made.put(made.task.batches[0])
+
+  def steps(number):
+    for _ in range(number):
+      state[0], status = made.run(state[0], batch)
+    jax.block_until_ready((state[0], status))
+
+  return steps
+
+
+class Workers:
+  """Processes that share a train step out, alive until the `with` ends.
+
+  Args:
+    number: how many.
+    devices: CPU devices of each.
+    flags: of the language model, the same for all.
+  """
+
+  def __init__(self, number: int, devices: int, flags: Sequence[str]):
+    argv = ["", *flags, "--workdir=unused"]
+    config = config_lib.parse(language_model.Config, argv)
+    address = f"127.0.0.1:{local.free_port()}" if number > 1 else ""
+    environment = {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+    self._workers = [
+      (
+        processes.start(environment),
+        dataclasses.replace(
+          config, coordinator=address, processes=number, process=process
+        ),
+      )
+      for process in range(number)
+    ]
+
+  def __enter__(self) -> "Workers":
+    return self
+
+  def __exit__(self, exception, *_) -> None:
+    if exception is not None:  # each would wait for the others for ever
+      for child in multiprocessing.active_children():
+        child.kill()
+    # All are told before any is waited for: each waits for the others to end.
+    for wait in (False, True):
+      for pool, _ in self._workers:
+        pool.shutdown(wait)
+
+  def seconds(self, devices: int, steps: int) -> float:
+    """Seconds of some steps over so many devices, by the slowest process.
+
+    Args:
+      devices: how many, of all processes together.
+      steps: to take; the first time, another goes before to compile.
+
+    Raises:
+      UserError: if a process fails.
+    """
+    futures = [
+      processes.submit(pool, _seconds, config, devices, steps)
+      for pool, config in self._workers
+    ]
+    # One that fails leaves the others waiting.
+    when = concurrent.futures.FIRST_EXCEPTION
+    done, _ = concurrent.futures.wait(futures, return_when=when)
+    for error in filter(None, (future.exception() for future in done)):
+      raise UserError(
+        f"a process of {len(self._workers)} failed: {error}",
+        "see whether the language model trains in as many processes",
+      ) from error
+    return max(future.result() for future in futures)
+
+
+def _seconds(config, devices, steps):
+  call = _compiled(config, devices)
+  return timing.timed(lambda: call(steps))
+
+
+@functools.cache
+def _compiled(config, devices):
+  _join(config)
+  call = repeated(make_step(config, devices))
+  call(1)
+  return call
+
+
+_join = functools.cache(runner.join_processes)
