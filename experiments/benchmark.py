@@ -63,10 +63,7 @@ from recurrent import decoding, optim, sharding
 from recurrent.errors import ConfigError, UserError, WorkdirError
 from recurrent.models import LanguageModel
 from recurrent.training import loop, step
-from recurrent.training.checkpoint import Checkpoints
 from recurrent.training.preemption import Preemption
-from recurrent.training.progress import Progress
-from recurrent.training.writers import MetricsWriter
 
 LOG = logging.getLogger("recurrent")
 
@@ -312,6 +309,10 @@ def measure(
 
 def measure_loop(config: Config) -> dict[str, Any]:
   """The training loop, with its rows and checkpoints, against its step."""
+  from recurrent.training.checkpoint import Checkpoints
+  from recurrent.training.progress import Progress
+  from recurrent.training.writers import MetricsWriter
+
   mesh = sharding.make_mesh()
   where = sharding.split_batch(mesh)
   with tempfile.TemporaryDirectory() as folder:

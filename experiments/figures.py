@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from recurrent.training import writers
-
 
 def curves(metrics: Path, figures: Path) -> Path:
   """Draws every metric of a `metrics.jsonl` over the steps.
@@ -21,6 +19,8 @@ def curves(metrics: Path, figures: Path) -> Path:
 
   matplotlib.use("agg")
   from matplotlib import pyplot as plt
+
+  from recurrent.training import writers
 
   series: dict[str, dict[str, tuple[list, list]]] = {}
   for row in writers.read(metrics):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -27,12 +27,14 @@ from recurrent.errors import CheckpointError, UserError
 from recurrent.training import digest, loop, step
 from recurrent.training import state as state_lib
 from recurrent.training import workdir as workdir_lib
-from recurrent.training.checkpoint import Checkpoints
 from recurrent.training.preemption import Preemption
-from recurrent.training.progress import Progress
 from recurrent.training.workdir import Workdir
-from recurrent.training.writers import MetricsWriter
 from recurrent.types import Carry, PyTree
+
+# The functions that use these import them: they import Orbax, tqdm and
+# tensorboardX, which take long, and not all scripts need them.
+if TYPE_CHECKING:
+  from recurrent.training.checkpoint import Checkpoints
 
 LOG = logging.getLogger("recurrent")
 
@@ -128,6 +130,8 @@ def train(
   Returns:
     The final metrics, as in the last line of stdout.
   """
+  from recurrent.training.checkpoint import Checkpoints
+
   join_processes(config)
   with Preemption() as preemption:
     mesh = sharding.make_mesh(config.devices)
@@ -173,6 +177,9 @@ def join_processes(config):
 
 def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   """Restores or begins, trains, and scores the best parameters."""
+  from recurrent.training.progress import Progress
+  from recurrent.training.writers import MetricsWriter
+
   init, graphdef = initialiser(config, task, optimizer)
   shardings = step.state_sharding(mesh)
   template = _template(init, shardings)
@@ -333,6 +340,8 @@ def load_params(
   Raises:
     CheckpointError: if there is no good checkpoint.
   """
+  from recurrent.training.checkpoint import Checkpoints
+
   identity = _read_values(config.workdir)
   checkpoints = Checkpoints(
     Path(config.workdir) / "checkpoints",
@@ -360,7 +369,7 @@ def load_params(
   raise failure
 
 
-def _best_first(checkpoints: Checkpoints, steps: list[int]) -> list[int]:
+def _best_first(checkpoints: "Checkpoints", steps: list[int]) -> list[int]:
   """The best step by the newest readable record, then the newest ones."""
   for number in steps:
     try:
