@@ -5,10 +5,12 @@
 PYTHONS := 3.14 3.13 3.12 3.11
 # The first of them on the path that runs and can make an environment: pyenv has
 # commands of versions that are not active, and Debian a Python without ensurepip.
-PYTHON ?= $(shell for p in python3 $(PYTHONS:%=python%); do \
+ifndef PYTHON
+PYTHON := $(shell for p in python3 $(PYTHONS:%=python%); do \
   $$p -c 'import ensurepip, sys, venv; \
   sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split())' \
   2>/dev/null && echo $$p && break; done)
+endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/pydoc
@@ -69,7 +71,9 @@ benchmark-loop: $(VENV)/installed
 
 $(VENV)/installed: $(wildcard requirements/py*.txt) setup.cfg
 	@test -f "$(LOCK)" || { \
-	  echo "$(or $(PYTHON),No Python on the path) is none of $(PYTHONS)." >&2; \
+	  echo "$(if $(PYTHON),$(PYTHON) does not run or is not one of,There is no \
+	    Python with ensurepip (Debian: python3-venv) on the path of) the" \
+	    "versions $(PYTHONS)." >&2; \
 	  echo "Say where one is: make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCK)
