@@ -1,14 +1,21 @@
 # make train: everything from a fresh clone to a trained language model.
 # make test:  everything CI runs.
 
-# The first Python on the path that there is a lock file for.
-PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
-  $$p -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' \
+# The Pythons that there is a lock file for, the newest first.
+PYTHONS := 3.14 3.13 3.12 3.11
+# The first of them on the path that runs and can make an environment: pyenv has
+# commands of versions that are not active, and Debian a Python without ensurepip.
+ifndef PYTHON
+PYTHON := $(shell for p in python3 $(PYTHONS:%=python%); do \
+  $$p -c 'import ensurepip, sys, venv; \
+  sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split())' \
   2>/dev/null && echo $$p && break; done)
+endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/pydoc
-LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
+LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; \
+  print("%d%d" % sys.version_info[:2])' 2>/dev/null).txt
 
 .PHONY: train test lint unit laws mutants faults tpu-compile benchmark-loop \
   lock clean
@@ -62,10 +69,12 @@ $(VENV)/libtpu: $(VENV)/installed
 benchmark-loop: $(VENV)/installed
 	$(BIN)/python -m experiments.benchmark --suite=loop,generation
 
-$(VENV)/installed: requirements/py311.txt requirements/py312.txt setup.cfg
-	@test -n "$(PYTHON)" -a -f "$(LOCK)" || { \
-	  echo "No Python 3.11 or 3.12 on the path." >&2; \
-	  echo "Say where it is: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+$(VENV)/installed: $(wildcard requirements/py*.txt) setup.cfg
+	@test -f "$(LOCK)" || { \
+	  echo "$(if $(PYTHON),$(PYTHON) does not run or is not one of,There is no \
+	    Python with ensurepip (Debian: python3-venv) on the path of) the" \
+	    "versions $(PYTHONS)." >&2; \
+	  echo "Say where one is: make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCK)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
@@ -73,7 +82,7 @@ $(VENV)/installed: requirements/py311.txt requirements/py312.txt setup.cfg
 
 # Needs uv; writes the lock files anew from setup.cfg.
 lock:
-	for v in 3.11 3.12; do \
+	set -e; for v in $(PYTHONS); do \
 	  uv pip compile --quiet --upgrade setup.cfg --extra text --extra dev \
 	    --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	    --python-version $$v -o requirements/py$$(echo $$v | tr -d .).txt; \

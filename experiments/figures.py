@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from recurrent.training import writers
-
 
 def curves(metrics: Path, figures: Path) -> Path:
   """Draws every metric of a `metrics.jsonl` over the steps.
@@ -18,6 +16,8 @@ def curves(metrics: Path, figures: Path) -> Path:
     The path of the figure.
   """
   from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
+
+  from recurrent.training import writers
 
   series: dict[str, dict[str, list[tuple]]] = {}
   for row in writers.read(metrics):

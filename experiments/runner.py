@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -28,12 +28,14 @@ from recurrent.errors import CheckpointError, ConfigError, Preempted, UserError
 from recurrent.training import digest, loop, step
 from recurrent.training import state as state_lib
 from recurrent.training import workdir as workdir_lib
-from recurrent.training.checkpoint import Checkpoints
 from recurrent.training.preemption import Preemption
-from recurrent.training.progress import Progress
 from recurrent.training.workdir import Workdir
-from recurrent.training.writers import MetricsWriter
 from recurrent.types import Carry, PyTree
+
+# The functions that use these import them: they import Orbax, tqdm and
+# tensorboardX, which take long, and not all scripts need them.
+if TYPE_CHECKING:
+  from recurrent.training.checkpoint import Checkpoints
 
 LOG = logging.getLogger("recurrent")
 
@@ -141,6 +143,8 @@ def train(
   Raises:
     UserError: one of `recurrent.errors`, each with its cause and its remedy.
   """
+  from recurrent.training.checkpoint import Checkpoints
+
   config.check()
   _show_log()
   join_processes(config)
@@ -230,6 +234,9 @@ def join_processes(config):
 
 def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   """Restores or begins, trains, and scores the best parameters."""
+  from recurrent.training.progress import Progress
+  from recurrent.training.writers import MetricsWriter
+
   init, graphdef = initialiser(config, task, optimizer)
   shardings = step.state_sharding(mesh)
   template = _template(init, shardings)
@@ -404,6 +411,8 @@ def load_params(
   Raises:
     CheckpointError: if there is no good checkpoint.
   """
+  from recurrent.training.checkpoint import Checkpoints
+
   identity = _read_values(config.workdir)
   checkpoints = Checkpoints(
     Path(config.workdir) / "checkpoints",
@@ -431,7 +440,7 @@ def load_params(
   raise failure
 
 
-def _best_first(workdir, checkpoints: Checkpoints, steps: list[int]):
+def _best_first(workdir, checkpoints: "Checkpoints", steps: list[int]):
   """The result's step, or the best by the newest record; then the newest."""
   result = _result(workdir)
   if result is not None and result["step"] in steps:

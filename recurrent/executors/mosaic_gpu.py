@@ -18,17 +18,9 @@ from recurrent.executors.ticks import Ticks
 CAPABILITY = "9.0"
 
 
-@functools.cache
-def _run():
-  """By the kernels, which are imported here: it takes a while."""
-  return pallas.by_kernels(
-    kernels.mosaic_gpu.scan, kernels.mosaic_gpu.linear_scan
-  )
-
-
 def mosaic_gpu(*args, **options):
   """As all executors: the carry and the outputs."""
-  return _run()(*args, **options)
+  return pallas.by_kernels("mosaic_gpu")(*args, **options)
 
 
 @functools.lru_cache

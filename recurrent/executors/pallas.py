@@ -22,16 +22,19 @@ from recurrent.executors.scan import tick
 from recurrent.kernels import transforms
 
 
-def by_kernels(scan, linear_scan):
-  """An executor of gated and linear cells, of the kernels for each.
+@functools.cache
+def by_kernels(name):
+  """Makes an executor of gated and linear cells from a module of kernels.
 
   Args:
-    scan: a loop, as `kernels.pallas.scan`.
-    linear_scan: the linear recurrence, as `kernels.pallas.linear_scan`.
+    name: the module in `recurrent.kernels`, which has `scan`, a loop, and
+      `linear_scan`, the linear recurrence. It is imported by this call.
 
   Returns:
     As all executors: a function that gives the carry and the outputs.
   """
+  module = getattr(kernels, name)
+  scan, linear_scan = module.scan, module.linear_scan
 
   def fast_run(cell, reverse, recompute, params, initial, carry, ticks):
     del recompute
@@ -78,7 +81,9 @@ def by_kernels(scan, linear_scan):
   return execute
 
 
-pallas = by_kernels(kernels.pallas.scan, kernels.pallas.linear_scan)
+def pallas(*args, **options):
+  """As all executors: the carry and the outputs."""
+  return by_kernels("pallas")(*args, **options)
 
 
 def why_not(cell) -> str:

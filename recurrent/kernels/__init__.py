@@ -2,7 +2,6 @@
 
 import importlib
 
-from recurrent.kernels import pallas
 from recurrent.kernels.block_scan import block_scan
 from recurrent.kernels.linear_scan import associative_scan, linear_scan
 from recurrent.kernels.matrix_scan import matrix_scan
@@ -18,7 +17,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-  # Pallas's Mosaic GPU takes a third of the time of `import recurrent`.
-  if name == "mosaic_gpu":
-    return importlib.import_module("recurrent.kernels.mosaic_gpu")
+  # The kernels for accelerators import Pallas, which takes as long as the rest
+  # of this package: so they are imported when they are first asked for.
+  if name in ("mosaic_gpu", "pallas"):
+    return importlib.import_module(f"recurrent.kernels.{name}")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

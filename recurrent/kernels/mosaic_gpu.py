@@ -17,6 +17,7 @@ For GPUs of compute capability 9.0 (Hopper), whose tensor cores take factors
 from shared memory by warpgroups. Nothing of this was timed: docs/gpu.md.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -51,12 +52,22 @@ AHEAD = 8  # ticks that `linear_scan` reads before it computes them
 _WARPGROUP = plgpu.CompilerParams(
   lowering_semantics=plgpu.LoweringSemantics.Warpgroup
 )
+# Before jax 0.12 `load` must be given an index beside the reference.
+_NO_INDEX: Any = [()] * ("idx" in inspect.signature(plgpu.load).parameters)
 
 
 def read(ref: Any, index: Any) -> Array:
   """An entry of an array in the GPU's main memory."""
   # Not optimised: bank conflicts are none of main memory's.
-  return plgpu.load(ref, (index,), optimized=False)
+  return plgpu.load(ref.at[index], *_NO_INDEX, optimized=False)
+
+
+def write(ref: Any, index: Any, value: Array) -> None:
+  """Sets an entry of an array in the GPU's main memory."""
+  if hasattr(plgpu, "store"):  # since jax 0.12, whose plain ones are optimized
+    plgpu.store(ref.at[index], value, optimized=False)
+  else:
+    ref[index] = value
 
 
 def scan(
@@ -378,12 +389,12 @@ class _Plan:
         n = self.out_count[i]
         parts = list(results[i].parts) * (n // len(results[i].parts))
         for j, part in enumerate(parts):
-          ref[tiles_at(place, n, j)] = tile(part).astype(ref.dtype)
+          write(ref, tiles_at(place, n, j), tile(part).astype(ref.dtype))
       return tuple(tile(x.parts[0]) for x in results[: self.carries])
 
     ends = lax.fori_loop(0, self.time, tick, tuple(starts))
     for ref, end in zip(outs[: self.carries], ends, strict=True):
-      ref[tiles_at(0, 1, 0)] = end.astype(ref.dtype)
+      write(ref, tiles_at(0, 1, 0), end.astype(ref.dtype))
 
   def _product(self, what, parts, turn, group, whole, weights, buffer, meet):
     """Tiles of a product: what all warpgroups have of its rows goes round."""
@@ -481,7 +492,7 @@ def _linear(reverse, decay, drive, start, resets):
           kept = [jnp.where(flag[0] != 0, jnp.zeros_like(x), x) for x in kept]
         state = [a + b for a, b in zip(kept, drive, strict=True)]
         for ref, x in zip(outs, state, strict=True):
-          ref[at] = x
+          write(ref, at, x)
       return state
 
     state = [read(ref, block) for ref in starts]

@@ -80,8 +80,8 @@ class Product(NamedTuple):
 # The operations that work unit by unit and that Mosaic GPU has.
 ELEMENTWISE = frozenset(
   "abs add and atan2 clamp cos div eq erf exp exp2 ge gt integer_pow le log"
-  " logistic lt max min mul ne neg optimization_barrier or rem rsqrt"
-  " select_n sign sin square sub tanh xor".split()
+  " logistic lt max min mul ne neg one_minus_square optimization_barrier or"
+  " rem rsqrt select_n sign sin square sub tanh xor".split()
 )
 INLINED = {
   "jit": "jaxpr",

@@ -9,19 +9,21 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 
 from recurrent.errors import DivergedError, Preempted
 from recurrent.metrics import Mean
-from recurrent.training.checkpoint import Checkpoints
 from recurrent.training.preemption import Preemption
-from recurrent.training.progress import Progress
 from recurrent.training.state import TrainState
 from recurrent.training.step import Status
-from recurrent.training.writers import MetricsWriter
 from recurrent.types import PyTree
+
+if TYPE_CHECKING:  # they import Orbax, tqdm and tensorboardX
+  from recurrent.training.checkpoint import Checkpoints
+  from recurrent.training.progress import Progress
+  from recurrent.training.writers import MetricsWriter
 
 LOG = logging.getLogger("recurrent")
 
@@ -102,9 +104,9 @@ def fit(
   *,
   objective: str,
   outcome: Outcome,
-  checkpoints: Checkpoints,
-  writer: MetricsWriter,
-  progress: Progress,
+  checkpoints: "Checkpoints",
+  writer: "MetricsWriter",
+  progress: "Progress",
   preemption: Preemption,
 ) -> tuple[TrainState, Outcome]:
   """Trains from `state.step` to the end.

@@ -5,6 +5,7 @@ client, which must have as many: one a device, so that these tests need several.
 """
 
 import functools
+import operator
 import os
 
 import jax
@@ -52,8 +53,9 @@ def interpreted(monkeypatch, gpu):
   how = interpreter.InterpretGPUParams()
   kernel = functools.partial(plgpu.kernel, interpret=how)
   monkeypatch.setattr(plgpu, "kernel", kernel)
-  # The interpreter has no loads but plain ones.
-  monkeypatch.setattr(kernels.mosaic_gpu, "read", lambda ref, index: ref[index])
+  # The interpreter has no loads and stores but plain ones.
+  monkeypatch.setattr(kernels.mosaic_gpu, "read", operator.getitem)
+  monkeypatch.setattr(kernels.mosaic_gpu, "write", operator.setitem)
 
 
 def run(cell, case, **how):
