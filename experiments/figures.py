@@ -17,34 +17,30 @@ def curves(metrics: Path, figures: Path) -> Path:
   Returns:
     The path of the figure.
   """
-  import matplotlib  # noqa: PLC0415 - slow, and only wanted at the end
+  from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
 
-  matplotlib.use("agg")
-  from matplotlib import pyplot as plt
-
-  series: dict[str, dict[str, tuple[list, list]]] = {}
+  series: dict[str, dict[str, list[tuple]]] = {}
   for row in writers.read(metrics):
+    step = row.pop("step")
     for name, value in row.items():
       split, _, kind = name.rpartition("_")
       if split not in ("train", "valid", "test"):
         split, kind = "", name
-      if name == "step" or value is None:
-        continue
-      steps, values = series.setdefault(kind, {}).setdefault(split, ([], []))
-      steps.append(row["step"])
-      values.append(value)
-  panels = [
+      if value is not None:
+        lines = series.setdefault(kind, {})
+        lines.setdefault(split, []).append((step, value))
+  # A metric that is always zero tells nothing.
+  telling = [
     kind
     for kind, lines in series.items()
-    if any(any(values) for _, values in lines.values())
+    if any(value for points in lines.values() for _, value in points)
   ]
-  if not panels:
-    panels = list(series)
-  figure, axes = plt.subplots(
-    1, len(panels), figsize=(4 * len(panels), 3.2), squeeze=False
-  )
-  for axis, kind in zip(axes[0], panels, strict=True):
-    for split, (steps, values) in series[kind].items():
+  panels = telling or list(series)
+  figure = Figure(figsize=(4 * len(panels), 3.2), layout="tight")
+  axes = figure.subplots(1, len(panels), squeeze=False)[0]
+  for axis, kind in zip(axes, panels, strict=True):
+    for split, points in series[kind].items():
+      steps, values = zip(*points, strict=True)
       marker = "o" if len(steps) < 30 else None
       axis.plot(steps, values, marker=marker, markersize=3, label=split or None)
       if split == "valid":
@@ -56,14 +52,11 @@ def curves(metrics: Path, figures: Path) -> Path:
           xytext=(0, 6),
           ha="center",
         )
-    axis.set_title(kind.replace("_", " "))
-    axis.set_xlabel("step")
+    axis.set(title=kind.replace("_", " "), xlabel="step")
     axis.grid(alpha=0.3)
     if any(series[kind]):
       axis.legend()
-  figure.tight_layout()
   figures.mkdir(exist_ok=True)
   path = figures / "curves.png"
   figure.savefig(path, dpi=120)
-  plt.close(figure)
   return path

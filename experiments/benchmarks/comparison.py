@@ -1,222 +1,172 @@
-"""Starts the contestants, compares what they compute, times them in turn."""
+"""The suites against peers: each in its own process, compared, then timed."""
 
-import contextlib
-import dataclasses
-import json
+import functools
 import logging
-import os
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks import implementations as contestants
-from experiments.benchmarks import problems
-from experiments.benchmarks.implementations import Contestant
+from experiments.benchmarks import problems, processes, report, timing, worker
+from experiments.benchmarks.implementations import (
+  IMPLEMENTATIONS,
+  Implementation,
+)
 from experiments.benchmarks.problems import Problem
+from experiments.benchmarks.processes import WorkerError
+from experiments.benchmarks.report import Comparison, Turns
 
 LOG = logging.getLogger("recurrent")
 
-# The greatest difference, as a norm over that of the first contestant's: of
+# The greatest difference, as a norm over that of the first implementation's: of
 # what is computed forward, and of gradients.
 TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (5e-2, 2e-1)}
-TURN = 0.05  # seconds
-LEAST_ROUNDS = 3
 
 
-class WorkerError(Exception):
-  """A contestant cannot do what was asked of it."""
-
-
-class Turns(NamedTuple):
-  """What was measured of one contestant with one work.
-
-  Attributes:
-    seconds: of each call, by round.
-    first_call: seconds of the first call, in which JAX compiles.
-    peak_bytes: of memory.
-  """
-
-  seconds: list[list[float]]
-  first_call: float
-  peak_bytes: int
-
-
-class Contest(NamedTuple):
-  """What was measured of one problem.
-
-  Attributes:
-    problem: which.
-    turns: by work, then by contestant.
-    left_out: by contestant, why it does not compute this, as "it ...".
-    refused: by contestant, why it was not timed, or not to the end.
-    about: by contestant, what else is worth knowing.
-  """
-
-  problem: Problem
-  turns: dict[str, dict[str, Turns]]
-  left_out: dict[str, str]
-  refused: dict[str, str]
-  about: dict[str, dict[str, Any]]
-
-
-class Referee:
-  """Holds a process for each contestant.
+class Workers:
+  """A process for each implementation of a suite, alive until the `with` ends.
 
   Args:
-    dtype: what all compute in.
-    rounds: turns of each contestant, at most.
-    seconds: what all turns of one work may take together; there are
-      `LEAST_ROUNDS` rounds even so.
-    threads: of each contestant; 0: as many as there are processors.
+    suite: a key of `IMPLEMENTATIONS`.
+    config: with the flags dtype, repeats and seconds.
+    threads: of each process.
   """
 
-  def __init__(
-    self, *, dtype: str, rounds: int, seconds: float, threads: int = 0
-  ):
-    self.threads = threads or _processors()
-    self._dtype, self._rounds, self._seconds = dtype, rounds, seconds
-    self._workers: dict[tuple[str, ...], _Worker] = {}
-    self._folder = tempfile.TemporaryDirectory()
+  def __init__(self, suite: str, config: Any, threads: int):
+    self._table = IMPLEMENTATIONS[suite]
+    self._config = config
+    self._threads = threads
+    self._pools: dict[str, Executor] = {}
 
   def __enter__(self):
     return self
 
   def __exit__(self, *exception):
-    for worker in self._workers.values():
-      worker.stop()
-    self._folder.cleanup()
+    for pool in self._pools.values():
+      pool.shutdown()
 
-  def peak(self) -> dict[str, Any]:
-    """FLOP/s of a matrix product on this machine, and the device's name."""
-    ours = Contestant("experiments.benchmarks.peers.linear", "ours")
-    return self._worker(ours).ask("peak", dtype=self._dtype)
-
-  def contest(self, problem: Problem, names: Sequence[str]) -> Contest:
+  def compare(self, problem: Problem, names: Sequence[str]) -> Comparison:
     """Measures one problem.
 
     Args:
       problem: what is computed.
-      names: of contestants of its suite, which are installed; those that
-        leave the problem out are not asked.
+      names: of implementations, which are installed; those that leave the
+        problem out are not asked.
 
     Returns:
-      All turns; contestants that fail, or whose values are not those of the
+      All turns; implementations that fail, or whose values are not those of the
       first, are refused and not timed.
     """
-    table = contestants.CONTESTANTS[problem.suite]
-    left_out = {
-      name: reason
-      for name in names
-      if (reason := table[name].why_not(problem, self._dtype))
-    }
-    built, refused = {}, {}
+    left_out, refused, about, first_calls = {}, {}, {}, {}
+    wanted = None
     for name in names:
-      if name in left_out:
+      reason = self._table[name].why_not(problem, self._config.dtype)
+      if reason:
+        left_out[name] = reason
         continue
       try:
-        built[name] = self._build(problem, table[name], name)
+        option = self._table[name].option
+        first_calls[name], values, about[name] = self._ask(
+          name, worker.build, problem, self._config.dtype, option
+        )
       except WorkerError as error:
         refused[name] = str(error)
-    for name, reason in self._unequal(built, table).items():
-      refused[name] = reason
-      del built[name]
+        continue
+      if wanted is None:
+        wanted = values, name
+      elif reason := self._unequal(*wanted, values, name, about[name]):
+        refused[name] = reason
     for name, reason in refused.items():
       LOG.warning("%s, %s is refused: %s", problem.name, name, reason)
-    turns = {
-      work: self._take_turns(work, {n: table[n] for n in built}, built, refused)
-      for work in problems.WORKS[problem.suite]
+
+    def take_turn(name, work):
+      if name not in refused:
+        try:
+          return self._ask(name, worker.run, work)
+        except WorkerError as error:
+          refused[name] = str(error)
+      return None
+
+    turns = {}
+    for work in problems.WORKS[problem.suite]:
+      found = timing.in_turn(
+        {
+          name: functools.partial(take_turn, name, work)
+          for name in first_calls
+          if name not in refused
+        },
+        self._config.repeats,
+        self._config.seconds,
+        warm_up=False,
+        rotate=True,
+      )
+      turns[work] = {
+        name: Turns(list(seconds), first_calls[name][work], max(peaks))
+        for name in found
+        if name not in refused
+        for seconds, peaks in [zip(*found[name], strict=True)]
+      }
+    return Comparison(problem, turns, left_out, refused, about)
+
+  def peak(self) -> dict[str, Any]:
+    """FLOP/s of a matrix product on this machine, and the device's name."""
+    with self._start(IMPLEMENTATIONS["linear"]["ours"]) as pool:
+      return processes.ask(pool, worker.peak, self._config.dtype)
+
+  def _ask(self, name, function, *args):
+    if name not in self._pools:
+      self._pools[name] = self._start(self._table[name])
+    try:
+      return processes.ask(self._pools[name], function, *args)
+    except WorkerError as error:
+      if isinstance(error.__cause__, BrokenProcessPool):
+        self._pools.pop(name).shutdown()
+      raise
+
+  def _start(self, implementation: Implementation) -> Executor:
+    environment = {
+      "OMP_NUM_THREADS": str(self._threads),
+      "MKL_NUM_THREADS": str(self._threads),
+      # Compile times are to be those of compiling.
+      "JAX_ENABLE_COMPILATION_CACHE": "false",
+      # Several processes share a GPU.
+      "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+      **implementation.environment,
     }
-    about = {name: reply["about"] for name, reply in built.items()}
-    return Contest(problem, turns, left_out, refused, about)
+    pool = processes.start(environment)
+    try:
+      module = implementation.module
+      processes.ask(pool, worker.start, module, self._threads)
+    except WorkerError:
+      pool.shutdown()
+      raise
+    return pool
 
-  def _build(self, problem, contestant, name):
-    return self._worker(contestant).ask(
-      "build",
-      problem=dataclasses.asdict(problem),
-      dtype=self._dtype,
-      option=contestant.option,
-      works=problems.WORKS[problem.suite],
-      values=self._values_of(name),
-    )
-
-  def _values_of(self, name):
-    return str(Path(self._folder.name) / f"{name.replace(':', '_')}.npz")
-
-  def _unequal(self, built, table) -> dict[str, str]:
-    """Contestants whose values are not those of the first, and which.
+  def _unequal(self, wanted, first, got, name, about) -> str:
+    """How values are not those of the first implementation; empty if they are.
 
     Of those that need not agree on all tokens it is noted how far they do.
     """
-    found = {}
-    first, *others = built or [""]
-    for name in others:
-      with (
-        np.load(self._values_of(first)) as wanted,
-        np.load(self._values_of(name)) as got,
-      ):
-        want, have = dict(wanted), dict(got)
-      tolerances, least = TOLERANCES[self._dtype], table[name].agreement
-      if least < 1:
-        part = agree(want, have)
-        built[name]["about"]["same_tokens"] = part
-        if part < least:
-          found[name] = f"{part:.0%} of the tokens, not {least:.0%}, are"
-          found[name] += f" those of {first}"
-          continue
-        tolerances = TOLERANCES["bfloat16"]
-      reason = compare(want, have, tolerances)
-      if reason:
-        found[name] = f"{reason} not that of {first}"
-    return found
-
-  def _take_turns(self, work, table, built, refused):
-    """Rounds in which each has a turn, each time from another one on."""
-    begun, done = time.perf_counter(), 0
-    found = {
-      name: Turns([], reply["first"][work], 0) for name, reply in built.items()
-    }
-    while found and done < self._rounds:
-      begun_round = time.perf_counter()
-      names = list(found)
-      shift = done % len(names)
-      for name in names[shift:] + names[:shift]:
-        try:
-          reply = self._worker(table[name]).ask("run", work=work, seconds=TURN)
-        except WorkerError as error:
-          refused.setdefault(name, str(error))
-          del found[name]
-          continue
-        turns = found[name]
-        turns.seconds.append(reply["seconds"])
-        found[name] = turns._replace(
-          peak_bytes=max(turns.peak_bytes, reply["peak_bytes"])
+    tolerances = TOLERANCES[self._config.dtype]
+    least = self._table[name].agreement
+    if least < 1:
+      wanted = dict(wanted)
+      about["same_tokens"] = part = agree(wanted, got)
+      if part < least:
+        return (
+          f"{part:.0%} of the tokens, not {least:.0%}, are those of {first}"
         )
-      done += 1
-      now = time.perf_counter()
-      over = now - begun + (now - begun_round) > self._seconds
-      if over and done >= min(LEAST_ROUNDS, self._rounds):
-        break
-    return found
-
-  def _worker(self, contestant):
-    key = (contestant.module, contestant.option)
-    if key in self._workers and not self._workers[key].alive:
-      self._workers.pop(key).stop()
-    if key not in self._workers:
-      self._workers[key] = _Worker(contestant, self.threads)
-    return self._workers[key]
+      tolerances = TOLERANCES["bfloat16"]
+    reason = difference(wanted, got, tolerances)
+    return f"{reason} not that of {first}" if reason else ""
 
 
-def compare(
+def difference(
   wanted: dict[str, Any], got: dict[str, Any], tolerances: tuple[float, float]
 ) -> str:
-  """What differs between two contestants' values; empty if nothing does.
+  """What differs between two implementations' values; empty if nothing does.
 
   Args:
     wanted: arrays by name.
@@ -243,7 +193,7 @@ def compare(
 
 
 def agree(wanted: dict[str, Any], got: dict[str, Any]) -> float:
-  """Cuts two contestants' tokens, and their scores, to what they agree on.
+  """Cuts two implementations' tokens, and scores, to what they agree on.
 
   A row is another text after its first other token: from there on tokens and
   scores of both become zero, in place.
@@ -262,74 +212,68 @@ def agree(wanted: dict[str, Any], got: dict[str, Any]) -> float:
   return float(same.mean())
 
 
-class _Worker:
-  """A process that answers requests."""
+def measure(
+  config: Any,
+  chosen: Sequence[Problem],
+  names: dict[str, list[str]],
+  about: dict[str, Any],
+) -> dict[str, Any]:
+  """Measures problems of some suites, and prints what comes out.
 
-  def __init__(self, contestant: Contestant, threads: int):
-    self._log = tempfile.TemporaryFile("w+")
-    environment = {
-      **os.environ,
-      "OMP_NUM_THREADS": str(threads),
-      "MKL_NUM_THREADS": str(threads),
-      # Compile times are to be those of compiling.
-      "JAX_ENABLE_COMPILATION_CACHE": "false",
-      # Several processes share a GPU.
-      "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-      **contestant.environment,
-    }
-    self._process = subprocess.Popen(
-      [sys.executable, "-m", "experiments.benchmarks.worker"],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=self._log,
-      text=True,
-      env=environment,
+  Args:
+    config: the flags.
+    chosen: the problems.
+    names: implementations of each suite.
+    about: the machine; its device, threads and FLOP/s are added to it.
+
+  Returns:
+    The skipped implementations, the refused ones, the targets, and all rows.
+  """
+  threads = config.threads or timing.processors()
+  skipped = {
+    name: reason
+    for suite in names
+    for name in names[suite]
+    if (reason := IMPLEMENTATIONS[suite][name].missing())
+  }
+  for name, reason in skipped.items():
+    print(f"{name} is skipped: {reason}")
+  rows: list[report.Row] = []
+  refused: dict[str, dict[str, str]] = {}
+  if about["load"] > 0.5 * about["processors"]:
+    LOG.warning(
+      "This machine is busy (load %.1f): the numbers will not be its own.",
+      about["load"],
     )
-    stdin, stdout = self._process.stdin, self._process.stdout
-    assert stdin is not None and stdout is not None
-    self._requests, self._replies = stdin, stdout
-    try:
-      self.ask("start", module=contestant.module, threads=threads)
-    except WorkerError:
-      self.stop()
-      raise
-
-  @property
-  def alive(self) -> bool:
-    return self._process.poll() is None
-
-  def ask(self, what: str, **request: Any) -> dict[str, Any]:
-    """Sends a request and waits for its reply.
-
-    Raises:
-      WorkerError: if the worker reports an error, or is gone.
-    """
-    line = ""
-    with contextlib.suppress(BrokenPipeError):
-      print(json.dumps({"do": what, **request}), file=self._requests)
-      self._requests.flush()
-      line = self._replies.readline()
-    if not line:
-      code = self._process.wait()
-      self._log.seek(0)
-      said = self._log.read().strip().splitlines() or ["nothing"]
-      raise WorkerError(f"its process ended with {code}: {said[-1]}")
-    reply = json.loads(line)
-    if "error" in reply:
-      raise WorkerError(reply["error"])
-    return reply
-
-  def stop(self) -> None:
-    """Lets the process end."""
-    with contextlib.suppress(BrokenPipeError):
-      self._requests.close()
-    self._process.wait()
-    self._replies.close()
-    self._log.close()
-
-
-def _processors() -> int:
-  """How many this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+  for suite, members in names.items():
+    present = [name for name in members if name not in skipped]
+    with Workers(suite, config, threads) as workers:
+      if "flops" not in about:
+        about |= {"threads": threads, **workers.peak()}
+        print(
+          f"{about['processor']}, {threads} threads, {about['platform']}:"
+          f" a {config.dtype} product at {about['flops'] / 1e9:.4g} GFLOP/s"
+        )
+      for problem in chosen:
+        if problem.suite != suite:
+          continue
+        measured = workers.compare(problem, present)
+        found = report.rows(measured, about["flops"])
+        print(f"\n{problem.name}, ms\n{report.show_rows(found)}", flush=True)
+        for name, known in measured.about.items():
+          if "same_tokens" in known:
+            print(f"{name}: {known['same_tokens']:.1%} of tokens are ours")
+        for name, reason in measured.left_out.items():
+          print(f"{name} is left out: it {reason}")
+        for name, reason in measured.refused.items():
+          print(f"{name} is REFUSED: {reason}")
+          refused.setdefault(problem.name, {})[name] = reason
+        rows += found
+  targets = report.targets(rows)
+  print(f"\n{report.show_ratios(rows)}\n\n{report.show_targets(targets)}")
+  return {
+    "skipped": skipped,
+    "refused": refused,
+    "targets": [{**t._asdict(), "met": t.met} for t in targets],
+    "rows": rows,
+  }

@@ -1,16 +1,14 @@
-"""Who takes part. To add one: a file in peers/, a row in CONTESTANTS."""
+"""Who computes the problems. To add one: a file in peers/, a row in a table."""
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from experiments.benchmarks.problems import Problem
 from recurrent.errors import ConfigError
 
-PEERS = "experiments.benchmarks.peers"
 
-
-class Contestant(NamedTuple):
+class Implementation(NamedTuple):
   """One way to compute the problems of a suite.
 
   Attributes:
@@ -20,9 +18,10 @@ class Contestant(NamedTuple):
     option: handed to `make`.
     needs: packages that have to be installed.
     environment: variables of its process.
-    why_not: why it leaves a problem out, as "it ..."; empty if it does not.
+    cannot: the kinds, structures and dtypes ("rnn", "diagonal", "bfloat16", or
+      kind and dtype, "rnn bfloat16") that it leaves out, and why, as "it ...".
     agreement: the least part of the tokens that must be those of the first
-      contestant, each row up to where it departs; 1 but for narrow weights,
+      implementation, each row up to where it departs; 1 but for narrow weights,
       which compute another function. The part is reported.
     if_named: whether it takes part only if `--peers` names it.
   """
@@ -32,85 +31,79 @@ class Contestant(NamedTuple):
   option: str = ""
   needs: tuple[str, ...] = ()
   environment: Mapping[str, str] = {}
-  why_not: Callable[[Problem, str], str] = lambda problem, dtype: ""
+  cannot: Mapping[str, str] = {}
   agreement: float = 1.0
   if_named: bool = False
 
+  def why_not(self, problem: Problem, dtype: str) -> str:
+    """Why it leaves a problem out; empty if it does not."""
+    kind = problem.kind
+    words = (kind, problem.structure, dtype, f"{kind} {dtype}")
+    return next((self.cannot[w] for w in words if w in self.cannot), "")
 
-def _only(why_not: Mapping[str, str]):
-  return lambda problem, dtype: why_not.get(problem.kind, "")
-
-
-def _dense(problem, dtype):
-  del dtype
-  return "" if problem.structure == "dense" else "has dense cells only"
-
-
-def _flax(problem, dtype):
-  if problem.kind == "rnn" and dtype != "float32":
-    return "has a SimpleCell whose carry keeps no other dtype than float32"
-  return ""
+  def missing(self) -> str:
+    """What to install for it; empty if it is all there."""
+    absent = [n for n in self.needs if importlib.util.find_spec(n) is None]
+    if not absent:
+      return ""
+    return f"{', '.join(absent)} not installed: pip install -e '.[peers]'"
 
 
-def _ours(method):
-  return Contestant(f"{PEERS}.ours", "ours", method)
+def _peer(name: str, side: str, option: str = "", **more: Any):
+  module = f"experiments.benchmarks.peers.{name}"
+  return Implementation(module, side, option, **more)
 
 
-OURS = {
-  "ours": _ours("auto"),
-  "ours:fused": _ours("fused"),
-  "ours:scan": _ours("scan"),
-}
-# For one kind of device each.
-ELSEWHERE = {
-  f"ours:{method}": _ours(method)._replace(if_named=True)
-  for method in ("pallas", "mosaic_gpu", "cudnn")
-}
-TORCH = Contestant(f"{PEERS}.torch", "torch", needs=("torch",), why_not=_dense)
-LAX = Contestant(f"{PEERS}.lax", "jax", why_not=_dense)
+def _ours(*methods: str, **more: Any):
+  return {f"ours:{m}": _peer("ours", "ours", m, **more) for m in methods}
 
 
-def _keras(backend, side, *needs):
+def _linear(option: str, side: str, **more: Any):
+  cannot = {"bfloat16": "is float32, as in all linear cells"}
+  return _peer("linear", side, option, cannot=cannot, **more)
+
+
+def _keras(backend: str, side: str, *needs: str):
   environment = {"KERAS_BACKEND": backend}
-  return Contestant(
-    f"{PEERS}.keras", side, backend, ("keras", *needs), environment
-  )
+  needs = ("keras", *needs)
+  return _peer("keras", side, backend, needs=needs, environment=environment)
 
 
-def _decoding(option, side, agreement=1.0):
-  return Contestant(f"{PEERS}.decoding", side, option, agreement=agreement)
-
-
-def _linear(option, side):
-  wide = lambda problem, dtype: (
-    "" if dtype == "float32" else "is float32, as in all linear cells"
-  )
-  return Contestant(f"{PEERS}.linear", side, option, why_not=wide)
-
+OURS = _peer("ours", "ours", "auto")
+DENSE = {"diagonal": "has dense cells only"}
+LAX = _peer("lax", "jax", cannot=DENSE)
+TORCH = _peer("torch", "torch", needs=("torch",), cannot=DENSE)
 
 # The first of a suite is the one whose values the others must have.
-CONTESTANTS: dict[str, dict[str, Contestant]] = {
+IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
   "cells": {
-    **OURS,
-    **ELSEWHERE,
+    "ours": OURS,
+    **_ours("fused", "scan"),
+    # For one kind of device each.
+    **_ours("pallas", "mosaic_gpu", "cudnn", if_named=True),
     "scan": LAX,
-    "flax": Contestant(f"{PEERS}.flax", "jax", why_not=_flax),
-    "haiku": Contestant(
-      f"{PEERS}.haiku",
+    "flax": _peer(
+      "flax",
+      "jax",
+      cannot={
+        "rnn bfloat16": "has a SimpleCell whose carry keeps no other dtype than"
+        " float32"
+      },
+    ),
+    "haiku": _peer(
+      "haiku",
       "jax",
       needs=("haiku",),
-      why_not=_only(
-        {
-          "gru": "resets before the product: another function",
-          "rnn": "has relu only: another function",
-        }
-      ),
+      cannot={
+        "gru": "resets before the product: another function",
+        "rnn": "has relu only: another function",
+      },
     ),
-    "equinox": Contestant(
-      f"{PEERS}.equinox",
+    "equinox": _peer(
+      "equinox",
       "jax",
       needs=("equinox",),
-      why_not=_only({"rnn": "has no such cell"}),
+      cannot={"rnn": "has no such cell"},
     ),
     "keras_jax": _keras("jax", "jax"),
     "keras_torch": _keras("torch", "other", "torch"),
@@ -118,40 +111,38 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
   },
   "linear": {
     "ours": _linear("kernel", "ours"),
-    "ours:mosaic_gpu": _linear("mosaic_gpu", "ours")._replace(if_named=True),
+    "ours:mosaic_gpu": _linear("mosaic_gpu", "ours", if_named=True),
     "associative": _linear("associative", "jax"),
     "scan": _linear("scan", "jax"),
   },
   "newton": {
-    "ours": _ours("auto"),
-    "ours:newton": _ours("newton"),
+    "ours": OURS,
+    **_ours("newton"),
     "scan": LAX,
     "torch": TORCH,
   },
   "decode": {
-    "ours": _decoding("float32", "ours"),
-    "ours:bfloat16": _decoding("bfloat16", "ours", agreement=0.5),
-    "ours:int8": _decoding("int8", "ours", agreement=0.5),
-    "step": _decoding("step", "jax"),
-    "call": _decoding("call", "jax"),
-    "torch": Contestant(f"{PEERS}.torch_decoding", "torch", needs=("torch",)),
+    "ours": _peer("decoding", "ours", "float32"),
+    "ours:bfloat16": _peer("decoding", "ours", "bfloat16", agreement=0.5),
+    "ours:int8": _peer("decoding", "ours", "int8", agreement=0.5),
+    "step": _peer("decoding", "jax", "step"),
+    "call": _peer("decoding", "jax", "call"),
+    "torch": _peer("torch_decoding", "torch", needs=("torch",)),
   },
 }
 
 
 def choose(peers: str, suites: Sequence[str]) -> dict[str, list[str]]:
-  """Names of the contestants of each suite, as `--peers` asks for them.
+  """Names of the implementations of each suite, as `--peers` asks for them.
 
   Args:
     peers: names separated by commas; empty: all that need not be named.
-    suites: keys of `CONTESTANTS`.
+    suites: keys of `IMPLEMENTATIONS`.
 
   Raises:
     ConfigError: if a name is unknown, or a suite is left without any.
   """
-  known = list(
-    dict.fromkeys(n for suite in CONTESTANTS.values() for n in suite)
-  )
+  known = list(dict.fromkeys(n for s in IMPLEMENTATIONS.values() for n in s))
   wanted = peers.split(",") if peers else known
   for name in wanted:
     if name not in known:
@@ -161,8 +152,8 @@ def choose(peers: str, suites: Sequence[str]) -> dict[str, list[str]]:
   chosen = {
     suite: [
       name
-      for name, contestant in CONTESTANTS[suite].items()
-      if name in wanted and (peers or not contestant.if_named)
+      for name, implementation in IMPLEMENTATIONS[suite].items()
+      if name in wanted and (peers or not implementation.if_named)
     ]
     for suite in suites
   }
@@ -170,14 +161,6 @@ def choose(peers: str, suites: Sequence[str]) -> dict[str, list[str]]:
     if not names:
       raise ConfigError(
         f"--peers={peers} has none of the suite {suite}",
-        f"use some of {', '.join(CONTESTANTS[suite])}",
+        f"use some of {', '.join(IMPLEMENTATIONS[suite])}",
       )
   return chosen
-
-
-def missing(contestant: Contestant) -> str:
-  """What to install for a contestant; empty if it is all there."""
-  absent = [n for n in contestant.needs if importlib.util.find_spec(n) is None]
-  if not absent:
-    return ""
-  return f"{', '.join(absent)} not installed: pip install -e '.[peers]'"

@@ -1,37 +1,32 @@
-"""One contestant with one problem: the calls that are timed.
+"""From a library's network to the calls that are timed.
 
-The same work on every side. Forward: the outputs of all ticks. Forward and
-backward: the gradients of mean(outputs * weights) by all parameters and by the
-inputs. Train step: that, and Adam (rate 1e-3, epsilon 1e-8) by the library's
-own optimiser. Every call waits for its results.
+The same work on every side. Forward: the outputs of all time steps. Forward
+and backward: the gradients of mean(outputs * weights) by all parameters and by
+the inputs. Train step: that, and Adam (rate 1e-3, epsilon 1e-8) by the
+library's own optimiser. Every call waits for its results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
-from experiments.benchmarks import problems
-from experiments.benchmarks.problems import Drawn
+from experiments.benchmarks.problems import BACKWARD, FORWARD, STEP, Drawn
 
 RATE, EPSILON = 1e-3, 1e-8
 
 
-class Entry(NamedTuple):
-  """What a worker runs.
+class Calls(NamedTuple):
+  """What a worker runs."""
 
-  Attributes:
-    works: the calls, by name.
-    values: what the calls compute, by name, to be equal on every side.
-    about: what else is worth knowing.
-  """
-
-  works: dict[str, Callable[[], Any]]
+  works: dict[str, Callable[[], Any]]  # the calls, by name
+  # What they compute, by name, to be equal on every side.
   values: Callable[[], dict[str, Any]]
-  about: dict[str, Any] = {}
+  about: dict[str, Any] = {}  # what else is worth knowing
 
 
 class Network(NamedTuple):
@@ -39,31 +34,31 @@ class Network(NamedTuple):
 
   Attributes:
     variables: all that is learned.
-    apply: from (variables, inputs) to the outputs of all ticks.
-    to_params: from gradients by the variables to [layer][direction] of cell
-      parameters.
+    apply: from (variables, inputs) to the outputs of all time steps.
+    name_gradients: from gradients by the variables to arrays by name.
     optimizer: (state, update), update(gradients, state, variables) ->
       (variables, state); None: optax's Adam.
-    about: see `Entry`.
+    about: see `Calls`.
   """
 
   variables: Any
   apply: Callable[[Any, Any], Any]
-  to_params: Callable[[Any], list[list[Any]]]
+  name_gradients: Callable[[Any], dict[str, Any]]
   optimizer: tuple[Any, Callable[..., Any]] | None = None
   about: dict[str, Any] = {}
 
 
-def from_jax(network: Network, drawn: Drawn, dtype: str) -> Entry:
-  """The entry of a JAX library: whole functions, compiled.
+def from_jax(network: Network, drawn: Drawn, dtype: str) -> Calls:
+  """The calls of a JAX library: whole functions, compiled.
 
   Args:
     network: in float32; it computes in `dtype` for inputs of it.
     drawn: the arrays.
     dtype: what to compute in.
   """
-  # A copy, since the training step gives its variables away.
-  variables = jax.tree.map(jnp.array, network.variables)
+  # Copies, since the training step donates its variables.
+  copy = lambda tree: jax.tree.map(jnp.array, tree)
+  variables = copy(network.variables)
   inputs = jnp.asarray(drawn.inputs, dtype)
   weights = jnp.asarray(drawn.weights)
 
@@ -71,26 +66,17 @@ def from_jax(network: Network, drawn: Drawn, dtype: str) -> Entry:
     outputs = network.apply(variables, inputs).astype(jnp.float32)
     return jnp.mean(outputs * weights)
 
-  if network.optimizer is None:
-    adam = optax.adam(RATE, eps=EPSILON)
-    opt_state = adam.init(variables)
-
-    def update(gradients, opt_state, variables):
-      updates, opt_state = adam.update(gradients, opt_state, variables)
-      return optax.apply_updates(variables, updates), opt_state
-  else:
-    opt_state, update = network.optimizer
-    opt_state = jax.tree.map(jnp.array, opt_state)
+  gradient = jax.grad(loss, (0, 1))
+  opt_state, update = network.optimizer or _adam(variables)
 
   def step(state, inputs):
     variables, opt_state = state
-    gradients, d_inputs = jax.grad(loss, (0, 1))(variables, inputs)
+    gradients, d_inputs = gradient(variables, inputs)
     return update(gradients, opt_state, variables), d_inputs
 
-  forward = jax.jit(network.apply)
-  backward = jax.jit(jax.grad(loss, (0, 1)))
+  forward, backward = jax.jit(network.apply), jax.jit(gradient)
   step = jax.jit(step, donate_argnums=0)
-  learned = [(jax.tree.map(jnp.array, variables), opt_state)]
+  learned = [(copy(variables), copy(opt_state))]
 
   def train():
     learned[0], d_inputs = step(learned[0], inputs)
@@ -98,33 +84,108 @@ def from_jax(network: Network, drawn: Drawn, dtype: str) -> Entry:
 
   def values():
     gradients, d_inputs = backward(variables, inputs)
-    outputs = forward(variables, inputs)
-    return named_values(outputs, d_inputs, network.to_params(gradients))
+    named = network.name_gradients(gradients)
+    return as_values(forward(variables, inputs), d_inputs, named)
 
   works = {
-    problems.FORWARD: lambda: jax.block_until_ready(forward(variables, inputs)),
-    problems.BACKWARD: lambda: jax.block_until_ready(
-      backward(variables, inputs)
-    ),
-    problems.STEP: train,
+    FORWARD: lambda: jax.block_until_ready(forward(variables, inputs)),
+    BACKWARD: lambda: jax.block_until_ready(backward(variables, inputs)),
+    STEP: train,
   }
-  return Entry(works, values, network.about)
+  return Calls(works, values, network.about)
 
 
-def named_values(
-  outputs: Any, d_inputs: Any, d_params: list[list[Any]]
-) -> dict[str, Any]:
-  """What all contestants are to agree on.
+def from_cells(
+  drawn: Drawn,
+  dtype: str,
+  run: Callable[[Any, Any, bool], Any],
+  fill: Callable[[Any], Any] = lambda params: params,
+  back: Callable[[Any], Any] = lambda gradients: gradients,
+) -> Calls:
+  """The calls of a JAX library that has cells, and leaves layers to its user.
 
   Args:
-    outputs: of all ticks.
-    d_inputs: gradient by the inputs.
-    d_params: gradients by the parameters, [layer][direction].
+    drawn: the arrays.
+    dtype: what to compute in; variables stay float32.
+    run: from (variables, inputs, reverse) to the outputs of one direction.
+    fill: from the parameters of a cell to the library's variables.
+    back: from gradients by the variables to parameters of a cell.
   """
-  found = {"outputs": outputs, "gradient of inputs": d_inputs}
-  for layer, pair in enumerate(d_params):
-    for direction, params in enumerate(pair):
-      for leaf in ("kernel", "recurrent", "bias"):
-        name = f"gradient of {leaf}, layer {layer}, direction {direction}"
-        found[name] = getattr(params, leaf)
+
+  def apply(variables, inputs):
+    for pair in jax.tree.map(lambda x: x.astype(dtype), variables):
+      halves = [run(cell, inputs, bool(k)) for k, cell in enumerate(pair)]
+      inputs = jnp.concatenate(halves, axis=-1)
+    return inputs
+
+  network = Network(
+    [[fill(params) for params in pair] for pair in drawn.layers],
+    apply,
+    lambda found: name_layers([[back(x) for x in pair] for pair in found]),
+  )
+  return from_jax(network, drawn, dtype)
+
+
+def from_modules(
+  drawn: Drawn,
+  dtype: str,
+  layers: Sequence[nnx.Module],
+  run: Callable[[Any, Any], Any],
+  params_of: Callable[[Any], list[Any]],
+  about: dict[str, Any] | None = None,
+) -> Calls:
+  """The calls of Flax NNX modules.
+
+  Args:
+    drawn: the arrays.
+    dtype: what to compute in; parameters stay float32.
+    layers: the modules, one upon the other.
+    run: from (layer, inputs) to its outputs.
+    params_of: the parameters of a layer's cells, one a direction.
+    about: see `Calls`.
+  """
+  graphdef, *parts = nnx.split(nnx.List(layers), nnx.Param, ...)
+  variables, rest = map(nnx.as_pure, parts)
+
+  def apply(variables, inputs):
+    for layer in nnx.merge(graphdef, variables, rest):
+      inputs = run(layer, inputs)
+    return inputs
+
+  def name_gradients(gradients):
+    modules = nnx.merge(graphdef, gradients, rest)
+    return name_layers([params_of(layer) for layer in modules])
+
+  network = Network(variables, apply, name_gradients, about=about or {})
+  return from_jax(network, drawn, dtype)
+
+
+def name_layers(gradients: list[list[Any]]) -> dict[str, Any]:
+  """Gradients by cell parameters, [layer][direction], as arrays by name."""
+  return {
+    f"{leaf}, layer {layer}, direction {direction}": getattr(params, leaf)
+    for layer, pair in enumerate(gradients)
+    for direction, params in enumerate(pair)
+    for leaf in ("kernel", "recurrent", "bias")
+  }
+
+
+def as_values(
+  outputs: Any, d_inputs: Any, gradients: dict[str, Any]
+) -> dict[str, Any]:
+  """What all are to agree on: outputs, gradients by inputs and by others."""
+  found = {"outputs": outputs}
+  for name, array in {"inputs": d_inputs, **gradients}.items():
+    found[f"gradient of {name}"] = array
   return {name: np.asarray(x, np.float32) for name, x in found.items()}
+
+
+def _adam(variables):
+  """State and update of optax's Adam."""
+  adam = optax.adam(RATE, eps=EPSILON)
+
+  def update(gradients, opt_state, variables):
+    updates, opt_state = adam.update(gradients, opt_state, variables)
+    return optax.apply_updates(variables, updates), opt_state
+
+  return adam.init(variables), update

@@ -1,4 +1,4 @@
-"""All medians as dots: a row of panels a suite, a panel a work."""
+"""All plots: medians as dots, and how things grow with size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,123 +7,211 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks import problems
+from experiments.benchmarks.implementations import IMPLEMENTATIONS
 
-# Ours dark and filled, the others by colour and mark.
-STYLES = {
-  "ours": ("black", "o"),
-  "ours:fused": ("dimgray", "o"),
-  "ours:scan": ("darkgray", "o"),
-  "ours:newton": ("tab:purple", "o"),
-  "ours:bfloat16": ("dimgray", "o"),
-  "ours:int8": ("darkgray", "o"),
-  "ours:pallas": ("navy", "o"),
-  "ours:mosaic_gpu": ("darkgreen", "o"),
-  "ours:cudnn": ("darkred", "o"),
-  "scan": ("tab:blue", "s"),
-  "flax": ("tab:cyan", "^"),
-  "haiku": ("tab:green", "v"),
-  "equinox": ("tab:olive", "D"),
-  "keras_jax": ("tab:brown", "<"),
-  "keras_torch": ("tab:pink", ">"),
-  "torch": ("tab:red", "P"),
-  "associative": ("tab:orange", "D"),
-  "step": ("tab:blue", "s"),
-  "call": ("tab:cyan", "^"),
+Row = dict[str, Any]
+
+# Ours dark, the plain scan light; recomputation in colours.
+COLOURS = {
+  "auto": "black",
+  "fused": "tab:blue",
+  "scan": "tab:gray",
+  "fused, gates again": "tab:orange",
+  "fused, chunks of 64": "tab:green",
+  "fused, chunks of the root": "tab:red",
+  "fused, checkpoint around": "tab:purple",
 }
+MARKERS = "os^vDP<>"
+# Part and axis of each panel that is lines, what x is, what y is.
+PANELS = (
+  ("time", "time_steps", "time steps T", "forward + backward, ms"),
+  ("time", "batch", "rows B", "forward + backward, ms"),
+  ("time", "features", "width H", "forward + backward, ms"),
+  ("time", "layers", "layers", "forward + backward, ms"),
+  ("devices", None, "devices or processes", "train step, ms"),
+  ("memory", "time_steps", "time steps T", "temporaries, MiB"),
+  ("compile", "time_steps", "time steps T", "to compile a gradient, s"),
+)
 
 
-def draw(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-  """Writes a PNG.
+def title(machine: dict[str, Any], about: str) -> str:
+  """Processor, what else matters, and versions."""
+  versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+  return f"{machine['processor']}, {about}; {versions}"
+
+
+def medians(rows: Sequence[Row], heading: str, path: Path) -> None:
+  """Draws the rows of `report.rows`: a line of panels a suite, a panel a work.
 
   Args:
-    found: rows, as `report.rows` gives them.
-    title: device and versions.
-    path: of the file.
+    rows: whose medians are the dots.
+    heading: device and versions.
+    path: of the PNG.
   """
-  import matplotlib  # noqa: PLC0415 - slow, and only wanted at the end
-
-  matplotlib.use("agg")
-  from matplotlib import pyplot as plt
-
-  suites = [
-    s for s in problems.WORKS if any(row["suite"] == s for row in found)
-  ]
-  shapes = {
-    suite: list(
-      dict.fromkeys(row["shape"] for row in found if row["suite"] == suite)
-    )
-    for suite in suites
-  }
-  decades = {
-    suite: _decades(row["median_ms"] for row in found if row["suite"] == suite)
-    for suite in suites
-  }
+  suites = _groups(rows, "suite")
   columns = max(len(problems.WORKS[suite]) for suite in suites)
+  shapes = {suite: list(_groups(suites[suite], "shape")) for suite in suites}
   # Inches for a shape, and for what stands around a panel.
-  heights = [0.42 * len(shapes[suite]) + 1.3 for suite in suites]
-  figure = plt.figure(
-    figsize=(4.2 * columns + 2.5, sum(heights) + 0.8), layout="constrained"
-  )
+  heights = [0.42 * len(names) + 1.3 for names in shapes.values()]
+  figure = _figure((4.2 * columns + 2.5, sum(heights) + 0.8))
   grid = figure.add_gridspec(len(suites), columns, height_ratios=heights)
-  for line, suite in enumerate(suites):
-    names = dict.fromkeys(
-      row["contestant"] for row in found if row["suite"] == suite
+  for line, (suite, found) in enumerate(suites.items()):
+    edge = len(shapes[suite]) - 0.5
+    names = list(_groups(found, "implementation"))
+    logs = np.log10([row["median_ms"] for row in found])
+    limits = 10 ** np.array(
+      [np.floor(logs.min() - 0.05), np.ceil(logs.max() + 0.05)]
     )
-    # Beside each other within the line of a shape, in the legend's order.
-    shift = {
-      name: 0.6 * ((number + 0.5) / len(names) - 0.5)
-      for number, name in enumerate(names)
-    }
     for column, work in enumerate(problems.WORKS[suite]):
-      axis = figure.add_subplot(grid[line, column])
-      for name in reversed(names):
-        chosen = [
-          row
-          for row in found
-          if (row["suite"], row["work"], row["contestant"])
-          == (suite, work, name)
-        ]
-        colour, marker = STYLES.get(name, ("tab:gray", "x"))
-        axis.plot(
+      panel = figure.add_subplot(grid[line, column])
+      here = _groups([r for r in found if r["work"] == work], "implementation")
+      for number, name in enumerate(names):
+        chosen = here.get(name, [])
+        # Beside each other within the line of a shape, in the legend's order.
+        shift = 0.6 * ((number + 0.5) / len(names) - 0.5)
+        colour, marker = _style(name)
+        panel.plot(
           [row["median_ms"] for row in chosen],
-          [shapes[suite].index(row["shape"]) + shift[name] for row in chosen],
+          [shapes[suite].index(row["shape"]) + shift for row in chosen],
           linestyle="",
           color=colour,
           marker=marker,
           markersize=7 if name == "ours" else 5,
           alpha=1 if name == "ours" else 0.8,
+          zorder=3 - number / len(names),
           label=name,
         )
-      axis.set_xscale("log")
-      axis.set_xlim(*decades[suite])
-      axis.xaxis.set_major_formatter("{x:g}")
-      axis.tick_params(labelsize=8)
-      axis.set_ylim(len(shapes[suite]) - 0.5, -0.5)
-      axis.set_yticks(range(len(shapes[suite])))
-      axis.set_yticklabels(shapes[suite] if column == 0 else [], fontsize=8)
-      axis.set_title(f"{suite}: {work}", fontsize=10)
-      axis.set_xlabel("median of a call, ms (log; left is faster)", fontsize=8)
-      axis.grid(alpha=0.3, which="both", axis="x")
-      for edge in range(1, len(shapes[suite])):
-        axis.axhline(edge - 0.5, color="lightgray", linewidth=0.8)
-    handles, labels = axis.get_legend_handles_labels()
-    axis.legend(
-      handles[::-1],
-      labels[::-1],
-      loc="upper left",
-      bbox_to_anchor=(1.01, 1),
-      fontsize=8,
-      frameon=False,
+      panel.set(xscale="log", xlim=limits, ylim=(edge, -0.5))
+      panel.set_title(f"{suite}: {work}", fontsize=10)
+      panel.set_xlabel("median of a call, ms (log; left is faster)", fontsize=8)
+      labels = shapes[suite] if column == 0 else [""] * len(shapes[suite])
+      panel.set_yticks(range(len(labels)), labels)
+      panel.xaxis.set_major_formatter("{x:g}")
+      panel.tick_params(labelsize=8)
+      panel.grid(alpha=0.3, which="both", axis="x")
+      panel.hlines(np.arange(0.5, edge), *limits, color="lightgray", lw=0.8)
+    panel.legend(
+      loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False
     )
-  figure.suptitle(
-    f"{title}\nB x T x D x H: rows, ticks, width of inputs and of a layer",
-    fontsize=10,
-  )
+  sizes = "B x T x D x H: rows, time steps, width of inputs and of a layer"
+  figure.suptitle(f"{heading}\n{sizes}", fontsize=10)
   figure.savefig(path, dpi=110)
-  plt.close(figure)
 
 
-def _decades(values):
-  """The powers of ten around some values."""
-  logs = np.log10(list(values))
-  return 10 ** np.floor(logs.min() - 0.05), 10 ** np.ceil(logs.max() + 0.05)
+def scaling(
+  rows: Sequence[Row], exponents: Sequence[Row], heading: str, path: Path
+) -> None:
+  """Draws the parts of the suite scaling as small panels, log-log.
+
+  Args:
+    rows: as `scaling.measure` makes them.
+    exponents: as `scaling.fits` gives them.
+    heading: device and versions.
+    path: of the PNG.
+  """
+  figure = _figure((20, 11))
+  *panels, last = figure.subplots(2, 4).flat
+  for panel, (part, axis, x_label, y_label) in zip(panels, PANELS, strict=True):
+    found, lines = (
+      [r for r in of if r["part"] == part and axis in (None, r["axis"])]
+      for of in (rows, exponents)
+    )
+    for number, fit in enumerate(lines):
+      name = fit["implementation"]
+      points = sorted(
+        (row["x"], row["value"], row["least"], row["most"])
+        for row in found
+        if (row["axis"], row["implementation"]) == (fit["axis"], name)
+      )
+      xs, ys, least, most = zip(*points, strict=True)
+      colour = COLOURS.get(name, f"C{number}")
+      label = f"{name}: {fit['all']:.2f}, {fit['last']:.2f}"
+      marker = MARKERS[number % len(MARKERS)]
+      panel.plot(xs, ys, color=colour, marker=marker, ms=5, label=label)
+      panel.fill_between(xs, least, most, color=colour, alpha=0.15)
+    panel.set_xscale("log", base=2)
+    ticks = sorted({row["x"] for row in found})
+    panel.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    _finish(panel, x_label, y_label, f"{part} against {x_label}")
+    low, high = panel.get_ylim()
+    panel.yaxis.set_minor_formatter("{x:.2g}" if high < 10 * low else "")
+    _legend_below(panel, 8, "exponent: all, last 3")
+  _trade(last, [row for row in rows if row["part"] == "recompute"])
+  about = "medians; the shade goes from the least to the most"
+  figure.suptitle(f"{heading}\n{about}", fontsize=11)
+  figure.savefig(path, dpi=80)
+
+
+def _trade(panel, rows):
+  """Time against memory, relative to what keeps all, by "fused"."""
+  for number, (shape, found) in enumerate(_groups(rows, "x").items()):
+    one = next(r for r in found if r["implementation"] == "fused, kept")
+    for row in found:
+      name = row["implementation"]
+      panel.plot(
+        row["mib"] / one["mib"],
+        row["value"] / one["value"],
+        color=f"C{number}",
+        marker=MARKERS[("kept" not in name) + 2 * ("chunks" in name)],
+        fillstyle="full" if name.startswith("auto") else "none",
+        linestyle="",
+        label=f"{shape}: {name}",
+      )
+  panel.set_xscale("log")
+  _finish(
+    panel,
+    "temporaries, fused with all kept = 1",
+    "forward + backward, fused with all kept = 1",
+    "time against memory, B x T x H",
+  )
+  for axis in (panel.xaxis, panel.yaxis):
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}")
+  panel.tick_params(which="both", labelsize=7)
+  _legend_below(panel, 6, "B x T x H: method, what is kept")
+
+
+def _finish(panel, x_label, y_label, heading):
+  panel.set(yscale="log", xlabel=x_label, ylabel=y_label)
+  panel.yaxis.set_major_formatter("{x:g}")
+  panel.tick_params(axis="y", which="minor", labelsize=7)
+  panel.grid(alpha=0.3, which="both")
+  panel.set_title(heading, fontsize=11)
+
+
+def _legend_below(panel, size, heading):
+  """Below the panel, where it hides no point."""
+  panel.legend(
+    loc="upper center",
+    bbox_to_anchor=(0.5, -0.13),
+    ncols=2,
+    fontsize=size,
+    title=heading,
+    title_fontsize=size,
+    frameon=False,
+  )
+
+
+def _style(name):
+  """Ours are grey circles, the others have a colour and a marker each."""
+  ours, others = [], []
+  for known in dict.fromkeys(n for s in IMPLEMENTATIONS.values() for n in s):
+    (ours if known.startswith("ours") else others).append(known)
+  if name in ours:
+    return str(0.8 * ours.index(name) / len(ours)), "o"
+  number = others.index(name) if name in others else -1
+  return f"C{number % 10}", MARKERS[1:][number % 7]
+
+
+def _groups(rows, key) -> dict[str, list[Row]]:
+  """The rows by one of their values, in the order of its first row."""
+  found: dict[str, list[Row]] = {}
+  for row in rows:
+    found.setdefault(row[key], []).append(row)
+  return found
+
+
+def _figure(size):
+  from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
+
+  return Figure(figsize=size, layout="constrained")

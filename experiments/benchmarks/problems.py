@@ -1,6 +1,6 @@
 """What is computed: shapes, parameters, inputs. NumPy only.
 
-Every contestant gets the same float32 arrays, batch first, and starts from
+Every implementation gets the same float32 arrays, batch first, and starts from
 zeros. The GRU's inner bias is zero, since Flax has none.
 """
 
@@ -23,6 +23,7 @@ WORKS = {
   "decode": ("tokens",),
 }
 VOCABULARY = 103  # of the decode suite, as of `pydoc`'s characters
+COMPARED = 64  # tokens, of the decode suite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Problem:
     suite: a key of `WORKS`.
     kind: "lstm", "gru" or "rnn"; "linear" for a bare linear recurrence.
     batch: rows B.
-    time: ticks T; in the decode suite tokens a call.
+    time: time steps T; in the decode suite tokens a call.
     in_features: width D of the inputs.
     features: width H of a layer, one direction.
     layers: how many.
@@ -89,6 +90,7 @@ def _newton(kind, time, structure, **more):
   return Problem("newton", kind, 1, time, 16, 16, structure=structure, **more)
 
 
+_LARGE = ((80, 70, 400, 1150), (128, 512, 512, 512), (16, 1024, 768, 768))
 PROBLEMS = (
   _cells("lstm", 64, 100, 128, 128),
   _cells("lstm", 32, 10, 1, 64),
@@ -104,21 +106,13 @@ PROBLEMS = (
   *(
     _cells(kind, *sizes, large=True)
     for kind in ("lstm", "gru")
-    for sizes in (
-      (80, 70, 400, 1150),
-      (128, 512, 512, 512),
-      (16, 1024, 768, 768),
-      (1, 1000, 1024, 1024),
-    )
+    for sizes in (*_LARGE, (1, 1000, 1024, 1024))
   ),
   Problem("linear", "linear", 8, 4096, 256, 256),
   Problem("linear", "linear", 1, 65536, 64, 64),
   Problem("linear", "linear", 8, 4096, 1536, 1536, large=True),
-  _newton("gru", 1_000, "diagonal"),
-  _newton("gru", 10_000, "diagonal"),
-  _newton("gru", 100_000, "diagonal"),
-  _newton("lstm", 1_000, "dense"),
-  _newton("lstm", 10_000, "dense"),
+  *(_newton("gru", time, "diagonal") for time in (1_000, 10_000, 100_000)),
+  *(_newton("lstm", time, "dense") for time in (1_000, 10_000)),
   _newton("lstm", 100_000, "dense", large=True),
   *(
     Problem("decode", "lstm", batch, 256, 128, features, layers)
@@ -195,22 +189,31 @@ def draw(problem: Problem) -> Drawn:
   def normal(*shape):
     return rng.standard_normal(shape, np.float32)
 
-  def uniform(*shape, bound):
-    return rng.uniform(-bound, bound, shape).astype(np.float32)
+  def uniform(low, high, *shape):
+    return rng.uniform(low, high, shape).astype(np.float32)
 
   b, t, h = problem.batch, problem.time, problem.features
   if problem.suite == "linear":
-    decay = rng.uniform(0.9, 1, (t, b, h)).astype(np.float32)
+    decay = uniform(0.9, 1, t, b, h)
     return Drawn([], normal(t, b, h), normal(t, b, h), {"decay": decay})
+  gates = KINDS[problem.kind]
+  dense = problem.structure == "dense"
   directions = 1 + problem.bidirectional
+
+  def params(width):
+    bound = h**-0.5
+    kernel = uniform(-bound, bound, width, gates * h)
+    shape = (h, gates * h) if dense else (gates, h)
+    recurrent = uniform(-bound, bound, *shape)
+    bias = uniform(-bound, bound, gates * h)
+    if problem.kind == "gru":
+      return cells.GRUParams(kernel, recurrent, bias, np.zeros(h, np.float32))
+    make = cells.LSTMParams if problem.kind == "lstm" else cells.RNNParams
+    return make(kernel, recurrent, bias)
+
   layers, width = [], problem.in_features
   for _ in range(problem.layers):
-    layers.append(
-      [
-        _params(problem, width, lambda *s: uniform(*s, bound=h**-0.5))
-        for _ in range(directions)
-      ]
-    )
+    layers.append([params(width) for _ in range(directions)])
     width = directions * h
   if problem.suite == "decode":
     more = {
@@ -221,18 +224,5 @@ def draw(problem: Problem) -> Drawn:
     }
     prompt = rng.integers(0, VOCABULARY, (b, 8)).astype(np.int32)
     return Drawn(layers, prompt, np.zeros(0, np.float32), more)
-  return Drawn(
-    layers, normal(b, t, problem.in_features), normal(b, t, width), {}
-  )
-
-
-def _params(problem, width, uniform):
-  gates, h = KINDS[problem.kind], problem.features
-  dense = problem.structure == "dense"
-  kernel = uniform(width, gates * h)
-  recurrent = uniform(*((h, gates * h) if dense else (gates, h)))
-  bias = uniform(gates * h)
-  if problem.kind == "gru":
-    return cells.GRUParams(kernel, recurrent, bias, np.zeros(h, np.float32))
-  make = cells.LSTMParams if problem.kind == "lstm" else cells.RNNParams
-  return make(kernel, recurrent, bias)
+  inputs = normal(b, t, problem.in_features)
+  return Drawn(layers, inputs, normal(b, t, width), {})

@@ -1,7 +1,7 @@
-"""From turns to rows, from rows to ratios and targets, and to tables.
+"""From measured times to rows, from rows to ratios and targets, and to tables.
 
 A ratio is how many times longer another takes than ours: above 1, we win. It
-is the median over rounds, in each of which both had a turn.
+is the median over repeats, in each of which both had a turn.
 """
 
 import statistics
@@ -10,31 +10,52 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks import implementations as contestants
-from experiments.benchmarks import problems
-from experiments.benchmarks.problems import BACKWARD, FORWARD
-from experiments.benchmarks.comparison import Contest
+from experiments.benchmarks import problems, timing
+from experiments.benchmarks.implementations import IMPLEMENTATIONS
+from experiments.benchmarks.problems import BACKWARD, FORWARD, Problem
 
 Row = dict[str, Any]
 
 TITLES = {"jax": "the best JAX peer", "torch": "torch"}
 
 
-def rows(contest: Contest, peak_flops: float) -> list[Row]:
-  """One row a work and contestant.
+class Turns(NamedTuple):
+  """What was measured of one implementation with one work."""
+
+  seconds: list[list[float]]  # of each call, by repeat
+  first_call: float  # seconds; JAX compiles in it
+  peak_bytes: int
+
+
+class Comparison(NamedTuple):
+  """What was measured of one problem; all but `turns` by implementation."""
+
+  problem: Problem
+  turns: dict[str, dict[str, Turns]]  # by work, then by implementation
+  left_out: dict[str, str]  # why it does not compute this, as "it ..."
+  refused: dict[str, str]  # why it was not timed, or not to the end
+  about: dict[str, dict[str, Any]]  # what else is worth knowing
+
+
+def rows(measured: Comparison, peak_flops: float) -> list[Row]:
+  """One row a work and implementation.
 
   Args:
-    contest: what was measured of one problem.
+    measured: of one problem.
     peak_flops: FLOP/s of a matrix product on this machine.
   """
-  problem, found = contest.problem, []
-  for work, turns in contest.turns.items():
-    ours = turns.get("ours")
+  problem, found = measured.problem, []
+  for work, turns in measured.turns.items():
+    medians = {
+      n: list(map(statistics.median, t.seconds)) for n, t in turns.items()
+    }
+    ours = medians.get("ours")
     for name, turn in turns.items():
-      calls = np.concatenate(turn.seconds)
-      median = float(np.median(calls))
-      flops = problem.flops(work) / median
-      low, high = np.quantile(calls, [0.25, 0.75])
+      milliseconds = 1e3 * np.concatenate(turn.seconds)
+      least, low, median, high = map(
+        float, np.quantile(milliseconds, [0, 0.25, 0.5, 0.75])
+      )
+      flops = problem.flops(work) / (1e-3 * median)
       found.append(
         {
           "suite": problem.suite,
@@ -42,47 +63,32 @@ def rows(contest: Contest, peak_flops: float) -> list[Row]:
           "batch": problem.batch,
           "features": problem.features,
           "work": work,
-          "contestant": name,
-          "side": contestants.CONTESTANTS[problem.suite][name].side,
-          "median_ms": 1e3 * median,
-          "min_ms": 1e3 * float(calls.min()),
-          "quartiles_ms": [1e3 * float(low), 1e3 * float(high)],
-          "us_per_tick": 1e6 * median / problem.time,
+          "implementation": name,
+          "side": IMPLEMENTATIONS[problem.suite][name].side,
+          "median_ms": median,
+          "min_ms": least,
+          "quartiles_ms": [low, high],
+          "us_per_time_step": 1e3 * median / problem.time,
           "gflops": flops / 1e9,
           "percent_of_peak": 100 * flops / peak_flops,
           "peak_mib": turn.peak_bytes / (1 << 20),
           "first_call_s": turn.first_call,
-          "rounds": len(turn.seconds),
-          "calls": len(calls),
-          "ratio": _ratio(turn.seconds, ours.seconds) if ours else None,
-          **contest.about[name],
+          "repeats": len(turn.seconds),
+          "calls": len(milliseconds),
+          "ratio": timing.ratio(medians[name], ours) if ours else None,
+          **measured.about[name],
         }
       )
   return found
 
 
-def _ratio(theirs, ours):
-  """Median over rounds of the medians' ratio."""
-  pairs = zip(theirs, ours, strict=True)
-  return statistics.median(
-    statistics.median(a) / statistics.median(b) for a, b in pairs
-  )
-
-
 class Target(NamedTuple):
-  """Something to reach, and what was measured of it.
-
-  Attributes:
-    name: what is compared.
-    wanted: the least ratio.
-    measured: the ratio; None where nothing of it was measured.
-    where: the shapes, or the shape of the least ratio.
-  """
+  """Something to reach; nothing of it was measured where `measured` is None."""
 
   name: str
-  wanted: float
+  wanted: float  # the least ratio
   measured: float | None
-  where: str
+  where: str  # the shapes, or the shape of the least ratio
 
   @property
   def met(self) -> bool | None:
@@ -90,156 +96,140 @@ class Target(NamedTuple):
     return None if self.measured is None else self.measured >= self.wanted
 
 
+def _mean(ratios):
+  return statistics.geometric_mean(ratios.values()), f"{len(ratios)} shapes"
+
+
+def _least(ratios):
+  shape = min(ratios, key=ratios.__getitem__)
+  return ratios[shape], shape
+
+
+_JAX, _TORCH = (f"over {title}" for title in TITLES.values())
+_ONE_ROW = {"batch": 1}
+_GENERATION = "generation, one row of 256, over"
+_SMALL = {"batch": 1, "features": 256}
+# Name, the ratio wanted, what is taken of the ratios of all shapes, and the
+# arguments of `against`.
+TARGETS: tuple[tuple[str, float, Callable[..., Any], Any], ...] = (
+  (f"{BACKWARD}, {_JAX}, mean", 1.3, _mean, ("cells", BACKWARD, "jax")),
+  (f"{BACKWARD}, {_JAX}, least", 1.0, _least, ("cells", BACKWARD, "jax")),
+  (f"{BACKWARD}, {_TORCH}, mean", 1.0, _mean, ("cells", BACKWARD, "torch")),
+  (f"{BACKWARD}, {_TORCH}, least", 0.8, _least, ("cells", BACKWARD, "torch")),
+  (
+    f"{BACKWARD}, {_TORCH}, batch 1, mean",
+    *(1.5, _mean, ("cells", BACKWARD, "torch", _ONE_ROW)),
+  ),
+  (f"{FORWARD}, {_TORCH}, mean", 1.0, _mean, ("cells", FORWARD, "torch")),
+  (f"{FORWARD}, {_JAX}, mean", 1.3, _mean, ("cells", FORWARD, "jax")),
+  (
+    f"linear kernel, {BACKWARD}, over lax.associative_scan, least",
+    *(3.0, _least, ("linear", BACKWARD, "associative")),
+  ),
+  (
+    f"{_GENERATION} torch's loop of steps",
+    *(5.0, _least, ("decode", "tokens", "torch", _SMALL)),
+  ),
+  (
+    f"{_GENERATION} a compiled step a token",
+    *(20.0, _least, ("decode", "tokens", "step", _SMALL)),
+  ),
+)
+
+
 def targets(found: Sequence[Row]) -> list[Target]:
   """All targets, computed from the rows."""
-
-  def cells(work, who, keep=lambda row: True):
-    return against(found, "cells", work, who, keep)
-
-  one = lambda row: row["batch"] == 1
-  small = lambda row: row["batch"] == 1 and row["features"] == 256
-  jax, torch = f"over {TITLES['jax']}", f"over {TITLES['torch']}"
   return [
-    _mean(f"{BACKWARD}, {jax}, mean", 1.3, cells(BACKWARD, "jax")),
-    _least(f"{BACKWARD}, {jax}, least", 1.0, cells(BACKWARD, "jax")),
-    _mean(f"{BACKWARD}, {torch}, mean", 1.0, cells(BACKWARD, "torch")),
-    _least(f"{BACKWARD}, {torch}, least", 0.8, cells(BACKWARD, "torch")),
-    _mean(
-      f"{BACKWARD}, {torch}, batch 1, mean",
-      1.5,
-      cells(BACKWARD, "torch", one),
-    ),
-    _mean(f"{FORWARD}, {torch}, mean", 1.0, cells(FORWARD, "torch")),
-    _mean(f"{FORWARD}, {jax}, mean", 1.3, cells(FORWARD, "jax")),
-    _least(
-      f"linear kernel, {BACKWARD}, over lax.associative_scan, least",
-      3.0,
-      against(found, "linear", BACKWARD, "associative"),
-    ),
-    _least(
-      "generation, one row of 256, over torch's loop of steps",
-      5.0,
-      against(found, "decode", "tokens", "torch", small),
-    ),
-    _least(
-      "generation, one row of 256, over a compiled step a token",
-      20.0,
-      against(found, "decode", "tokens", "step", small),
-    ),
+    Target(name, wanted, *(reduce(ratios) if ratios else (None, "")))
+    for name, wanted, reduce, which in TARGETS
+    for ratios in [against(found, *which)]
   ]
 
 
 def against(
-  found: Iterable[Row],
-  suite: str,
-  work: str,
-  who: str,
-  keep: Callable[[Row], bool] = lambda row: True,
+  found: Iterable[Row], suite: str, work: str, who: str, only: Row | None = None
 ) -> dict[str, float]:
-  """By shape, the ratio of a contestant, or of the fastest of a side.
+  """By shape, the ratio of an implementation, or of the fastest of a side.
 
   Args:
     found: rows.
     suite: whose shapes.
     work: which.
-    who: a contestant, or "jax" or "torch".
-    keep: which rows to look at.
+    who: an implementation, or "jax" or "torch".
+    only: values that the rows must have besides.
   """
+  wanted = {"suite": suite, "work": work, **(only or {})}
   best: dict[str, Row] = {}
   for row in found:
-    if (row["suite"], row["work"]) != (suite, work):
-      continue
-    if who not in (row["side"], row["contestant"]):
-      continue
-    if row["ratio"] is None or not keep(row):
-      continue
-    fastest = best.setdefault(row["shape"], row)
-    if row["median_ms"] < fastest["median_ms"]:
-      best[row["shape"]] = row
+    if (
+      all(row[key] == value for key, value in wanted.items())
+      and who in (row["side"], row["implementation"])
+      and row["ratio"] is not None
+    ):
+      fastest = best.setdefault(row["shape"], row)
+      if row["median_ms"] < fastest["median_ms"]:
+        best[row["shape"]] = row
   return {shape: row["ratio"] for shape, row in best.items()}
 
 
-def _mean(name, wanted, ratios):
-  if not ratios:
-    return Target(name, wanted, None, "")
-  mean = statistics.geometric_mean(ratios.values())
-  return Target(name, wanted, mean, f"{len(ratios)} shapes")
+def table(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
+  """A table in Markdown; numbers with four digits."""
+
+  def show(value):
+    if isinstance(value, list):
+      return " - ".join(map(show, value))
+    if isinstance(value, float):
+      return f"{value:.4g}"
+    return "-" if value is None else str(value)
+
+  columns = list(columns)
+  shown = [columns, ["---"] * len(columns)]
+  shown += [list(map(show, line)) for line in lines]
+  return "\n".join(f"| {' | '.join(line)} |" for line in shown)
 
 
-def _least(name, wanted, ratios):
-  if not ratios:
-    return Target(name, wanted, None, "")
-  shape = min(ratios, key=ratios.__getitem__)
-  return Target(name, wanted, ratios[shape], shape)
+_COLUMNS = {
+  "work": "work",
+  "implementation": "implementation",
+  "median_ms": "median ms",
+  "min_ms": "min",
+  "quartiles_ms": "quartiles",
+  "us_per_time_step": "us/time step",
+  "gflops": "GFLOP/s",
+  "percent_of_peak": "% peak",
+  "peak_mib": "MiB",
+  "first_call_s": "first s",
+  "ratio": "times ours",
+}
 
 
 def show_rows(found: Iterable[Row]) -> str:
   """The rows of one shape as a table."""
-  line = "{:17}{:13}{:>10}{:>10}{:>20}{:>10}{:>9}{:>8}{:>7}{:>9}{:>9}".format
-  lines = [
-    line(
-      "work",
-      "contestant",
-      "median ms",
-      "min",
-      "quartiles",
-      "us/tick",
-      "GFLOP/s",
-      "% peak",
-      "MiB",
-      "first s",
-      "ours is",
-    )
-  ]
-  for row in found:
-    low, high = row["quartiles_ms"]
-    ratio = row["ratio"]
-    lines.append(
-      line(
-        row["work"],
-        row["contestant"],
-        f"{row['median_ms']:.4g}",
-        f"{row['min_ms']:.4g}",
-        f"{low:.4g} - {high:.4g}",
-        f"{row['us_per_tick']:.4g}",
-        f"{row['gflops']:.3g}",
-        f"{row['percent_of_peak']:.3g}",
-        f"{row['peak_mib']:.0f}",
-        f"{row['first_call_s']:.2g}",
-        "" if ratio is None else f"{ratio:.2f}x",
-      )
-    )
-  return "\n".join(lines)
+  lines = ([row[key] for key in _COLUMNS] for row in found)
+  return table(_COLUMNS.values(), lines)
 
 
 def show_ratios(found: Sequence[Row]) -> str:
   """By shape, ours against the best JAX peer and torch; losses are marked."""
-  lines = [
-    f"| shape | work | {' | '.join(f'over {t}' for t in TITLES.values())} |"
-    " we are |",
-    "|---|---|---|---|---|",
-  ]
+  lines = []
   for suite, works in problems.WORKS.items():
     for work in works:
       by_side = [against(found, suite, work, side) for side in TITLES]
       for shape in dict.fromkeys(shape for side in by_side for shape in side):
         ratios = [side.get(shape) for side in by_side]
-        shown = ["-" if x is None else f"{x:.2f}" for x in ratios]
         slower = any(x is not None and x < 1 for x in ratios)
-        lines.append(
-          f"| {shape} | {work} | {' | '.join(shown)} |"
-          f" {'SLOWER' if slower else 'faster'} |"
-        )
-  return "\n".join(lines)
+        shown = [x if x is None else f"{x:.2f}" for x in ratios]
+        lines.append([shape, work, *shown, "SLOWER" if slower else "faster"])
+  return table(["shape", "work", _JAX, _TORCH, "we are"], lines)
 
 
 def show_targets(all_targets: Iterable[Target]) -> str:
   """The targets as a table."""
-  lines = ["| target | wanted | measured | met |", "|---|---|---|---|"]
-  for target in all_targets:
-    measured = "-"
-    if target.measured is not None:
-      measured = f"{target.measured:.2f} ({target.where})"
-    met = {None: "not measured", True: "yes", False: "no"}[target.met]
-    lines.append(f"| {target.name} | {target.wanted:g} | {measured} | {met} |")
-  return "\n".join(lines)
+  lines = []
+  for name, wanted, measured, where in all_targets:
+    shown, met = "-", "not measured"
+    if measured is not None:
+      shown = f"{measured:.2f} ({where})"
+      met = "yes" if measured >= wanted else "no"
+    lines.append([name, wanted, shown, met])
+  return table(["target", "wanted", "measured", "met"], lines)

@@ -1,149 +1,142 @@
-"""Processes that share out a train step of the language model, on request.
+"""A train step of the language model, here or shared out among processes."""
 
-Each is `python -m experiments.benchmarks.training [flags]`; it joins the others,
-and for each line "DEVICES STEPS" answers with the seconds that they took.
-"""
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import contextlib
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Sequence
+import jax
 
+from experiments import config as config_lib
+from experiments import language_model, runner
+from experiments.benchmarks import processes, timing
 from launch import local
+from recurrent import optim, sharding
 from recurrent.errors import UserError
+from recurrent.training import step
 
 
-class Crew:
-  """Processes of this machine, alive until the `with` ends.
+class TrainStep(NamedTuple):
+  """A compiled train step on a mesh.
+
+  Attributes:
+    task: whose loss and batches these are.
+    run: (state, batch) -> (state, status).
+    start: makes a fresh state.
+    put: brings a batch to the devices.
+  """
+
+  task: runner.Task
+  run: Callable[..., tuple[Any, Any]]
+  start: Callable[[], Any]
+  put: Callable[[Any], Any]
+
+
+def make_step(config: language_model.Config, devices: int = 0) -> TrainStep:
+  """The train step of a language model over some devices; 0: all."""
+  mesh = sharding.make_mesh(devices)
+  optimizer = optim.make_optimizer(config, config.steps)
+  task = language_model.make_task(config)
+  init, graphdef = runner.initialiser(config, task, optimizer)
+  return TrainStep(
+    task,
+    step.make_train_step(
+      graphdef, task.loss, optimizer, mesh, seed=0, ema_decay=config.ema
+    ),
+    jax.jit(init, out_shardings=step.state_sharding(mesh)),
+    lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
+  )
+
+
+def repeated(made: TrainStep) -> Callable[[int], None]:
+  """What makes so many steps on one batch, and waits for the last."""
+  state, batch = [made.start()], made.put(made.task.batches[0])
+
+  def steps(number):
+    for _ in range(number):
+      state[0], status = made.run(state[0], batch)
+    jax.block_until_ready((state[0], status))
+
+  return steps
+
+
+class Workers:
+  """Processes that share a train step out, alive until the `with` ends.
 
   Args:
-    processes: how many.
+    number: how many.
     devices: CPU devices of each.
     flags: of the language model, the same for all.
   """
 
-  def __init__(self, processes: int, devices: int, flags: Sequence[str]):
-    module = "experiments.benchmarks.training"
-    commands = [[sys.executable, "-m", module, *flags]]
-    if processes > 1:
-      commands = local.commands([module, *flags], processes, local.free_port())
+  def __init__(self, number: int, devices: int, flags: Sequence[str]):
+    argv = ["", *flags, "--workdir=unused"]
+    config = config_lib.parse(language_model.Config, argv)
+    address = f"127.0.0.1:{local.free_port()}" if number > 1 else ""
     environment = {
-      **os.environ,
       "JAX_PLATFORMS": "cpu",
       "JAX_NUM_CPU_DEVICES": str(devices),
     }
-    self._said = tempfile.TemporaryFile("w+")
-    self._members = [
-      subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=self._said,
-        text=True,
+    self._workers = [
+      (
+        processes.start(environment),
+        dataclasses.replace(
+          config, coordinator=address, processes=number, process=process
+        ),
       )
-      for command in commands
+      for process in range(number)
     ]
 
-  def __enter__(self) -> "Crew":
+  def __enter__(self) -> "Workers":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, exception, *_) -> None:
+    if exception is not None:  # each would wait for the others for ever
+      for child in multiprocessing.active_children():
+        child.kill()
     # All are told before any is waited for: each waits for the others to end.
-    for member in self._members:
-      if sys.exc_info()[0] is not None:
-        member.kill()
-      if member.stdin:
-        with contextlib.suppress(BrokenPipeError):
-          member.stdin.close()
-    for member in self._members:
-      member.wait()
-      if member.stdout:
-        member.stdout.close()
-    self._said.close()
+    for wait in (False, True):
+      for pool, _ in self._workers:
+        pool.shutdown(wait)
 
   def seconds(self, devices: int, steps: int) -> float:
-    """Seconds of some steps over so many devices, by the slowest member.
+    """Seconds of some steps over so many devices, by the slowest process.
 
     Args:
       devices: how many, of all processes together.
       steps: to take; the first time, another goes before to compile.
 
     Raises:
-      UserError: if a member died.
+      UserError: if a process fails.
     """
-    for member in self._members:
-      with contextlib.suppress(BrokenPipeError):
-        print(devices, steps, file=member.stdin, flush=True)
-    answers = [x.stdout.readline() for x in self._members if x.stdout]
-    if not all(answers):
-      self._said.seek(0)
-      lines = self._said.read().strip().splitlines() or ["nothing"]
+    futures = [
+      processes.submit(pool, _seconds, config, devices, steps)
+      for pool, config in self._workers
+    ]
+    # One that fails leaves the others waiting.
+    when = concurrent.futures.FIRST_EXCEPTION
+    done, _ = concurrent.futures.wait(futures, return_when=when)
+    for error in filter(None, (future.exception() for future in done)):
       raise UserError(
-        f"a process of {len(self._members)} ended, and said: "
-        + "; ".join(lines[-2:]),
+        f"a process of {len(self._workers)} failed: {error}",
         "see whether the language model trains in as many processes",
-      )
-    return max(map(json.loads, answers))
+      ) from error
+    return max(future.result() for future in futures)
 
 
-def main() -> None:
-  """Answers requests until there are no more."""
-  # What libraries print must not get between the answers.
-  answers = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)
-  from experiments import config, language_model, runner  # noqa: PLC0415
-
-  argv = [*sys.argv, "--workdir=unused"]
-  trained = config.parse(language_model.Config, argv)
-  runner.join_processes(trained)
-  made: dict[int, Step] = {}
-  for line in sys.stdin:
-    devices, steps = map(int, line.split())
-    if devices not in made:
-      made[devices] = Step(trained, devices)
-    print(json.dumps(made[devices].seconds(steps)), file=answers, flush=True)
+def _seconds(config, devices, steps):
+  call = _compiled(config, devices)
+  return timing.timed(lambda: call(steps))
 
 
-class Step:
-  """The train step of a language model on a mesh, and its state.
-
-  Args:
-    config: of the language model.
-    devices: how many share its batch out.
-  """
-
-  def __init__(self, config, devices: int):
-    import jax  # noqa: PLC0415
-
-    from experiments import language_model, runner  # noqa: PLC0415
-    from recurrent import optim, sharding  # noqa: PLC0415
-    from recurrent.training import step  # noqa: PLC0415
-
-    mesh = sharding.make_mesh(devices)
-    optimizer = optim.make_optimizer(config, config.steps)
-    task = language_model.make_task(config)
-    init, graphdef = runner.initialiser(config, task, optimizer)
-    self._step = step.make_train_step(
-      graphdef, task.loss, optimizer, mesh, seed=0, ema_decay=config.ema
-    )
-    self._state = jax.jit(init, out_shardings=step.state_sharding(mesh))()
-    self._batch = sharding.put(task.batches[0], sharding.split_batch(mesh))
-    self._wait = jax.block_until_ready
-    self.seconds(1)  # to compile
-
-  def seconds(self, steps: int) -> float:
-    """Seconds of so many steps."""
-    begun = time.perf_counter()
-    for _ in range(steps):
-      self._state, status = self._step(self._state, self._batch)
-    self._wait((self._state, status))
-    return time.perf_counter() - begun
+@functools.cache
+def _compiled(config, devices):
+  _join(config)
+  call = repeated(make_step(config, devices))
+  call(1)
+  return call
 
 
-if __name__ == "__main__":
-  main()
+_join = functools.cache(runner.join_processes)

@@ -1,27 +1,32 @@
 """The benchmark against peers: what it compares, computes and refuses."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import implementations as contestants
-from experiments.benchmarks import problems, report
-from experiments.benchmarks.implementations import CONTESTANTS, Contestant
+from experiments.benchmarks import implementations, problems, report
+from experiments.benchmarks.comparison import agree, difference
+from experiments.benchmarks.implementations import (
+  IMPLEMENTATIONS,
+  Implementation,
+)
 from experiments.benchmarks.problems import BACKWARD, FORWARD
-from experiments.benchmarks.comparison import Contest, Turns, agree, compare
+from experiments.benchmarks.report import Comparison, Turns
 from tests.experiments.scripts import call, refused, result
 
-QUICK = ("--suite=cells", "--shapes=4,8,3,5", "--rounds=2", "--threads=1")
-TORCH = Contestant("nowhere", "torch", needs=("no_such_library",))
+QUICK = ("--suite=cells", "--shapes=4,8,3,5", "--repeats=2", "--threads=1")
+TORCH = Implementation("nowhere", "torch", needs=("no_such_library",))
 
 
 @pytest.mark.processes
-def test_contestants_of_one_shape_end_in_a_file_a_picture_and_targets(
+def test_implementations_of_one_shape_end_in_a_file_a_plot_and_targets(
   tmp_path, capsys, monkeypatch
 ):
-  monkeypatch.setitem(CONTESTANTS["cells"], "torch", TORCH)
+  monkeypatch.setitem(IMPLEMENTATIONS["cells"], "torch", TORCH)
   flags = ("--peers=ours,scan,flax,torch", f"--workdir={tmp_path}")
   assert call(benchmark, *QUICK, *flags) == 0
   printed = capsys.readouterr().out
@@ -31,16 +36,16 @@ def test_contestants_of_one_shape_end_in_a_file_a_picture_and_targets(
     *("command", "machine", "skipped", "refused", "targets", "rows")
   }
   assert found["machine"]["threads"] == 1 and found["machine"]["flops"] > 1e8
-  rows = {(row["work"], row["contestant"]): row for row in found["rows"]}
+  rows = {(row["work"], row["implementation"]): row for row in found["rows"]}
   assert set(rows) == {
     (work, name)
     for work in problems.WORKS["cells"]
     for name in ("ours", "scan", "flax")
   }
   for row in rows.values():
-    assert row["rounds"] == 2 and row["calls"] >= 2
+    assert row["repeats"] == 2 and row["calls"] >= 2
     assert 0 < row["min_ms"] <= row["median_ms"] < 1e3 * row["first_call_s"]
-    assert row["us_per_tick"] == pytest.approx(1e3 * row["median_ms"] / 8)
+    assert row["us_per_time_step"] == pytest.approx(1e3 * row["median_ms"] / 8)
   assert rows[FORWARD, "ours"]["method"] in ("fused", "native")
   assert rows[FORWARD, "ours"]["ratio"] == 1
   first, *_ = result(printed)["targets"]
@@ -52,23 +57,39 @@ def test_contestants_of_one_shape_end_in_a_file_a_picture_and_targets(
 
 
 @pytest.mark.processes
-def test_a_contestant_with_other_values_is_refused_and_not_timed(
+def test_an_implementation_with_other_values_is_refused_and_not_timed(
   tmp_path, capsys, monkeypatch
 ):
-  broken = Contestant("tests.experiments.broken_implementation", "jax")
-  monkeypatch.setitem(CONTESTANTS["cells"], "broken", broken)
-  absent = Contestant("tests.experiments.no_such_module", "jax")
-  monkeypatch.setitem(CONTESTANTS["cells"], "absent", absent)
-  flags = ("--peers=scan,broken,absent", f"--workdir={tmp_path}")
+  broken = Implementation("tests.experiments.broken_implementation", "jax")
+  monkeypatch.setitem(IMPLEMENTATIONS["cells"], "broken", broken)
+  absent = Implementation("tests.experiments.no_such_module", "jax")
+  monkeypatch.setitem(IMPLEMENTATIONS["cells"], "absent", absent)
+  ended = broken._replace(option="end")
+  monkeypatch.setitem(IMPLEMENTATIONS["cells"], "ended", ended)
+  flags = ("--peers=scan,broken,absent,ended", f"--workdir={tmp_path}")
   assert call(benchmark, *QUICK, *flags) == 1
   assert "was refused on lstm-4x8x3x5" in capsys.readouterr().err
   found = json.loads((tmp_path / "benchmark.json").read_text())
   reasons = found["refused"]["lstm-4x8x3x5"]
   assert "outputs is off by" in reasons["broken"]
   assert "ModuleNotFoundError" in reasons["absent"]
-  assert {row["contestant"] for row in found["rows"]} == {"scan"}
+  assert "its process ended" in reasons["ended"]
+  assert {row["implementation"] for row in found["rows"]} == {"scan"}
   # Without ours nothing is won or lost.
   assert all(target["met"] is None for target in found["targets"])
+
+
+@pytest.mark.processes
+def test_what_only_some_suites_need_is_not_imported_before_they_run():
+  heavy = {"matplotlib", "orbax", "tensorboardX", "tensorflow_datasets"}
+  heavy |= {"torch", "keras", "haiku", "equinox"}
+  code = (
+    "import sys; from experiments import benchmark;"
+    f" print({heavy} & set(sys.modules))"
+  )
+  command = [sys.executable, "-c", code]
+  ran = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert ran.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +110,9 @@ def test_values_are_equal_within_their_tolerance_or_named(got, words):
   want |= {"tokens": [1, 2]}
   arrays = lambda tree: {name: np.array(x) for name, x in tree.items()}
   given = arrays({**want, **got}) if got else arrays({"outputs": [1.0, 2.0]})
-  assert bool(said := compare(arrays(want), given, (1e-4, 1e-3))) == bool(words)
+  assert bool(said := difference(arrays(want), given, (1e-4, 1e-3))) == bool(
+    words
+  )
   assert words in said
 
 
@@ -105,34 +128,34 @@ def test_texts_are_compared_up_to_where_they_depart():
   assert agree(want, got) == 6 / 8
   # What comes after is another text: equal tokens there say nothing.
   np.testing.assert_array_equal(got["tokens"][0], [1, 2, 0, 0])
-  assert "scores" in compare(want, got, (1e-4, 1e-3))
-  assert not compare(want, got, (5e-2, 2e-1))
+  assert "scores" in difference(want, got, (1e-4, 1e-3))
+  assert not difference(want, got, (5e-2, 2e-1))
 
 
 def test_only_narrow_weights_need_not_draw_the_same_tokens():
   loose = {
     name
-    for suite in CONTESTANTS.values()
-    for name, contestant in suite.items()
-    if contestant.agreement < 1
+    for suite in IMPLEMENTATIONS.values()
+    for name, implementation in suite.items()
+    if implementation.agreement < 1
   }
   assert loose == {"ours:bfloat16", "ours:int8"}
 
 
 def measured(problem, **seconds):
-  """Rows of a problem whose contestants take so long in each round."""
+  """Rows of a problem whose implementations take so long in each repeat."""
   turns = {name: Turns([[s] for s in x], 9, 0) for name, x in seconds.items()}
   works = problems.WORKS[problem.suite]
   about = {name: {} for name in seconds}
-  contest = Contest(problem, {w: turns for w in works}, {}, {}, about)
-  return report.rows(contest, peak_flops=1e12)
+  found = Comparison(problem, {w: turns for w in works}, {}, {}, about)
+  return report.rows(found, peak_flops=1e12)
 
 
-def test_a_row_has_medians_over_all_rounds_and_ratios_within_them():
+def test_a_row_has_medians_over_all_repeats_and_ratios_within_them():
   problem = problems.Problem("cells", "lstm", 64, 100, 128, 128)
-  # The machine is ten times slower in the last round: the ratio stays.
+  # The machine is ten times slower in the last repeat: the ratio stays.
   rows = measured(problem, ours=[1, 1, 10], torch=[2, 2.2, 20])
-  row = next(r for r in rows if r["contestant"] == "torch")
+  row = next(r for r in rows if r["implementation"] == "torch")
   assert row["median_ms"] == 2200 and row["min_ms"] == 2000
   assert row["ratio"] == 2
   # 8 B T H (D + H), as a table of the shape has it.
@@ -200,14 +223,14 @@ def test_shapes_are_chosen_by_name_or_by_size():
 
 
 def test_every_suite_has_us_first_and_known_works():
-  assert list(CONTESTANTS) == list(problems.WORKS)
-  chosen = contestants.choose("", list(CONTESTANTS))
+  assert list(IMPLEMENTATIONS) == list(problems.WORKS)
+  chosen = implementations.choose("", list(IMPLEMENTATIONS))
   assert all(names[0] == "ours" for names in chosen.values())
 
 
 def test_what_runs_on_one_kind_of_device_takes_part_if_it_is_named():
-  assert "ours:cudnn" not in contestants.choose("", ["cells"])["cells"]
-  named = contestants.choose("ours,ours:mosaic_gpu", ["cells", "linear"])
+  assert "ours:cudnn" not in implementations.choose("", ["cells"])["cells"]
+  named = implementations.choose("ours,ours:mosaic_gpu", ["cells", "linear"])
   assert all(names == ["ours", "ours:mosaic_gpu"] for names in named.values())
 
 
@@ -222,7 +245,7 @@ def test_what_runs_on_one_kind_of_device_takes_part_if_it_is_named():
     (["--shapes=elman:1,2,3,4"], "unknown"),
     (["--suite=cells,linear", "--shapes=1,2,3,4"], "none of the suite linear"),
     (["--dtype=float16"], "--dtype=float16"),
-    (["--rounds=0"], "--rounds=0 is out of range"),
+    (["--repeats=0"], "--repeats=0 is out of range"),
     (["--threads=-1"], "--threads=-1 is out of range"),
   ],
 )

@@ -1,9 +1,9 @@
 """flax.nnx.RNN over OptimizedLSTMCell, GRUCell or SimpleCell."""
 
-import jax.numpy as jnp
 from flax import nnx
 
-from experiments.benchmarks import networks as entries
+from experiments.benchmarks import networks
+from recurrent.converters import from_nnx, to_nnx
 
 CELLS = {
   "lstm": nnx.OptimizedLSTMCell,
@@ -13,60 +13,27 @@ CELLS = {
 
 
 def make(problem, drawn, dtype, option):
-  """An `nnx.RNN` or `nnx.Bidirectional` a layer; parameters stay float32."""
+  """An `nnx.RNN` or `nnx.Bidirectional` a layer."""
   del option
-  # The LSTM has its one bias at the recurrent product, the others not.
-  biased = "dense_h" if problem.kind == "lstm" else "dense_i"
+  kind = problem.kind
 
-  def fill(cell, params):
-    cell.dense_i.kernel[...] = jnp.asarray(params.kernel)
-    cell.dense_h.kernel[...] = jnp.asarray(params.recurrent)
-    getattr(cell, biased).bias[...] = jnp.asarray(params.bias)
+  def fill(params):
+    cell = CELLS[kind](
+      len(params.kernel), problem.features, dtype=dtype, rngs=nnx.Rngs(0)
+    )
+    nnx.update(cell, to_nnx(params, optimized=kind == "lstm"))
     return nnx.RNN(cell)
 
-  layers = []
-  for pair in drawn.layers:
-    width = pair[0].kernel.shape[0]
-    halves = [
-      fill(
-        CELLS[problem.kind](
-          width, problem.features, dtype=dtype, rngs=nnx.Rngs(0)
-        ),
-        params,
-      )
-      for params in pair
-    ]
-    layers.append(
-      nnx.Bidirectional(*halves) if problem.bidirectional else halves[0]
-    )
-  graphdef, *parts = nnx.split(nnx.List(layers), nnx.Param, ...)
-  params, rest = map(nnx.as_pure, parts)
+  def build(pair):
+    halves = map(fill, pair)
+    return nnx.Bidirectional(*halves) if len(pair) == 2 else next(halves)
 
-  def apply(variables, inputs):
-    for layer in nnx.merge(graphdef, variables, rest):
-      inputs = layer(inputs)
-    return inputs
+  def params_of(layer):
+    halves = [layer]
+    if isinstance(layer, nnx.Bidirectional):
+      halves = [layer.forward_rnn, layer.backward_rnn]
+    return [from_nnx(nnx.state(half.cell, nnx.Param), kind) for half in halves]
 
-  def to_params(gradients):
-    return [
-      [
-        like._replace(
-          kernel=half.cell.dense_i.kernel[...],
-          recurrent=half.cell.dense_h.kernel[...],
-          bias=getattr(half.cell, biased).bias[...],
-        )
-        for half, like in zip(_directions(layer), pair, strict=True)
-      ]
-      for layer, pair in zip(
-        nnx.merge(graphdef, gradients, rest), drawn.layers, strict=True
-      )
-    ]
-
-  network = entries.Network(params, apply, to_params)
-  return entries.from_jax(network, drawn, dtype)
-
-
-def _directions(layer):
-  if isinstance(layer, nnx.Bidirectional):
-    return [layer.forward_rnn, layer.backward_rnn]
-  return [layer]
+  layers = [build(pair) for pair in drawn.layers]
+  run = lambda layer, inputs: layer(inputs)
+  return networks.from_modules(drawn, dtype, layers, run, params_of)

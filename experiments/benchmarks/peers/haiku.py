@@ -2,55 +2,37 @@
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
 
-from experiments.benchmarks import networks as entries
+from experiments.benchmarks import networks
 from recurrent import cells, converters
 from recurrent.converters.arrays import reorder
 
 
 def make(problem, drawn, dtype, option):
-  """An unroll a layer and direction; parameters stay float32."""
+  """An unroll a layer and direction."""
   del option
 
-  def run(inputs):
-    for layer, pair in enumerate(drawn.layers):
-      halves = []
-      for direction in range(len(pair)):
-        core = hk.LSTM(problem.features, name=f"l{layer}d{direction}")
-        start = jax.tree.map(
-          lambda x: x.astype(dtype), core.initial_state(problem.batch)
-        )
-        outputs, _ = hk.dynamic_unroll(
-          core, inputs, start, time_major=False, reverse=bool(direction)
-        )
-        halves.append(outputs)
-      inputs = jnp.concatenate(halves, axis=-1)
-    return inputs
+  def unroll(inputs, reverse):
+    core = hk.LSTM(problem.features)
+    start = core.initial_state(problem.batch)
+    start = jax.tree.map(lambda x: x.astype(dtype), start)
+    return hk.dynamic_unroll(
+      core, inputs, start, time_major=False, reverse=reverse
+    )[0]
 
-  module = hk.without_apply_rng(hk.transform(run))
-  name = "l{}d{}/linear".format
-  variables = {
-    name(layer, direction): converters.to_haiku(params)
-    for layer, pair in enumerate(drawn.layers)
-    for direction, params in enumerate(pair)
-  }
+  module = hk.without_apply_rng(hk.transform(unroll))
 
-  def apply(variables, inputs):
-    narrow = jax.tree.map(lambda x: x.astype(dtype), variables)
-    return module.apply(narrow, inputs)
-
-  def back(gradient):
+  def back(gradients):
     # `from_haiku` adds the forget bias, beside which a gradient is rounded off.
-    both, bias = (reorder(gradient[k], (0, 2, 1, 3)) for k in "wb")
+    (found,) = gradients.values()
+    both, bias = (reorder(found[k], (0, 2, 1, 3)) for k in "wb")
     h = problem.features
     return cells.LSTMParams(both[:-h], both[-h:], bias)
 
-  def to_params(gradients):
-    return [
-      [back(gradients[name(layer, k)]) for k in range(len(pair))]
-      for layer, pair in enumerate(drawn.layers)
-    ]
-
-  network = entries.Network(variables, apply, to_params)
-  return entries.from_jax(network, drawn, dtype)
+  return networks.from_cells(
+    drawn,
+    dtype,
+    module.apply,
+    lambda params: {"lstm/linear": converters.to_haiku(params)},
+    back,
+  )

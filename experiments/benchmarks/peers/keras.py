@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from experiments.benchmarks import networks as entries
+from experiments.benchmarks import networks
 from recurrent import converters
 
 LAYERS = {
@@ -29,20 +29,17 @@ def make(problem, drawn, dtype, option):
 
   model = keras.Sequential([layer() for _ in drawn.layers])
   model.build(drawn.inputs.shape)
-  model.set_weights(
-    [
-      array
-      for pair in drawn.layers
-      for params in pair
-      for array in converters.to_keras(params)
-    ]
-  )
-  optimizer = keras.optimizers.Adam(entries.RATE, epsilon=entries.EPSILON)
+  cells = [params for pair in drawn.layers for params in pair]
+  model.set_weights([x for c in cells for x in converters.to_keras(c)])
+  optimizer = keras.optimizers.Adam(networks.RATE, epsilon=networks.EPSILON)
   optimizer.build(model.trainable_variables)
+  values = lambda variables: [v.value for v in variables]
 
-  def to_params(gradients):
+  def name_gradients(gradients):
     gradients = iter(map(np.array, gradients))
-    return [[back(gradients) for _ in pair] for pair in drawn.layers]
+    return networks.name_layers(
+      [[back(gradients) for _ in pair] for pair in drawn.layers]
+    )
 
   def back(gradients):
     kernel, recurrent, bias = (next(gradients) for _ in range(3))
@@ -51,28 +48,23 @@ def make(problem, drawn, dtype, option):
       bias[1] = 0
     return converters.from_keras([kernel, recurrent, bias], problem.kind)
 
+  learned = values(model.trainable_variables)
   if option == "torch":
     from experiments.benchmarks.peers import torch  # noqa: PLC0415
 
     return torch.from_torch(
-      model,
-      [v.value for v in model.trainable_variables],
-      lambda gradients: optimizer.apply(gradients),
-      to_params,
-      drawn,
-      dtype,
+      model, learned, optimizer.apply, name_gradients, drawn, dtype
     )
-  others = [v.value for v in model.non_trainable_variables]
-
-  def update(gradients, state, variables):
-    return optimizer.stateless_apply(state, gradients, variables)
-
-  network = entries.Network(
-    [v.value for v in model.trainable_variables],
-    lambda variables, inputs: model.stateless_call(variables, others, inputs)[
-      0
-    ],
-    to_params,
-    ([v.value for v in optimizer.variables], update),
+  others = values(model.non_trainable_variables)
+  network = networks.Network(
+    learned,
+    lambda variables, x: model.stateless_call(variables, others, x)[0],
+    name_gradients,
+    (
+      values(optimizer.variables),
+      lambda gradients, state, variables: optimizer.stateless_apply(
+        state, gradients, variables
+      ),
+    ),
   )
-  return entries.from_jax(network, drawn, dtype)
+  return networks.from_jax(network, drawn, dtype)

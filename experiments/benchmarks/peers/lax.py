@@ -1,9 +1,9 @@
-"""Plain `jax.lax.scan`, as one writes it down: two products a tick."""
+"""Plain `jax.lax.scan`, as one writes it down: two products a time step."""
 
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import networks as entries
+from experiments.benchmarks import networks
 
 
 def make(problem, drawn, dtype, option):
@@ -14,20 +14,15 @@ def make(problem, drawn, dtype, option):
   start = (zeros, zeros) if problem.kind == "lstm" else zeros
 
   def run(params, inputs, reverse):
-    params = jax.tree.map(lambda x: x.astype(inputs.dtype), params)
-    tick = lambda carry, x: step(params, carry, x)
-    inputs = jnp.swapaxes(inputs, 0, 1)
-    _, outputs = jax.lax.scan(tick, start, inputs, reverse=reverse)
+    _, outputs = jax.lax.scan(
+      lambda carry, x: step(params, carry, x),
+      start,
+      jnp.swapaxes(inputs, 0, 1),
+      reverse=reverse,
+    )
     return jnp.swapaxes(outputs, 0, 1)
 
-  def apply(variables, inputs):
-    for pair in variables:
-      halves = [run(params, inputs, bool(k)) for k, params in enumerate(pair)]
-      inputs = jnp.concatenate(halves, axis=-1)
-    return inputs
-
-  network = entries.Network(drawn.layers, apply, lambda gradients: gradients)
-  return entries.from_jax(network, drawn, dtype)
+  return networks.from_cells(drawn, dtype, run)
 
 
 def _lstm(params, carry, x):

@@ -1,40 +1,21 @@
-"""h_t = decay_t h_{t-1} + drive_t; the option is how."""
+"""h_t = decay_t h_{t-1} + drive_t, time-major; the option is how."""
 
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import networks as entries
-from experiments.benchmarks import problems
+from experiments.benchmarks import networks
 from recurrent import kernels
 
 
 def make(problem, drawn, dtype, option):
-  """Time-major arrays on every side; gradients by decay and drive."""
+  """The decay is what is learned; the drive is the inputs."""
   del problem
-  scan = HOW[option]
-  decay = jnp.asarray(drawn.more["decay"], dtype)
-  drive = jnp.asarray(drawn.inputs, dtype)
-  weights = jnp.asarray(drawn.weights)
-
-  def loss(decay, drive):
-    return jnp.mean(scan(decay, drive).astype(jnp.float32) * weights)
-
-  forward, backward = jax.jit(scan), jax.jit(jax.grad(loss, (0, 1)))
-
-  def values():
-    d_decay, d_drive = backward(decay, drive)
-    found = {
-      "states": forward(decay, drive),
-      "gradient of decay": d_decay,
-      "gradient of drive": d_drive,
-    }
-    return {name: jnp.asarray(x, jnp.float32) for name, x in found.items()}
-
-  works = {
-    problems.FORWARD: lambda: jax.block_until_ready(forward(decay, drive)),
-    problems.BACKWARD: lambda: jax.block_until_ready(backward(decay, drive)),
-  }
-  return entries.Entry(works, values)
+  network = networks.Network(
+    jnp.asarray(drawn.more["decay"], dtype),
+    HOW[option],
+    lambda gradient: {"decay": gradient},
+  )
+  return networks.from_jax(network, drawn, dtype)
 
 
 def _kernel(decay, drive):
@@ -54,11 +35,11 @@ def _associative(decay, drive):
 
 
 def _scan(decay, drive):
-  def tick(state, now):
+  def step(state, now):
     state = now[0] * state + now[1]
     return state, state
 
-  return jax.lax.scan(tick, jnp.zeros_like(drive[0]), (decay, drive))[1]
+  return jax.lax.scan(step, jnp.zeros_like(drive[0]), (decay, drive))[1]
 
 
 HOW = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import recurrent
-from experiments.benchmarks import networks as entries
+from experiments.benchmarks import networks
 from recurrent import cells, nn
 from recurrent.unroll import resolve_method
 
@@ -17,38 +17,35 @@ def make(problem, drawn, dtype, option):
   cell = cells.get(problem.kind)(
     problem.features, structure=STRUCTURES[problem.structure]
   )
-  build = nn.Bidirectional if problem.bidirectional else nn.Recurrent
-  layers = []
-  for pair in drawn.layers:
-    width = pair[0].kernel.shape[0]
-    layer = build(cell, width, method=option, rngs=nnx.Rngs(0))
+  module = nn.Bidirectional if problem.bidirectional else nn.Recurrent
+
+  def build(pair):
+    layer = module(cell, len(pair[0].kernel), method=option, rngs=nnx.Rngs(0))
     for part, params in zip(_directions(layer), pair, strict=True):
-      part.params = nnx.data(
-        jax.tree.map(lambda x: nnx.Param(jnp.asarray(x)), params)
-      )
-    layers.append(layer)
-  graphdef, state = nnx.split(nnx.List(layers))
-
-  def apply(variables, inputs):
-    for layer in nnx.merge(graphdef, variables):
-      _, inputs = layer(None, inputs)
-    return inputs
-
-  def to_params(gradients):
-    return [
-      [part.cell_params() for part in _directions(layer)]
-      for layer in nnx.merge(graphdef, gradients)
-    ]
+      fill(part, params)
+    return layer
 
   about = {"method": resolve_method(cell, option)}
   if option == "newton":
     report = recurrent.newton(
       cell, drawn.layers[0][0], None, jnp.asarray(drawn.inputs, dtype)
     )[2]
-    about["rounds of Newton's method"] = int(report.iterations)
+    about["iterations of Newton's method"] = int(report.iterations)
     about["converged"] = bool(report.converged)
-  network = entries.Network(nnx.as_pure(state), apply, to_params, about=about)
-  return entries.from_jax(network, drawn, dtype)
+  return networks.from_modules(
+    drawn,
+    dtype,
+    [build(pair) for pair in drawn.layers],
+    lambda layer, inputs: layer(None, inputs)[1],
+    lambda layer: [part.cell_params() for part in _directions(layer)],
+    about,
+  )
+
+
+def fill(layer, params):
+  """Gives a `Recurrent` the parameters of a cell."""
+  params = jax.tree.map(lambda x: nnx.Param(jnp.asarray(x)), params)
+  layer.params = nnx.data(params)
 
 
 def _directions(layer):

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import torch
 
-from experiments.benchmarks import networks as entries
-from experiments.benchmarks import problems
+from experiments.benchmarks import networks
+from experiments.benchmarks.problems import BACKWARD, FORWARD, STEP
 from recurrent import converters
 
 
@@ -17,9 +17,8 @@ def device():
   return torch.device("cuda" if free else "cpu")
 
 
-def make(problem, drawn, dtype, option):
-  """One module for all layers; its parameters are in `dtype`."""
-  del option
+def recurrent_layers(problem, drawn):
+  """One module for all layers, in float32."""
   module = getattr(torch.nn, problem.kind.upper())(
     problem.in_features,
     problem.features,
@@ -29,39 +28,46 @@ def make(problem, drawn, dtype, option):
   )
   state = converters.to_torch(drawn.layers)
   module.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
+  return module
+
+
+def make(problem, drawn, dtype, option):
+  """The parameters are in `dtype`."""
+  del option
+  module = recurrent_layers(problem, drawn)
   module.to(device(), getattr(torch, dtype))
   names, params = zip(*module.named_parameters(), strict=True)
   optimizer = torch.optim.Adam(
-    params, lr=entries.RATE, eps=entries.EPSILON, fused=True
+    params, lr=networks.RATE, eps=networks.EPSILON, fused=True
   )
 
-  def to_params(gradients):
+  def name_gradients(gradients):
     # Two biases that are only added have one gradient; the converter adds it.
     named = {
       name: np.zeros(g.shape) if "bias_hh" in name else g
       for name, g in zip(names, gradients, strict=True)
     }
-    return converters.from_torch(named, problem.kind)
+    return networks.name_layers(converters.from_torch(named, problem.kind))
 
   return from_torch(
     lambda inputs: module(inputs)[0],
     params,
     lambda gradients: optimizer.step(),
-    to_params,
+    name_gradients,
     drawn,
     dtype,
   )
 
 
-def from_torch(forward, params, update, to_params, drawn, dtype):
-  """The entry of whatever computes with torch's tensors.
+def from_torch(forward, params, update, name_gradients, drawn, dtype):
+  """The calls of whatever computes with torch's tensors.
 
   Args:
-    forward: from the inputs to the outputs of all ticks.
+    forward: from the inputs to the outputs of all time steps.
     params: all that is learned.
     update: one step of the optimiser, given the gradients, which are in
       `params` too.
-    to_params: from NumPy gradients by `params` to [layer][direction].
+    name_gradients: from NumPy gradients by `params` to arrays by name.
     drawn: the arrays.
     dtype: what to compute in.
   """
@@ -71,9 +77,9 @@ def from_torch(forward, params, update, to_params, drawn, dtype):
   start = [x.detach().clone() for x in params]
   wait = torch.cuda.synchronize if device().type == "cuda" else lambda: None
 
+  @torch.no_grad()
   def only_forward():
-    with torch.no_grad():
-      outputs = forward(inputs)
+    outputs = forward(inputs)
     wait()
     return outputs
 
@@ -98,12 +104,8 @@ def from_torch(forward, params, update, to_params, drawn, dtype):
         x.copy_(before)
     numpy = lambda x: x.detach().float().cpu().numpy()
     *gradients, d_inputs = map(numpy, backward())
-    outputs = numpy(only_forward())
-    return entries.named_values(outputs, d_inputs, to_params(gradients))
+    named = name_gradients(gradients)
+    return networks.as_values(numpy(only_forward()), d_inputs, named)
 
-  works = {
-    problems.FORWARD: only_forward,
-    problems.BACKWARD: backward,
-    problems.STEP: train,
-  }
-  return entries.Entry(works, values)
+  works = {FORWARD: only_forward, BACKWARD: backward, STEP: train}
+  return networks.Calls(works, values)
