@@ -71,6 +71,7 @@ class Config(config_lib.Checked):
     steps: training steps a turn, in the suite loop.
     tokens: tokens a turn, in the suite generation.
     features: width of the model in the suite generation.
+    rounds: what repeats was called before.
   """
 
   workdir: str = "runs/benchmark"
@@ -84,6 +85,7 @@ class Config(config_lib.Checked):
   steps: int = 40
   tokens: int = 1024
   features: int = 256
+  rounds: int = 0
 
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
     "repeats steps tokens features".split()
@@ -91,6 +93,12 @@ class Config(config_lib.Checked):
   CHOICES: typing.ClassVar[dict[str, typing.Sequence[str]]] = {
     "dtype": tuple(comparison.TOLERANCES)
   }
+
+  def check(self) -> None:
+    """Raises ConfigError at the first value that cannot be meant."""
+    super().check()
+    if self.rounds:
+      raise ConfigError("--rounds has a new name", "use --repeats")
 
   def suites(self) -> list[str]:
     """The suites to run.

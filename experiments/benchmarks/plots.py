@@ -135,7 +135,8 @@ def scaling(
     _finish(panel, x_label, y_label, f"{part} against {x_label}")
     low, high = panel.get_ylim()
     panel.yaxis.set_minor_formatter("{x:.2g}" if high < 10 * low else "")
-    _legend_below(panel, 8, "exponent: all, last 3")
+    if lines:
+      _legend_below(panel, 8, "exponent: all, last 3")
   _trade(last, [row for row in rows if row["part"] == "recompute"])
   about = "medians; the shade goes from the least to the most"
   figure.suptitle(f"{heading}\n{about}", fontsize=11)

@@ -246,6 +246,7 @@ def test_what_runs_on_one_kind_of_device_takes_part_if_it_is_named():
     (["--suite=cells,linear", "--shapes=1,2,3,4"], "none of the suite linear"),
     (["--dtype=float16"], "--dtype=float16"),
     (["--repeats=0"], "--repeats=0 is out of range"),
+    (["--rounds=3"], "use --repeats"),
     (["--threads=-1"], "--threads=-1 is out of range"),
   ],
 )
