@@ -124,8 +124,12 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_plain_scan(
     return jax.grad(loss, (0, 1, 2), has_aux=True)(params, carry, inputs)
 
   (d_got, got), (d_want, want) = run("native"), run("scan")
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), got, want)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), d_got, d_want)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), got, want
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), d_got, d_want
+  )
 
 
 def test_auto_takes_it_on_one_cpu_in_float32_and_says_so():
