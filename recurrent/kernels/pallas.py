@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.extend import core
 
+from recurrent.kernels import transforms
 from recurrent.kernels.linear_scan import by_kernel
 from recurrent.kernels.traced import by_tick, is_flag, traced
 from recurrent.types import Array, Carry
@@ -142,7 +143,7 @@ def scan(
     grid=(pl.cdiv(batch, block), last + 1),
     in_specs=list(map(spec, kinds, operands)),
     out_specs=[spec("c", x) for x in ends] + [spec("x", y) for y in ys],
-    out_shape=[*ends, *ys],
+    out_shape=list(map(transforms.each_device, [*ends, *ys])),
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel", "arbitrary"),
       vmem_limit_bytes=limit(

@@ -461,6 +461,16 @@ def vary_alike(tree: Any) -> Any:
   return jax.tree.map(cast, tree)
 
 
+def each_device(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """A shape of what a kernel returns, under `kernel`, as Pallas wants it.
+
+  Within `jax.shard_map` Pallas has to be told over which axes of a mesh its
+  results vary; none, for a kernel that works on each device by itself.
+  """
+  none = {"manual_axis_type": jax.sharding.ManualAxisType()}
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, **none)
+
+
 def _varies_over(x) -> frozenset[str]:
   kind = jax.typeof(x)
   # Another name in JAX before 0.10.

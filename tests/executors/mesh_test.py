@@ -83,7 +83,7 @@ def both_passes(case, cell, method, remat=None):
   run = lambda params, inputs: unroll(
     cell, params, None, inputs, method=method, remat=remat
   )
-  loss = lambda *args: jnp.vdot(run(*args)[1], case.weights[0])
+  loss = lambda *args: jnp.sum(run(*args)[1] * case.weights[0])
   if floats(case.inputs) is not case.inputs and not cell.takes_vectors:
     return run(case.params, case.inputs)
   gradients = jax.grad(loss, argnums=(0, 1))(case.params, case.inputs)

@@ -6,6 +6,7 @@ import pytest
 from recurrent.kernels import (
   associative_scan,
   block_scan,
+  linear_scan,
   native,
   pallas,
 )
