@@ -39,10 +39,10 @@ unit: $(VENV)/installed
 # Every law for every cell, and every cell trained; about an hour.
 laws: $(VENV)/installed
 	RECURRENT_ALL_LAWS=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 \
-	  --dist worksteal tests/cells/laws_test.py tests/kernels/pallas_test.py \
+	  --dist worksteal tests/cells/laws_test.py tests/kernels/tpu_test.py \
 	  tests/experiments/language_model_test.py
 	RECURRENT_ALL_LAWS=1 JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 \
-	  --dist worksteal --devices=8 tests/kernels/mosaic_gpu_test.py
+	  --dist worksteal --devices=8 tests/kernels/gpu_test.py
 
 # Known faults put into cells and executors: does a test notice?
 mutants: $(VENV)/installed

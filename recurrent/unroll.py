@@ -68,7 +68,7 @@ def unroll(
       one more forward pass. "gates": the carry of every tick is, and the rest,
       the gates, is computed again from it without a loop: less memory by a
       constant factor, for less time. It needs a gated cell and "fused",
-      "native" or "pallas".
+      "cpu_kernel" or "tpu_kernel".
 
   Returns:
     The carry after the last tick that was run, and outputs [batch, time, H]

@@ -93,7 +93,7 @@ import recurrent
 from recurrent import decoding, kernels, nn
 modules = lambda: [m for m in sys.modules if "experimental.pallas" in m]
 print(len(modules()))
-kernels.pallas.scan, kernels.mosaic_gpu.scan
+kernels.tpu.scan, kernels.gpu.scan
 print(len(modules()))
 """)
   before, after = map(int, out.split())

@@ -484,7 +484,7 @@ def test_an_lstm_with_dropout_and_a_key_does_not_differ_from_run_to_run():
 # 14. triton-lang/triton#2359, fla-org/flash-linear-attention#104: scans wrong
 # where the combination does not commute, unstable, or wrong at a gate of one.
 
-SCANS = ("scan", "associative", "kernel")
+SCANS = ("scan", "associative", "linear_scan")
 
 
 @pytest.mark.parametrize("method", SCANS)
@@ -567,7 +567,7 @@ ONES = [
   (cell, method)
   for cell in (RNN(1), cells.MinGRU(1), GRUResetBefore(1))
   for method in methods(cell)
-  if method != "native"  # which refuses bfloat16
+  if method != "cpu_kernel"  # which refuses bfloat16
 ]
 
 

@@ -24,7 +24,7 @@ from recurrent.cells import (
   RNNCarry,
   structures,
 )
-from recurrent.kernels import native
+from recurrent.kernels import cpu
 from recurrent.unroll import resolve_method
 from tests.cells.cases import Case, assert_close, everything, results
 from tests.cells.others import (
@@ -127,7 +127,11 @@ WRONG = {
   "remat of another word": ({"remat": "all"}, ["remat must be", "got 'all'"]),
   "gates of the plain scan": (
     {"remat": "gates", "method": "scan"},
-    ["remat='gates'", "method='scan'", "use one of fused, native, pallas"],
+    [
+      "remat='gates'",
+      "method='scan'",
+      "use one of fused, cpu_kernel, tpu_kernel",
+    ],
   ),
   "gates of a cell in one piece": (
     {"cell": GRUResetBefore(4), "remat": "gates"},
@@ -155,7 +159,7 @@ def test_a_wrong_argument_is_named_with_what_came_and_what_is_wanted(
 
 
 def test_auto_stands_for_the_fastest_method_that_runs_the_cell():
-  fastest = "fused" if native.unavailable() else "native"
+  fastest = "fused" if cpu.unavailable() else "cpu_kernel"
   assert resolve_method(LSTM(4), "auto") == fastest
   assert resolve_method(GRUResetBefore(4), "auto") == "scan"
   for method in ("scan", "fused"):
@@ -285,9 +289,9 @@ def test_remat_saves_memory(method):
   assert bytes_used(16) < bytes_used(None) / 3
 
 
-@pytest.mark.parametrize("method", ["fused", "native"])
+@pytest.mark.parametrize("method", ["fused", "cpu_kernel"])
 def test_recomputed_gates_take_no_memory_and_no_second_loop(method):
-  if method == "native" and (reason := native.unavailable()):
+  if method == "cpu_kernel" and (reason := cpu.unavailable()):
     pytest.skip(f"it {reason}")
   cell, batch, time = LSTM(32), 4, 2048
   params = cell.init(jax.random.key(0), 32)
@@ -362,21 +366,21 @@ def test_a_cell_of_ones_own_gets_right_gradients(cell, reverse, remat, x64):
   ("cell", "method"),
   [
     (LSTM(4), "fused"),
-    (LSTM(4), "native"),
-    (GRU(5), "native"),
-    (RNN(4, activation="relu"), "native"),
-    (LSTMVariant(4, coupled=True), "native"),
-    (GRU(4), "pallas"),
+    (LSTM(4), "cpu_kernel"),
+    (GRU(5), "cpu_kernel"),
+    (RNN(4, activation="relu"), "cpu_kernel"),
+    (LSTMVariant(4, coupled=True), "cpu_kernel"),
+    (GRU(4), "tpu_kernel"),
     (LSTM(4, structure=structures.Heads(2)), "fused"),
     (PeepholeLSTM(4), "fused"),
-    (PeepholeLSTM(4), "pallas"),
+    (PeepholeLSTM(4), "tpu_kernel"),
   ],
   ids=str,
 )
 def test_recomputed_gates_are_those_of_the_plain_scan(
   cell, method, reverse, x64, monkeypatch
 ):
-  if method == "native" and (reason := native.unavailable()):
+  if method == "cpu_kernel" and (reason := cpu.unavailable()):
     pytest.skip(f"it {reason}")
   # Two chunks of 16 ticks, and five ticks more.
   module = importlib.import_module("recurrent.unroll")

@@ -80,7 +80,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
     "ours": OURS,
     **_ours("fused", "scan"),
     # For one kind of device each.
-    **_ours("pallas", "mosaic_gpu", "cudnn", if_named=True),
+    **_ours("tpu_kernel", "gpu_kernel", "cudnn", if_named=True),
     "scan": LAX,
     "flax": _peer(
       "flax",
@@ -110,8 +110,8 @@ IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
     "torch": TORCH,
   },
   "linear": {
-    "ours": _linear("kernel", "ours"),
-    "ours:mosaic_gpu": _linear("mosaic_gpu", "ours", if_named=True),
+    "ours": _linear("linear_scan", "ours"),
+    "ours:gpu_kernel": _linear("gpu_kernel", "ours", if_named=True),
     "associative": _linear("associative", "jax"),
     "scan": _linear("scan", "jax"),
   },

@@ -19,7 +19,7 @@ from recurrent.executors import EXECUTORS, Setting
 from recurrent.unroll import resolve_method
 
 # One iterates, one is interpreted: the suites newton and cells are for those.
-LEFT_OUT = ("newton", "pallas")
+LEFT_OUT = ("newton", "tpu_kernel")
 SHAPES = ((64, 100, 128, 128), (16, 64, 512, 512), (1, 256, 256, 256))
 MORE_SHAPES = ((32, 10, 1, 64), (20, 35, 648, 648), (1, 4096, 64, 64))
 WELL_KNOWN = ("rnn", "lstm", "gru", "slstm", "lru", "mlstm")

@@ -77,7 +77,7 @@ class Sizes(NamedTuple):
     ("lstm", "scan"),
     ("lstm", "fused"),
     ("lstm", "auto"),
-    ("lru", "kernel"),
+    ("lru", "linear_scan"),
     ("lru", "associative"),
     ("mlstm", "chunkwise"),
   )

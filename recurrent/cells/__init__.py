@@ -77,7 +77,7 @@ CELLS: dict[str, Callable[[int], Cell]] = {
   "mogrifier": Mogrifier,
   "rhn": RHN,
   "gru_d": GRUD,  # takes `Observations`
-  # Linear: "scan", "associative", "kernel".
+  # Linear: "scan", "associative", "linear_scan".
   "lru": LRU,
   "s5": S5,
   "rg_lru": RGLRU,

@@ -199,7 +199,7 @@ class LinearCell(Cell):
 
   Decay and drive come from the inputs alone, so they are bulk products, and
   the recurrence runs in parallel over time (`method="associative"`,
-  `"kernel"`).
+  `"linear_scan"`).
 
   Reference:
     Martin & Cundy, "Parallelizing linear recurrent neural nets over sequence

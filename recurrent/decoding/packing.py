@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from recurrent.kernels.packed import DTYPES, PackedMatrix, pack, runs_native
+from recurrent.kernels.packed import DTYPES, PackedMatrix, pack, runs_in_cpp
 from recurrent.types import PyTree
 
 # Calls that are walked into.
@@ -72,7 +72,7 @@ def pack_step(
   narrow = dtype != "float32"
   # XLA's own product of float32 needs no packing.
   to_pack = (
-    (FLOATS if narrow else ("float32",)) if (narrow or runs_native()) else ()
+    (FLOATS if narrow else ("float32",)) if (narrow or runs_in_cpp()) else ()
   )
   plan: list[int] = []
 

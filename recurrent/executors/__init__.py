@@ -18,15 +18,15 @@ from recurrent.cells.base import (
   MatrixCell,
   param_shapes,
 )
-from recurrent.executors import cudnn, mosaic_gpu, native
+from recurrent.executors import cpu_kernel, cudnn, gpu_kernel
 from recurrent.executors.choice import Setting, Table, choose, table
 from recurrent.executors.chunkwise import chunkwise
 from recurrent.executors.fused import bulk_gradients, fused
-from recurrent.executors.linear import associative, kernel
+from recurrent.executors.linear import associative, linear_scan
 from recurrent.executors.newton import Newton, NewtonReport, newton, solve
-from recurrent.executors.pallas import pallas, remark
-from recurrent.executors.pallas import why_not as no_pallas
 from recurrent.executors.scan import scan
+from recurrent.executors.tpu_kernel import remark, tpu_kernel
+from recurrent.executors.tpu_kernel import why_not as no_pallas
 
 
 class Executor(NamedTuple):
@@ -86,18 +86,18 @@ EXECUTORS: dict[str, Executor] = {
     associative,
     _only(LinearCell, _NOT_LINEAR),
   ),
-  "kernel": Executor(
-    kernel,
+  "linear_scan": Executor(
+    linear_scan,
     _only(LinearCell, _NOT_LINEAR),
   ),
   "chunkwise": Executor(
     chunkwise,
     _only(MatrixCell, _NOT_MATRIX),
   ),
-  "native": Executor(
-    native.native,
-    lambda cell: "" if native.kind(cell) else "has no loop in C++",
-    native.why_not_here,
+  "cpu_kernel": Executor(
+    cpu_kernel.cpu_kernel,
+    lambda cell: "" if cpu_kernel.kind(cell) else "has no loop in C++",
+    cpu_kernel.why_not_here,
     projects=True,
     recompute=True,
   ),
@@ -105,16 +105,16 @@ EXECUTORS: dict[str, Executor] = {
     newton,
     _no_newton,
   ),
-  "pallas": Executor(
-    pallas,
+  "tpu_kernel": Executor(
+    tpu_kernel,
     no_pallas,
     remark=remark,
     recompute=True,
   ),
-  "mosaic_gpu": Executor(
-    mosaic_gpu.mosaic_gpu,
-    mosaic_gpu.why_not,
-    mosaic_gpu.why_not_here,
+  "gpu_kernel": Executor(
+    gpu_kernel.gpu_kernel,
+    gpu_kernel.why_not,
+    gpu_kernel.why_not_here,
     recompute=True,
   ),
   "cudnn": Executor(

@@ -6,7 +6,7 @@ is measured stands in docs/methods.json, made on an idle machine by
   python -m experiments.benchmark --suite=methods
 
 and a test holds the table of the CPU against it. A method that was not timed on
-a kind of device ("pallas", "cudnn") is not in its table.
+a kind of device ("tpu_kernel", "cudnn") is not in its table.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from recurrent.cells.base import Cell, GatedCell, LinearCell, MatrixCell
-from recurrent.executors import native
+from recurrent.executors import cpu_kernel
 
 
 class Setting(NamedTuple):
@@ -69,7 +69,11 @@ def _is(kind: type) -> Callable[[Cell, Setting], bool]:
 def _native(cell, setting):
   # A call in C++ is one device's: what is sharded would be gathered for it.
   alone = setting.devices == 1
-  return bool(native.kind(cell)) and alone and not native.why_not_here(setting)
+  return (
+    bool(cpu_kernel.kind(cell))
+    and alone
+    and not cpu_kernel.why_not_here(setting)
+  )
 
 
 MATRIX = Row(
@@ -81,13 +85,13 @@ MATRIX = Row(
 LINEAR = Row(
   "linear cells",
   _is(LinearCell),
-  "kernel",
+  "linear_scan",
   "a reverse pass that is the same scan backwards, from the states alone",
 )
 NATIVE = Row(
   "cells with a loop in C++, on one device",
   _native,
-  "native",
+  "cpu_kernel",
   "a tick stays in registers",
 )
 GATED = Row(

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
+from recurrent.executors.cpu_kernel import kind
 from recurrent.executors.fused import run as loop_run
-from recurrent.executors.native import kind
 from recurrent.executors.ticks import Ticks
 from recurrent.kernels import transforms
 

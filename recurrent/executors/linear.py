@@ -1,4 +1,4 @@
-"""`"associative"` and `"kernel"`: a `LinearCell` without a step by step loop.
+"""`"associative"` and `"linear_scan"`: a `LinearCell` without a step by step loop.
 
 All of a linear cell's arithmetic is bulk but for one elementwise recurrence.
 Masks and resets go into its decay and drive.
@@ -35,4 +35,4 @@ def linear(scan, cell, reverse, params, initial, carry, ticks):
 
 
 associative = functools.partial(linear, kernels.associative_scan)
-kernel = functools.partial(linear, kernels.linear_scan)
+linear_scan = functools.partial(linear, kernels.linear_scan)

@@ -9,7 +9,7 @@ passes over all of memory, and as many arrays kept for the reverse pass.
 zero, with the product of its decays; then the few carries from chunk to chunk;
 then one multiply and add over everything. Its reverse pass is the same scan
 run backwards, from the outputs alone (Martin & Cundy, 2018). On one CPU device
-it is a plain loop in C++ instead (`kernels.native`), which memory bounds.
+it is a plain loop in C++ instead (`kernels.cpu`), which memory bounds.
 """
 
 import functools
@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from recurrent.kernels import native, transforms
+from recurrent.kernels import cpu, transforms
 from recurrent.types import Array
 
 # Elements that a tick of the inner loop should have: fewer, and the loop costs
@@ -100,8 +100,8 @@ def linear_scan(
   by_loops = (
     jax.default_backend() == "cpu"
     and jax.device_count() == 1
-    and drive.dtype in native.LINEAR_DTYPES
-    and not native.unavailable()
+    and drive.dtype in cpu.LINEAR_DTYPES
+    and not cpu.unavailable()
   )
   scan = in_loops if by_loops else in_chunks
   return scan(decay, drive, start, resets=resets, reverse=reverse)
@@ -248,7 +248,7 @@ def by_kernel(
 
 _pull_in_chunks = functools.partial(_backward, _in_chunks)
 # The recurrence in C++.
-in_loops = by_kernel(native.linear_forward, native.linear_backward, "cpu")
+in_loops = by_kernel(cpu.linear_forward, cpu.linear_backward, "cpu")
 
 
 def _sequential(reverse, decay, drive, start, resets, products=False):

@@ -4,7 +4,7 @@ A decoder multiplies one row, or some, by the same matrices at each token: what
 it costs is to read them. In bfloat16 they are half as many bytes, in int8 a
 quarter. Inputs and sums stay float32: only weights are narrow.
 
-On a CPU the product is C++ (`native/products.cc`), which makes the entries
+On a CPU the product is C++ (`cpu/products.cc`), which makes the entries
 float32 in registers. Elsewhere, or without a compiler, XLA is told to widen the
 matrix before its product: the same numbers, to rounding, but on a CPU no faster
 than float32, since XLA widens it once, outside the loop over tokens.
@@ -15,7 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from recurrent.kernels.native import products
+from recurrent.kernels.cpu import products
 from recurrent.types import Array, Float
 
 DTYPES = products.DTYPES
@@ -57,14 +57,14 @@ class PackedMatrix:
 
 
 def pack(
-  matrix: Float[Array, "K N"], dtype: str, *, native: bool | None = None
+  matrix: Float[Array, "K N"], dtype: str, *, in_cpp: bool | None = None
 ) -> PackedMatrix:
   """Packs a matrix; int8 rounds each column to 255 steps of its own.
 
   Args:
     matrix: [K, N].
     dtype: of the entries, one of `DTYPES`.
-    native: whether for C++; None: where it can be had (`runs_native`).
+    in_cpp: whether for C++; None: where it can be had (`runs_in_cpp`).
 
   Returns:
     What `inputs @` multiplies by. An entry of a column whose greatest is m is
@@ -83,10 +83,10 @@ def pack(
     matrix = jnp.round(matrix / jnp.broadcast_to(scale, matrix.shape))
     matrix = jnp.clip(matrix, -LARGEST, LARGEST)
   entries = matrix.astype(dtype)
-  native = runs_native() if native is None else native
-  return PackedMatrix(products.in_panels(entries) if native else entries, scale)
+  in_cpp = runs_in_cpp() if in_cpp is None else in_cpp
+  return PackedMatrix(products.in_panels(entries) if in_cpp else entries, scale)
 
 
-def runs_native() -> bool:
+def runs_in_cpp() -> bool:
   """Whether products run in C++: on a CPU, with a compiler at hand."""
   return jax.default_backend() == "cpu" and not products.unavailable()

@@ -24,8 +24,8 @@ from recurrent.cells import (
   Observations,
 )
 from recurrent.cells.base import MatrixCell
-from recurrent.executors.native import kind
-from recurrent.kernels.native import unavailable
+from recurrent.executors.cpu_kernel import kind
+from recurrent.kernels.cpu import unavailable
 
 # Batch, time, in_features. The first is ragged in every way, the second is
 # the least that still has a time.
@@ -76,21 +76,21 @@ class Results(NamedTuple):
 def methods(cell):
   """The methods, other than "auto", that must run this cell under the laws.
 
-  Here "pallas" is interpreted, too slow for all laws: it has tests of its own
-  in `tests/kernels/pallas_test.py`. "mosaic_gpu" and "cudnn" need a GPU: see
-  `tests/kernels/mosaic_gpu_test.py` and `tests/executors/cudnn_test.py`.
+  Here "tpu_kernel" is interpreted, too slow for all laws: it has tests of its own
+  in `tests/kernels/tpu_test.py`. "gpu_kernel" and "cudnn" need a GPU: see
+  `tests/kernels/gpu_test.py` and `tests/executors/cudnn_test.py`.
   """
   if isinstance(cell, LinearCell):
     matrix = ("chunkwise",) if isinstance(cell, MatrixCell) else ()
-    return ("scan", "associative", "kernel", *matrix)
+    return ("scan", "associative", "linear_scan", *matrix)
   if not isinstance(cell, GatedCell):
     return ("scan",)
-  native = ("native",) if kind(cell) and not unavailable() else ()
+  in_cpp = ("cpu_kernel",) if kind(cell) and not unavailable() else ()
   # The blocks that "newton" solves are square, over leaves of one width.
   one_width = getattr(cell, "memory", 0) in (0, cell.features)
   if isinstance(cell, ConvLSTM) or not one_width:
-    return ("scan", "fused", *native)
-  return ("scan", "fused", *native, "newton")
+    return ("scan", "fused", *in_cpp)
+  return ("scan", "fused", *in_cpp, "newton")
 
 
 def output_shape(cell):

@@ -68,7 +68,7 @@ both_directions = pytest.mark.parametrize(
 def test_the_laws_try_every_method():
   tried = {method for name in CELLS for method in methods(CELLS[name](1))}
   # Those have tests of their own: `methods` says why.
-  assert set(METHODS) == {"auto", "pallas", "mosaic_gpu", "cudnn", *tried}
+  assert set(METHODS) == {"auto", "tpu_kernel", "gpu_kernel", "cudnn", *tried}
 
 
 # One definition, many executors.
@@ -122,7 +122,7 @@ def test_executors_are_near_float64_in_float32_saturated_or_not(
 
 @pytest.mark.parametrize(
   ("name", "method"),
-  [way for way in ways(TABLE) if way[1] not in ("newton", "native")],
+  [way for way in ways(TABLE) if way[1] not in ("newton", "cpu_kernel")],
 )
 @settings(law, max_examples=2)
 @given(data=st.data())
@@ -657,8 +657,8 @@ def test_the_carry_is_a_fixed_point_of_the_step(name, wide, compute):
 @every_way
 @pytest.mark.parametrize("compute", [jnp.bfloat16, jnp.float16, np.float32])
 def test_a_sequence_keeps_the_dtypes(name, method, compute):
-  if method == "native" and compute != np.float32:
-    return  # which it refuses: tests/kernels/native_test.py
+  if method == "cpu_kernel" and compute != np.float32:
+    return  # which it refuses: tests/kernels/cpu_test.py
   cell = CELLS[name](FEATURES)
   params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 5))
   carry = jax.eval_shape(lambda p: cell.initial_carry(p, (2,)), params)

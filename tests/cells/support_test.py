@@ -28,7 +28,7 @@ def test_a_cell_runs_by_what_the_table_says_and_by_nothing_else(name):
   for method, executor in EXECUTORS.items():
     reason = executor.why_not(cell)
     # The laws try what `methods` gives; those have tests of their own.
-    if method not in ("pallas", "mosaic_gpu", "cudnn"):
+    if method not in ("tpu_kernel", "gpu_kernel", "cudnn"):
       assert (not reason) == (method in methods(cell))
     reason = reason or executor.why_not_here(Setting.here())
     if reason:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from recurrent import cells, decoding
 from recurrent.decoding import pack_step
-from recurrent.kernels.native import products
+from recurrent.kernels.cpu import products
 from recurrent.kernels.packed import PackedMatrix
 from recurrent.models import LanguageModel
 from tests.cells.cases import drawn_by_init, inputs_for

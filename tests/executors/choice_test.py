@@ -10,7 +10,7 @@ import pytest
 from experiments.benchmarks import methods
 from recurrent import cells
 from recurrent.executors import EXECUTORS, Setting, choice, choose
-from recurrent.kernels import native
+from recurrent.kernels import cpu
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 FLOAT32 = jnp.dtype("float32")
@@ -21,7 +21,7 @@ MEASURED = json.loads((DOCS / "methods.json").read_text())["methods"]
 @pytest.fixture
 def with_compiler(monkeypatch):
   """As on the machine that measured."""
-  monkeypatch.setattr(native, "unavailable", lambda: "")
+  monkeypatch.setattr(cpu, "unavailable", lambda: "")
 
 
 @pytest.mark.parametrize(

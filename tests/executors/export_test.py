@@ -9,7 +9,7 @@ from jax import export
 
 from recurrent import unroll
 from recurrent.cells import CELLS
-from recurrent.kernels import native
+from recurrent.kernels import cpu
 from tests.cells.cases import assert_close
 
 # One of each loop in C++, and one that never had any.
@@ -17,7 +17,7 @@ NAMES = ("lstm", "gru", "rnn", "lstm_coupled", "lru", "min_gru", "slstm")
 ARGS = jnp.ones((2, 5, 3)), jnp.arange(10).reshape(2, 5) % 4 > 0
 
 needs_loops = pytest.mark.skipif(
-  native.unavailable() != "", reason=f"it {native.unavailable()}"
+  cpu.unavailable() != "", reason=f"it {cpu.unavailable()}"
 )
 
 

@@ -6,20 +6,20 @@ import pytest
 
 from recurrent import unroll
 from recurrent.cells import CELLS
-from recurrent.kernels.native import unavailable
+from recurrent.kernels.cpu import unavailable
 
 METHODS = {
-  "lstm": ("scan", "fused", "native", "newton", "pallas"),
-  "gru": ("scan", "fused", "native", "newton", "pallas"),
-  "lru": ("scan", "kernel", "pallas"),
-  "mlstm": ("scan", "kernel", "chunkwise"),
+  "lstm": ("scan", "fused", "cpu_kernel", "newton", "tpu_kernel"),
+  "gru": ("scan", "fused", "cpu_kernel", "newton", "tpu_kernel"),
+  "lru": ("scan", "linear_scan", "tpu_kernel"),
+  "mlstm": ("scan", "linear_scan", "chunkwise"),
 }
 WAYS = [
   *((name, method, None) for name in METHODS for method in METHODS[name]),
   ("lstm", "fused", "gates"),
-  ("lstm", "native", "gates"),
+  ("lstm", "cpu_kernel", "gates"),
   ("lstm", "scan", 64),
-  ("lru", "kernel", 64),
+  ("lru", "linear_scan", 64),
 ]
 
 
@@ -40,7 +40,7 @@ def instructions(name, method, remat, ticks):
 # XLA fuses large arrays otherwise than small ones: a few instructions.
 @pytest.mark.parametrize(("name", "method", "remat"), WAYS)
 def test_a_program_is_as_large_for_4096_ticks_as_for_1024(name, method, remat):
-  if method == "native" and unavailable():
+  if method == "cpu_kernel" and unavailable():
     pytest.skip(f"it {unavailable()}")
   short, long = (instructions(name, method, remat, t) for t in (1024, 4096))
   assert abs(long - short) < 0.05 * short

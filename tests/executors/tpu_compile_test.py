@@ -38,7 +38,7 @@ TPUS = {
   "v6e": "v6e:2x2",
 }
 each_tpu = pytest.mark.parametrize("tpu", TPUS)
-ABLE = [n for n in CELLS if not EXECUTORS["pallas"].why_not(CELLS[n](8))]
+ABLE = [n for n in CELLS if not EXECUTORS["tpu_kernel"].why_not(CELLS[n](8))]
 
 
 def devices(tpu):
@@ -54,7 +54,7 @@ def compiled(tpu, function, *args):
   return jax.jit(function).lower(*args).compile()
 
 
-def passes(cell, batch, time, in_features, dtype, method="pallas"):
+def passes(cell, batch, time, in_features, dtype, method="tpu_kernel"):
   """The forward pass, both passes, and their arguments."""
   shape = jax.ShapeDtypeStruct
   args = (
@@ -125,7 +125,7 @@ def test_both_passes_of_the_linear_scan_compile(tpu):
   resets = jax.ShapeDtypeStruct((*shape[:2], 1), jnp.bool_)
 
   def forward(decay, drive, start, resets):
-    return kernels.pallas.linear_scan(decay, drive, start, resets=resets)
+    return kernels.tpu.linear_scan(decay, drive, start, resets=resets)
 
   both = jax.grad(lambda *args: jnp.sum(forward(*args) ** 2), argnums=(0, 1, 2))
   args = (decay, decay, start, resets)
@@ -176,9 +176,9 @@ def test_under_shard_map_only_the_weight_gradients_are_reduced():
   )
   whole, rows = PartitionSpec(), PartitionSpec("data")
   run = jax.shard_map(
-    lambda params, inputs: unroll(cell, params, None, inputs, method="pallas")[
-      1
-    ],
+    lambda params, inputs: unroll(
+      cell, params, None, inputs, method="tpu_kernel"
+    )[1],
     mesh=mesh,
     in_specs=(whole, rows),
     out_specs=rows,

@@ -46,7 +46,7 @@ def test_implementations_of_one_shape_end_in_a_file_a_plot_and_targets(
     assert row["repeats"] == 2 and row["calls"] >= 2
     assert 0 < row["min_ms"] <= row["median_ms"] < 1e3 * row["first_call_s"]
     assert row["us_per_time_step"] == pytest.approx(1e3 * row["median_ms"] / 8)
-  assert rows[FORWARD, "ours"]["method"] in ("fused", "native")
+  assert rows[FORWARD, "ours"]["method"] in ("fused", "cpu_kernel")
   assert rows[FORWARD, "ours"]["ratio"] == 1
   first, *_ = result(printed)["targets"]
   peers = [rows[BACKWARD, name] for name in ("scan", "flax")]
@@ -230,8 +230,8 @@ def test_every_suite_has_us_first_and_known_works():
 
 def test_what_runs_on_one_kind_of_device_takes_part_if_it_is_named():
   assert "ours:cudnn" not in implementations.choose("", ["cells"])["cells"]
-  named = implementations.choose("ours,ours:mosaic_gpu", ["cells", "linear"])
-  assert all(names == ["ours", "ours:mosaic_gpu"] for names in named.values())
+  named = implementations.choose("ours,ours:gpu_kernel", ["cells", "linear"])
+  assert all(names == ["ours", "ours:gpu_kernel"] for names in named.values())
 
 
 @pytest.mark.parametrize(

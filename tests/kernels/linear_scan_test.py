@@ -6,17 +6,17 @@ import pytest
 from recurrent.kernels import (
   associative_scan,
   block_scan,
+  cpu,
   linear_scan,
-  native,
-  pallas,
+  tpu,
 )
 from recurrent.kernels.linear_scan import in_chunks, in_loops
 
 WAYS = {
   "associative": associative_scan,
   "chunks": in_chunks,
-  "pallas": pallas.linear_scan,
-  **({} if native.unavailable() else {"C++": in_loops}),
+  "tpu_kernel": tpu.linear_scan,
+  **({} if cpu.unavailable() else {"C++": in_loops}),
 }
 
 

@@ -24,7 +24,7 @@ def _kernel(decay, drive):
 
 def _mosaic_gpu(decay, drive):
   start = jnp.zeros_like(drive[0])
-  return kernels.mosaic_gpu.linear_scan(decay, drive, start)
+  return kernels.gpu.linear_scan(decay, drive, start)
 
 
 def _associative(decay, drive):
@@ -44,7 +44,7 @@ def _scan(decay, drive):
 
 HOW = {
   "kernel": _kernel,
-  "mosaic_gpu": _mosaic_gpu,
+  "gpu_kernel": _mosaic_gpu,
   "associative": _associative,
   "scan": _scan,
 }

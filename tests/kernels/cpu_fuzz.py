@@ -2,9 +2,9 @@
 
 XLA lets a caller give a handler buffers of any shape, so each handler must say
 what is wrong with them, and never read or write outside of one. The calls are
-made without XLA (`native_fuzz.cc`).
+made without XLA (`cpu_fuzz.cc`).
 
-  python -m tests.kernels.native_fuzz --tries=10000
+  python -m tests.kernels.cpu_fuzz --tries=10000
 
 builds the libraries with AddressSanitizer and UBSan and tries under them, with
 several threads; `make sanitize` runs it. A finding ends the process with a
@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from recurrent.kernels import native
-from recurrent.kernels.native import products
+from recurrent.kernels import cpu
+from recurrent.kernels.cpu import products
 
 SOURCE = pathlib.Path(__file__).with_suffix(".cc")
 Shape = tuple[int, ...]
@@ -60,8 +60,8 @@ def sizes(random, count):
 
 def a_layer(random, forward) -> Call:
   """A right call of a layer's loop."""
-  kind = str(random.choice(native.KINDS))
-  short = str(random.choice(list(native.DTYPES.values())))
+  kind = str(random.choice(cpu.KINDS))
+  short = str(random.choice(list(cpu.DTYPES.values())))
   dtype = {"f32": np.float32, "f64": np.float64}[short]
   batch, time, depth, h = sizes(random, 4)
   if random.random() < 0.05:  # enough work for several threads
@@ -75,7 +75,7 @@ def a_layer(random, forward) -> Call:
   flags = lambda: Buffer((batch, time) if maybe() else NONE, bool, True)
   bias = Buffer((h,) if apart and maybe() else NONE, dtype, apart)
   olds = some(batch, time, h), cell(time, batch, h)
-  saved = some(time, batch, native.SAVED[kind] * h)
+  saved = some(time, batch, cpu.SAVED[kind] * h)
   if forward:
     if maybe():
       saved = none
@@ -134,7 +134,7 @@ def a_layer(random, forward) -> Call:
 
 def a_scan(random, forward) -> Call:
   """A right call of the linear recurrence."""
-  dtype, short = list(native.LINEAR_DTYPES.items())[random.integers(4)]
+  dtype, short = list(cpu.LINEAR_DTYPES.items())[random.integers(4)]
   all_steps = tuple(sizes(random, random.integers(1, 4)))
   if random.random() < 0.05:  # enough work for several threads
     all_steps = (7, 2, 9001)
@@ -281,7 +281,7 @@ class Caller:
 
   def __init__(self):
     self.handlers: dict[str, Any] = {}
-    for library in (native, products):
+    for library in (cpu, products):
       self.handlers |= found(library.SOURCE, library.HANDLERS)
     self._call = found(SOURCE, ["call_handler"])["call_handler"]
     self._call.restype = ctypes.c_char_p
@@ -315,7 +315,7 @@ class Caller:
 
 def found(source, names):
   """Functions of a library; there must be a compiler."""
-  functions = native.functions(source, names)
+  functions = cpu.functions(source, names)
   assert functions is not None, "no C++ compiler on the path"
   return functions
 
@@ -372,10 +372,10 @@ def main():
       "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
       "JAX_PLATFORMS": "cpu",
     }
-    again = [sys.executable, "-m", "tests.kernels.native_fuzz", *sys.argv[1:]]
+    again = [sys.executable, "-m", "tests.kernels.cpu_fuzz", *sys.argv[1:]]
     sys.exit(subprocess.run(again, env=os.environ | sanitized).returncode)
   sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-  native.FLAGS = (*native.FLAGS, "-O1", "-g", *sanitizers)
+  cpu.FLAGS = (*cpu.FLAGS, "-O1", "-g", *sanitizers)
   check_no_memory()
   print(dict(check(options.seed, options.tries)), "no finding")
 

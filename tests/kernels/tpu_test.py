@@ -23,7 +23,7 @@ from tests.cells.others import (
   PeepholeLSTM,
 )
 
-ABLE = [n for n in CELLS if not EXECUTORS["pallas"].why_not(CELLS[n](6))]
+ABLE = [n for n in CELLS if not EXECUTORS["tpu_kernel"].why_not(CELLS[n](6))]
 KINDS = ("rnn", "lstm", "gru", "lstm_peephole", "lru", "rg_lru")
 TABLE = ABLE if os.environ.get("RECURRENT_ALL_LAWS") else KINDS
 OTHERS = [PeepholeLSTM(6), LearnedStart(6), Heads(6), InnerJit(6)]
@@ -71,7 +71,7 @@ both_directions = pytest.mark.parametrize(
   [(3, 5, (3, 5)), (20, 11, (16, 4)), (3, 4, (3, 1))],
 )
 def test_the_loop_is_lax_scan(monkeypatch, batch, time, block, flags, reverse):
-  monkeypatch.setattr(kernels.pallas, "blocks", lambda *_: block)
+  monkeypatch.setattr(kernels.tpu, "blocks", lambda *_: block)
   random = np.random.default_rng(0)
   normal = lambda *shape: jnp.asarray(random.normal(size=shape))
   fixed = {"matrix": normal(6, 6) / 6, "vector": normal(6), "unread": normal(9)}
@@ -91,7 +91,7 @@ def test_the_loop_is_lax_scan(monkeypatch, batch, time, block, flags, reverse):
     two = two + jnp.stack([new, wide(closed_over)], axis=1)
     return [new, two], (two.sum(1), new)
 
-  got = kernels.pallas.scan(tick, fixed, rows, carry, xs, reverse)
+  got = kernels.tpu.scan(tick, fixed, rows, carry, xs, reverse)
   want = jax.lax.scan(
     functools.partial(tick, fixed, rows), carry, xs, reverse=reverse
   )
@@ -100,7 +100,7 @@ def test_the_loop_is_lax_scan(monkeypatch, batch, time, block, flags, reverse):
 
 def test_blocks_fit_and_are_as_large_as_they_may_be():
   shape = lambda *shape: [jax.ShapeDtypeStruct(shape, jnp.bfloat16)]
-  blocks = kernels.pallas.blocks
+  blocks = kernels.tpu.blocks
   # [32, 2048] in bfloat16, in two buffers: 256 KiB, 24 to 6 MiB.
   assert blocks(32, 64, shape(32, 2048)) == (32, 24)
   assert blocks(32, 5, shape(32, 2048)) == (32, 5)
@@ -120,7 +120,7 @@ def test_a_cell_runs_as_by_the_plain_scan(name, reverse):
   cell = CELLS[name](6)
   case = drawn(cell, time=37, dtype=np.float32)
   want = everything(cell, method="scan", reverse=reverse)(case)
-  got = everything(cell, method="pallas", reverse=reverse)(case)
+  got = everything(cell, method="tpu_kernel", reverse=reverse)(case)
   # float32 rounds at 6e-8, some hundred times.
   assert_close(got, want, 1e-5)
 
@@ -131,7 +131,7 @@ def test_a_cell_runs_as_by_the_plain_scan(name, reverse):
 def test_every_gradient_is_right_to_float64(cell, reverse):
   case = drawn(cell, batch=9 if cell.features == 130 else 3)
   want = everything(cell, method="scan", reverse=reverse)(case)
-  got = everything(cell, method="pallas", reverse=reverse)(case)
+  got = everything(cell, method="tpu_kernel", reverse=reverse)(case)
   assert_close(got, want, 1e-12)
   assert all(np.any(leaf) for leaf in jax.tree.leaves(got.d_params))
 
@@ -139,11 +139,11 @@ def test_every_gradient_is_right_to_float64(cell, reverse):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("cell", [GRU(6), PeepholeLSTM(6)], ids=repr)
 def test_rows_and_ticks_may_come_in_blocks(monkeypatch, cell):
-  monkeypatch.setattr(kernels.pallas, "blocks", lambda *_: (16, 4))
+  monkeypatch.setattr(kernels.tpu, "blocks", lambda *_: (16, 4))
   case = drawn(cell, batch=20, time=11)
   want = everything(cell, method="scan")(case)
   # Not `everything`, whose function may have been traced with other blocks.
-  got = jax.jit(lambda case: results(case, cell, method="pallas"))(case)
+  got = jax.jit(lambda case: results(case, cell, method="tpu_kernel"))(case)
   assert_close(got, want, 1e-12)
 
 
@@ -161,7 +161,7 @@ def test_bfloat16_is_multiplied_narrow_and_summed_wide(name):
   )
   want = everything(cell, method="scan")(case)
   narrow = case._replace(inputs=jnp.asarray(case.inputs, jnp.bfloat16))
-  got = everything(cell, method="pallas")(narrow)
+  got = everything(cell, method="tpu_kernel")(narrow)
   assert got.outputs.dtype == jnp.bfloat16
   assert {x.dtype for x in jax.tree.leaves(got.carry)} == {jnp.dtype("float32")}
   assert_close(got.outputs, want.outputs, 2e-2)
@@ -174,7 +174,7 @@ def test_a_reset_stops_a_nan_in_both_passes():
   case = drawn(cell, dtype=np.float32)
   case.mask[:], case.resets[:, 0] = True, True
   bad = case._replace(carry=jax.tree.map(lambda x: x * np.nan, case.carry))
-  run = everything(cell, method="pallas")
+  run = everything(cell, method="tpu_kernel")
   assert_close(run(bad)._replace(d_carry=0), run(case)._replace(d_carry=0), 0)
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(run(bad).d_carry))
 
@@ -186,7 +186,7 @@ def test_vmap_is_a_loop(name):
   case = drawn(cell)
   pair = [case, case._replace(inputs=case.inputs[::-1], mask=~case.mask)]
   stack = lambda *cases: jax.tree.map(lambda *x: np.stack(x), *cases)
-  got = ensemble(cell, method="pallas")(stack(*pair))
+  got = ensemble(cell, method="tpu_kernel")(stack(*pair))
   want = stack(*map(everything(cell, method="scan"), pair))
   assert_close(got, want, 1e-12)
 
@@ -205,7 +205,7 @@ def test_over_devices_it_runs_under_shard_map():
     run = lambda params, carry, inputs: unroll(
       cell, params, carry, inputs, method=method
     )[1]
-    if method == "pallas":
+    if method == "tpu_kernel":
       run = jax.shard_map(
         run,
         mesh=mesh,
@@ -220,7 +220,7 @@ def test_over_devices_it_runs_under_shard_map():
     jax.jit(jax.value_and_grad(functools.partial(total, method=method)))(
       case.params
     )
-    for method in ("pallas", "scan")
+    for method in ("tpu_kernel", "scan")
   )
   assert_close(got, want, 1e-12)
 
@@ -235,7 +235,7 @@ def test_it_lowers_to_one_tpu_kernel_a_pass(name):
   inputs = jnp.ones((8, 16, 8))
 
   def total(params, inputs):
-    return unroll(cell, params, None, inputs, method="pallas")[1].sum()
+    return unroll(cell, params, None, inputs, method="tpu_kernel")[1].sum()
 
   calls = lambda platform, function: (
     jax.jit(function)
@@ -251,10 +251,10 @@ def test_it_lowers_to_one_tpu_kernel_a_pass(name):
 
 def test_auto_does_not_choose_it_and_explain_says_that_it_is_slow_here():
   for name in ABLE:
-    assert choose(CELLS[name](6), Setting.here()) != "pallas"
-  said = explain(LSTM(6), method="pallas")
-  assert "runs by 'pallas': asked for" in said
-  assert "pallas: possible, interpreted on cpu: slow" in said
+    assert choose(CELLS[name](6), Setting.here()) != "tpu_kernel"
+  said = explain(LSTM(6), method="tpu_kernel")
+  assert "runs by 'tpu_kernel': asked for" in said
+  assert "tpu_kernel: possible, interpreted on cpu: slow" in said
 
 
 def test_cells_that_it_cannot_run_are_refused_with_the_reason():
@@ -263,11 +263,11 @@ def test_cells_that_it_cannot_run_are_refused_with_the_reason():
     (Counted(6), "carry that is not all real vectors"),
   ]:
     with pytest.raises(ValueError, match=reason):
-      explain(cell, method="pallas")
+      explain(cell, method="tpu_kernel")
 
 
 def test_a_projection_in_the_gate_has_its_gradient():
   cell = LSTMVariant(6, memory=9)
   case = drawn(cell, dtype=np.float32)
   want = everything(cell, method="scan")(case)
-  assert_close(everything(cell, method="pallas")(case), want, 1e-5)
+  assert_close(everything(cell, method="tpu_kernel")(case), want, 1e-5)

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from recurrent.kernels import native
+from recurrent.kernels import cpu
 from recurrent.types import Array, Float
 
 SOURCE = pathlib.Path(__file__).with_name("products.cc")
@@ -21,7 +21,7 @@ def unavailable() -> str:
 
   The first call compiles them, or finds them compiled.
   """
-  return native.register(SOURCE, HANDLERS)
+  return cpu.register(SOURCE, HANDLERS)
 
 
 def in_panels(matrix: Float[Array, "K N"]) -> Float[Array, "P K 64"]:
@@ -48,4 +48,4 @@ def product(
     f"recurrent_product_{panels.dtype}",
     jax.ShapeDtypeStruct((len(inputs), len(scale)), jnp.float32),
     vmap_method="sequential",
-  )(inputs, panels, scale, threads=native.THREADS)
+  )(inputs, panels, scale, threads=cpu.THREADS)

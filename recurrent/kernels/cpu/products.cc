@@ -14,7 +14,7 @@
 #endif
 
 #include "checks.h"
-#include "crew.h"
+#include "workers.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;

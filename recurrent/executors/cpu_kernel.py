@@ -1,7 +1,7 @@
-"""`"native"`: layers of RNN, LSTM and GRU in C++, on a CPU.
+"""`"cpu_kernel"`: layers of RNN, LSTM and GRU in C++, on a CPU.
 
 XLA runs a tick as some ten small programs that hand arrays to each other; the
-loops of `recurrent.kernels.native` keep a tick in registers. They project the
+loops of `recurrent.kernels.cpu` keep a tick in registers. They project the
 inputs themselves, and take sequences batch-major, as users have them: the two
 transpositions here undo those of `unroll`, and XLA drops both pairs. Gradients
 of weights and inputs are bulk products, as in `"fused"`.
@@ -25,7 +25,7 @@ from recurrent.executors.fused import (
 from recurrent.executors.fused import forward as loop_forward
 from recurrent.executors.fused import run as loop_run
 from recurrent.executors.ticks import Ticks, zeros
-from recurrent.kernels import native as loops
+from recurrent.kernels import cpu as loops
 from recurrent.kernels import transforms
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
@@ -51,7 +51,7 @@ def why_not_here(setting) -> str:
   return loops.unavailable()
 
 
-def native(cell, reverse, params, initial, carry, ticks, recompute=False):
+def cpu_kernel(cell, reverse, params, initial, carry, ticks, recompute=False):
   """As all executors, but that `ticks` have inputs, not yet projected.
 
   With `recompute` the gates are not kept but made again, in bulk.

@@ -1,6 +1,6 @@
-"""`"mosaic_gpu"`: the loop of "fused" or "kernel" as one GPU kernel.
+"""`"gpu_kernel"`: the loop of "fused" or "linear_scan" as one GPU kernel.
 
-As `"pallas"` on a TPU, with narrower bounds: weights stay in the shared memory
+As `"tpu_kernel"` on a TPU, with narrower bounds: weights stay in the shared memory
 of one multiprocessor, and a tick must work unit by unit but for its product.
 """
 
@@ -11,22 +11,22 @@ import jax.numpy as jnp
 
 from recurrent import kernels
 from recurrent.cells.base import LinearCell, param_shapes
-from recurrent.executors import pallas
+from recurrent.executors import tpu_kernel
 from recurrent.executors.fused import backward, forward, plain_loop
 from recurrent.executors.ticks import Ticks
 
 CAPABILITY = "9.0"
 
 
-def mosaic_gpu(*args, **options):
+def gpu_kernel(*args, **options):
   """As all executors: the carry and the outputs."""
-  return pallas.by_kernels("mosaic_gpu")(*args, **options)
+  return tpu_kernel.by_kernels("gpu_kernel")(*args, **options)
 
 
 @functools.lru_cache
 def why_not(cell) -> str:
   """Why the kernels cannot run a cell, as "it ..."."""
-  reason = pallas.why_not(cell)
+  reason = tpu_kernel.why_not(cell)
   if reason or isinstance(cell, LinearCell):
     return reason
   if not cell.takes_vectors:
@@ -34,7 +34,7 @@ def why_not(cell) -> str:
   reasons = []
 
   def loop(tick, fixed, rows, carry, xs, reverse):
-    reasons.append(kernels.mosaic_gpu.unfit(tick, fixed, rows, carry, xs))
+    reasons.append(kernels.gpu.unfit(tick, fixed, rows, carry, xs))
     return plain_loop(tick, fixed, rows, carry, xs, reverse)
 
   def both(params):

@@ -27,11 +27,11 @@ from recurrent.cells import (
 )
 from recurrent.executors import EXECUTORS, Setting
 from tests.cells.cases import assert_close, results
-from tests.kernels.pallas_test import drawn
+from tests.kernels.tpu_test import drawn
 
 pytestmark = pytest.mark.several_devices
 
-ABLE = [n for n in CELLS if not EXECUTORS["mosaic_gpu"].why_not(CELLS[n](6))]
+ABLE = [n for n in CELLS if not EXECUTORS["gpu_kernel"].why_not(CELLS[n](6))]
 KINDS = ("rnn", "lstm", "gru", "slstm", "rg_lru")
 TABLE = ABLE if os.environ.get("RECURRENT_ALL_LAWS") else KINDS
 
@@ -54,8 +54,8 @@ def interpreted(monkeypatch, gpu):
   kernel = functools.partial(plgpu.kernel, interpret=how)
   monkeypatch.setattr(plgpu, "kernel", kernel)
   # The interpreter has no loads and stores but plain ones.
-  monkeypatch.setattr(kernels.mosaic_gpu, "read", operator.getitem)
-  monkeypatch.setattr(kernels.mosaic_gpu, "write", operator.setitem)
+  monkeypatch.setattr(kernels.gpu, "read", operator.getitem)
+  monkeypatch.setattr(kernels.gpu, "write", operator.setitem)
 
 
 def run(cell, case, **how):
@@ -63,7 +63,7 @@ def run(cell, case, **how):
 
 
 def same(cell, case, allowed, **how):
-  got = run(cell, case, method="mosaic_gpu", **how)
+  got = run(cell, case, method="gpu_kernel", **how)
   want = run(cell, case, method="scan", **how)
   assert_close(got, want, allowed)
   return got
@@ -87,7 +87,7 @@ def test_the_loop_is_lax_scan():
     carry = jnp.tanh(both[:, :6] + moved[:, :6])
     return carry, both
 
-  got = jax.jit(functools.partial(kernels.mosaic_gpu.scan, tick))(
+  got = jax.jit(functools.partial(kernels.gpu.scan, tick))(
     fixed, rows, carry, xs
   )
   want = jax.lax.scan(functools.partial(tick, fixed, rows), carry, xs)
@@ -134,7 +134,7 @@ def test_a_nan_stays_in_its_row_and_a_reset_stops_it():
   bad = case._replace(carry=jax.tree.map(np.array, case.carry))
   for leaf in bad.carry:
     leaf[:2] = np.nan
-  got, want = (run(cell, x, method="mosaic_gpu") for x in (bad, case))
+  got, want = (run(cell, x, method="gpu_kernel") for x in (bad, case))
   assert np.isnan(got.outputs[1]).all()
   rest = lambda tree: jax.tree.map(
     lambda x: x[np.array([0, 2])], (tree.outputs, tree.carry, tree.d_inputs)
@@ -169,7 +169,7 @@ def test_the_linear_scan_is_the_associative_one(flags, dtype, reverse):
       *args
     )
 
-  got = both(kernels.mosaic_gpu.linear_scan)
+  got = both(kernels.gpu.linear_scan)
   assert_close(got, both(kernels.associative_scan), 1e-5)
 
 
@@ -191,7 +191,7 @@ def lowered(cell, dtype, batch=16, time=16, differentiate=False):
       inputs,
       mask=mask,
       resets=resets,
-      method="mosaic_gpu",
+      method="gpu_kernel",
     )
     outputs = outputs.astype(jnp.float32)
     return sum(jnp.sum(x * x) for x in (*jax.tree.leaves(carry), outputs))
@@ -237,7 +237,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_sizes():
 
 
 def test_it_refuses_what_looks_across_units_and_says_what_that_is():
-  reason = lambda cell: EXECUTORS["mosaic_gpu"].why_not(cell)
+  reason = lambda cell: EXECUTORS["gpu_kernel"].why_not(cell)
   assert reason(CELLS["mgu"](6)) == "is neither a GatedCell nor a LinearCell"
   assert "not vectors in each row" in reason(CELLS["lstm_layer_norm"](6))
   assert "`slice` of weights" in reason(CELLS["lstm_peephole"](6))
@@ -248,10 +248,10 @@ def test_it_refuses_what_looks_across_units_and_says_what_that_is():
 
 
 def test_it_is_for_gpus_in_float32_and_bfloat16():
-  here = EXECUTORS["mosaic_gpu"].why_not_here
+  here = EXECUTORS["gpu_kernel"].why_not_here
   wide = jnp.dtype("float32")
   assert not here(Setting(wide, wide, "gpu", 1))
   assert here(Setting(wide, wide, "tpu", 1)).endswith("not for tpu")
   assert "not in float64" in here(Setting(jnp.dtype("float64"), wide, "gpu", 1))
   with pytest.raises(ValueError, match="for NVIDIA GPUs, not for cpu"):
-    explain(LSTM(6), method="mosaic_gpu")
+    explain(LSTM(6), method="gpu_kernel")

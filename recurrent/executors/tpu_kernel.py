@@ -1,4 +1,4 @@
-"""`"pallas"`: the loop of "fused" or "kernel" as one TPU kernel.
+"""`"tpu_kernel"`: the loop of "fused" or "linear_scan" as one TPU kernel.
 
 The recurrent weights stay in VMEM, `gate` and its pullback are traced into the
 kernels; what is bulk in "fused" is bulk here.
@@ -78,9 +78,9 @@ def by_kernels(name):
   return execute
 
 
-def pallas(*args, **options):
+def tpu_kernel(*args, **options):
   """As all executors: the carry and the outputs."""
-  return by_kernels("pallas")(*args, **options)
+  return by_kernels("tpu_kernel")(*args, **options)
 
 
 def why_not(cell) -> str:

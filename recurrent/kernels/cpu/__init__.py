@@ -29,7 +29,7 @@ from recurrent.types import Array
 
 SOURCE = pathlib.Path(__file__).with_name("loops.cc")
 FLAGS = (
-  *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"),
+  *("-O3", "-march=cpu_kernel", "-std=c++17", "-shared", "-fPIC", "-pthread"),
   *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 KINDS = ("rnn", "lstm", "gru", "lstm_coupled")
@@ -110,7 +110,7 @@ def functions(
   name = f"{source.stem}-{_digest(source)}.so"
   folder: pathlib.Path | None
   try:
-    folder, problem = private_folder("native"), ""
+    folder, problem = private_folder("cpu_kernel"), ""
   except OSError as error:
     folder, problem = None, str(error)
   if folder and (folder / name).exists():
@@ -165,7 +165,7 @@ def _digest(source):
 
 
 def _processor() -> str:
-  """What `-march=native` depends on."""
+  """What `-march=cpu_kernel` depends on."""
   try:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:

@@ -29,7 +29,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from recurrent.kernels.linear_scan import by_kernel
-from recurrent.kernels.pallas import complex_parts, multiply
 from recurrent.kernels.tiles import (
   ROWS,
   TILE,
@@ -41,6 +40,7 @@ from recurrent.kernels.tiles import (
   compute,
   tile,
 )
+from recurrent.kernels.tpu import complex_parts, multiply
 from recurrent.kernels.traced import by_tick, traced
 from recurrent.types import Array, Carry
 

@@ -10,11 +10,11 @@ import pytest
 from recurrent import executors, unroll
 from recurrent.cells import GRU, LRU, LSTM, RNN, Heads, LSTMVariant
 from recurrent.executors import Setting
-from recurrent.kernels import native
+from recurrent.kernels import cpu
 from tests.cells.cases import Case, assert_close, drawn_by_init, everything
 
 pytestmark = pytest.mark.skipif(
-  native.unavailable() != "", reason=f"it {native.unavailable()}"
+  cpu.unavailable() != "", reason=f"it {cpu.unavailable()}"
 )
 HERE = Setting(jnp.dtype("float32"), jnp.dtype("float32"), "cpu", 1)
 
@@ -60,10 +60,10 @@ def test_it_is_the_plain_scan(make, batch, time, features, reverse):
   case = draw(cell, batch, time, np.float64)
   want = everything(cell, method="scan", reverse=reverse)(case)
   for remat in (None, "gates"):
-    how = {"method": "native", "reverse": reverse, "remat": remat}
+    how = {"method": "cpu_kernel", "reverse": reverse, "remat": remat}
     assert_close(everything(cell, **how)(case), want, 1e-12)
   narrow = lambda x: x.astype(np.float32) if x.dtype == np.float64 else x
-  got = everything(cell, method="native", reverse=reverse)(
+  got = everything(cell, method="cpu_kernel", reverse=reverse)(
     jax.tree.map(narrow, case)
   )
   # float32 rounds at 6e-8, times the ticks and the root of the units.
@@ -83,7 +83,7 @@ def test_its_own_sigmoids_are_right_wherever_they_are_asked(cell):
   inputs = jnp.asarray(sums)[:, None, None]
   got, want = (
     unroll(cell, params, None, inputs, method=method)[1]
-    for method in ("native", "scan")
+    for method in ("cpu_kernel", "scan")
   )
   np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-30)
 
@@ -123,7 +123,7 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_plain_scan(
 
     return jax.grad(loss, (0, 1, 2), has_aux=True)(params, carry, inputs)
 
-  (d_got, got), (d_want, want) = run("native"), run("scan")
+  (d_got, got), (d_want, want) = run("cpu_kernel"), run("scan")
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), got, want
   )
@@ -134,7 +134,7 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_plain_scan(
 
 def test_auto_takes_it_on_one_cpu_in_float32_and_says_so():
   for cell in (RNN(4), LSTM(4), GRU(4), LSTMVariant(4, coupled=True)):
-    assert executors.choose(cell, HERE).method == "native"
+    assert executors.choose(cell, HERE).method == "cpu_kernel"
   for setting in (
     HERE._replace(devices=8),
     HERE._replace(platform="tpu"),
@@ -152,26 +152,26 @@ def test_what_it_cannot_run_is_refused():
   inputs = jnp.ones((1, 2, 2), jnp.bfloat16)
   params = LSTM(4).init(jax.random.key(0), 2)
   with pytest.raises(ValueError, match="not in bfloat16"):
-    unroll(LSTM(4), params, None, inputs, method="native")
+    unroll(LSTM(4), params, None, inputs, method="cpu_kernel")
   cell = LRU(4)
   params = cell.init(jax.random.key(0), 2)
   with pytest.raises(ValueError, match="has no loop in C"):
-    unroll(cell, params, None, jnp.ones((1, 2, 2)), method="native")
+    unroll(cell, params, None, jnp.ones((1, 2, 2)), method="cpu_kernel")
 
 
 @pytest.fixture
 def afresh(monkeypatch, tmp_path):
   """A machine that has not compiled the loops yet."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  native.unavailable.cache_clear()
+  cpu.unavailable.cache_clear()
   yield tmp_path
   monkeypatch.undo()
-  native.unavailable.cache_clear()
+  cpu.unavailable.cache_clear()
 
 
 def test_without_a_compiler_the_fused_loop_runs(afresh, monkeypatch):
   monkeypatch.setenv("PATH", str(afresh))
-  assert "needs a C++ compiler" in native.unavailable()
+  assert "needs a C++ compiler" in cpu.unavailable()
   assert executors.choose(LSTM(4), HERE).method == "fused"
 
 
@@ -182,5 +182,5 @@ def test_a_compiler_that_fails_is_quoted(afresh, monkeypatch):
   )
   compiler.chmod(0o755)
   monkeypatch.setenv("PATH", f"{afresh}{os.pathsep}{os.environ['PATH']}")
-  assert native.unavailable() == "did not compile: broken"
+  assert cpu.unavailable() == "did not compile: broken"
   assert not list(afresh.glob("recurrent/*.so"))

@@ -9,7 +9,7 @@
 //
 // Weights are packed once a call in panels: all gates of one vector of units,
 // unit block by unit block, so that a tile holds whole units. Threads
-// (`crew.h`) share the rows of the batch out among them and never wait for each
+// (`workers.h`) share the rows of the batch out among them and never wait for each
 // other; if the rows are few or the weights too large for one core, they share
 // the units instead, and each time step is a phase of the job.
 //
@@ -31,7 +31,7 @@
 #endif
 
 #include "checks.h"
-#include "crew.h"
+#include "workers.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
