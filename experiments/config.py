@@ -101,7 +101,7 @@ class RunConfig(Checked):
       there are few; 0: none.
     dtype: what the network computes in: float32 or bfloat16.
     method: executor of the cells, see recurrent.unroll.
-    remat: keep the carry of every so-manieth tick only, or gates: carries
+    remat: keep the carry of every so-manieth time step only, or gates: carries
       only, see recurrent.unroll; 0: keep all.
     devices: how many devices to use; 0: all.
     coordinator: host:port of process 0, for a run of several processes;

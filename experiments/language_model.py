@@ -33,7 +33,7 @@ from recurrent import cells, data, decoding, losses, optim, restart, sharding
 from recurrent.data import tokenizers
 from recurrent.errors import ConfigError
 from recurrent.executors import Setting
-from recurrent.executors.ticks import hold
+from recurrent.masking import hold
 from recurrent.metrics import Mean
 from recurrent.models import LanguageModel
 from recurrent.training import dynamic, loop
@@ -70,14 +70,14 @@ class Config(runner.TrainConfig):
     embedding_features: width of the embedding; with --tied it is --features.
     tied: share the embedding with the output layer.
     residual: add a layer's inputs to its outputs.
-    dropout: rate between layers, a fresh mask at each tick.
+    dropout: rate between layers, a fresh mask at each time step.
     embedding_dropout: rate on the embedding, one mask for a whole window.
     embedding_row_dropout: rate at which a token's whole row is dropped.
     output_dropout: rate on the last layer, one mask for a whole window.
     recurrent_dropout: rate on h in its product, one mask for a whole window.
     weight_drop: rate on the recurrent weights, one mask for a whole window.
     update_dropout: rate on the candidate of an LSTM or GRU.
-    zoneout: probability that a hidden unit keeps its value at a tick.
+    zoneout: probability that a hidden unit keeps its value at a time step.
     memory_zoneout: the same of an LSTM's cell.
     activation_penalty: weight of the mean square of the outputs (AR).
     temporal_penalty: weight of the mean square of their changes (TAR).
@@ -494,13 +494,13 @@ def score_packed(
 
   @jax.jit
   def score(weights, carry, window):
-    def tick(carry, now):
+    def time_step(carry, now):
       new, logits = packed.step(weights, carry, now["inputs"])
       nats = losses.cross_entropy(logits, now["targets"])
       return hold(now["mask"], new, carry), nats
 
     window = {name: x.T for name, x in window.items()}
-    carry, nats = jax.lax.scan(tick, carry, window)
+    carry, nats = jax.lax.scan(time_step, carry, window)
     return carry, {"nats": Mean.of(nats, window["weights"])}
 
   streams = eval_streams(config, tokens)

@@ -1,11 +1,11 @@
 """Recurrent networks in JAX: write a cell, get everything else.
 
 `cells` holds the cells and `unroll` runs one over time; `nn` makes Flax NNX
-modules of them. docs/architecture.md shows the floors of the house.
+modules of them. docs/architecture.md shows the levels of the house.
 """
 
 from recurrent import cells
-from recurrent.executors.ticks import restart
+from recurrent.masking import restart
 from recurrent.trace import trace
 from recurrent.unroll import METHODS, explain, newton, unroll
 from recurrent.version import __version__

@@ -38,12 +38,12 @@ def uniform(
 
 
 def chrono(key: PRNGKey, features: int, t_max: int) -> Array:
-  """Biases of gates that forget after 1 to `t_max` ticks: log U(1, t_max - 1).
+  """Biases of gates that forget after 1 to `t_max` steps: log U(1, t_max - 1).
 
   Args:
     key: PRNG key.
     features: width H.
-    t_max: longest span to remember, in ticks; at least 3.
+    t_max: longest span to remember, in time steps; at least 3.
 
   Returns:
     float32 array [H], of forget gates; input gates take its negative.
@@ -55,7 +55,7 @@ def chrono(key: PRNGKey, features: int, t_max: int) -> Array:
     Tallec & Ollivier, "Can recurrent neural networks warp time?", 2018.
   """
   if t_max < 3:
-    raise ValueError(f"t_max must be at least 3 ticks, got {t_max}")
+    raise ValueError(f"t_max must be at least 3 time steps, got {t_max}")
   return jnp.log(uniform(key, (features,), 1.0, t_max - 1.0))
 
 

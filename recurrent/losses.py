@@ -28,10 +28,10 @@ def activation_penalty(
 
   Args:
     outputs: [batch, time, H], after dropout.
-    mask: [batch, time], True where a tick is real.
+    mask: [batch, time], True where a time step is real.
 
   Returns:
-    The mean over real ticks and units; zero if no tick is real.
+    The mean over real time steps and units; zero if no time step is real.
 
   Reference:
     Merity, McCann & Socher, "Revisiting activation regularization for language
@@ -45,14 +45,14 @@ def temporal_activation_penalty(
   mask: Mask | None = None,
   resets: Mask | None = None,
 ) -> Float[Array, ""]:
-  """Mean square of what outputs change from tick to tick (TAR).
+  """Mean square of what outputs change from time step to time step (TAR).
 
   Args:
     outputs: [batch, time, H], before dropout.
-    mask: [batch, time], True where a tick is real; only neighbours that are
-      both real count.
-    resets: [batch, time], True where a sequence begins: from the tick before
-      it to it, nothing counts.
+    mask: [batch, time], True where a time step is real; only neighbours that
+      are both real count.
+    resets: [batch, time], True where a sequence begins: from the time step
+      before it to it, nothing counts.
 
   Returns:
     The mean over such pairs and units; zero if there is none.
@@ -72,7 +72,7 @@ def temporal_activation_penalty(
 
 
 def _wide(array):
-  """In float32 at least, since a sum over all ticks follows."""
+  """In float32 at least, since a sum over all time steps follows."""
   return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
 
 

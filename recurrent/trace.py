@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from recurrent.cells.base import Cell
-from recurrent.executors.scan import tick
-from recurrent.executors.ticks import Ticks
+from recurrent.executors.scan import time_step
+from recurrent.masking import TimeSteps
 from recurrent.types import Array, Carry, Mask, Params, PyTree
 from recurrent.unroll import _begin
 
@@ -66,11 +66,11 @@ def trace(
   # As in `unroll`, the parameters are cast inside the loop: their gradient is
   # then summed over time in their own dtype.
   narrow = lambda: cell.narrow(params, start.dtype)
-  inputs, mask, resets = start.ticks
-  steps = Ticks(cell.project(narrow(), inputs), mask, resets)
+  inputs, mask, resets = start.time_steps
+  steps = TimeSteps(cell.project(narrow(), inputs), mask, resets)
 
   def step(carry, now):
-    carry, outputs = tick(cell, narrow(), start.initial, carry, now)
+    carry, outputs = time_step(cell, narrow(), start.initial, carry, now)
     return carry, (carry, outputs)
 
   _, found = jax.lax.scan(step, start.carry, steps, reverse=reverse)

@@ -17,14 +17,14 @@ from recurrent import executors
 from recurrent.cells.base import Cell, GatedCell, check_params
 from recurrent.executors.fused import CARRIES
 from recurrent.executors.newton import NewtonReport
-from recurrent.executors.ticks import Ticks, at, length, select
 from recurrent.kernels.transforms import vary_alike
+from recurrent.masking import TimeSteps, at, length, select
 from recurrent.types import Array, Carry, Mask, Params, Remat
 
 METHODS = ("auto", *executors.EXECUTORS)
 
-# Rows that `remat="gates"` makes the gates of at a time, over ticks and batch:
-# one large product, and the only gates there are in memory.
+# Rows that `remat="gates"` makes the gates of at a time, over time steps and
+# batch: one large product, and the only gates there are in memory.
 GATES_ROWS = 1024
 
 
@@ -52,27 +52,30 @@ def unroll(
     carry: [batch, ...], or None for the initial one.
     inputs: [batch, time, features], or a pytree of arrays [batch, time, ...]
       for a cell that takes one.
-    mask: [batch, time], True where a tick is real. Elsewhere the carry is
+    mask: [batch, time], True where a time step is real. Elsewhere the carry is
       held and the outputs are zero, whatever the inputs hold, NaN included.
-      A row may have no real tick at all.
-    resets: [batch, time], True where a tick starts from the initial carry. At
-      a masked tick a reset does nothing: that tick does not take place.
+      A row may have no real time step at all.
+    resets: [batch, time], True where a time step starts from the initial carry.
+      At a masked time step a reset does nothing: that time step does not take
+        place.
     initial: [batch, ...], such as a learnt one; None: `cell.initial_carry`.
-    reverse: from the last tick to the first; outputs stay at their inputs'
+    reverse: from the last time step to the first; outputs stay at their inputs'
       places.
     method: how to run: a key of `recurrent.executors.EXECUTORS`, or "auto",
       of which `recurrent.explain` tells what it stands for.
-    remat: None: all that a tick makes is kept for the reverse pass. A number:
-      only the carry of every `remat`-th tick is, and the ticks between are
+    remat: None: all that a time step makes is kept for the reverse pass. A
+      number: only the carry of every `remat`-th time step is, and the time
+        steps between are
       computed again: memory goes from O(time) to O(time / remat + remat), for
-      one more forward pass. "gates": the carry of every tick is, and the rest,
+      one more forward pass. "gates": the carry of every time step is, and the
+      rest,
       the gates, is computed again from it without a loop: less memory by a
       constant factor, for less time. It needs a gated cell and "fused",
       "cpu_kernel" or "tpu_kernel".
 
   Returns:
-    The carry after the last tick that was run, and outputs [batch, time, H]
-    in the dtype of the inputs.
+    The carry after the last time step that was run, and outputs [batch, time,
+    H] in the dtype of the inputs.
 
   Raises:
     ValueError: if an argument has the wrong shape, or the cell cannot run by
@@ -97,7 +100,7 @@ def _unroll(cell, method, reverse, remat, *args) -> tuple[Carry, Array]:
   run: Callable[..., tuple[Carry, Array]] = functools.partial(
     _run, cell, method, gates, reverse, start.dtype, start.params, start.initial
   )
-  time = size = length(start.ticks)
+  time = size = length(start.time_steps)
   if isinstance(remat, int):
     size = remat
   elif gates:
@@ -105,10 +108,12 @@ def _unroll(cell, method, reverse, remat, *args) -> tuple[Carry, Array]:
     policy = jax.checkpoint_policies.save_only_these_names(CARRIES)
     run = jax.checkpoint(run, policy=policy)
   if size >= time:
-    carry, outputs = run(start.carry, start.ticks)
+    carry, outputs = run(start.carry, start.time_steps)
   else:
     run = run if gates else jax.checkpoint(run)
-    carry, outputs = _in_chunks(run, size, reverse, start.carry, start.ticks)
+    carry, outputs = _in_chunks(
+      run, size, reverse, start.carry, start.time_steps
+    )
   return carry, jnp.swapaxes(outputs, 0, 1)
 
 
@@ -138,8 +143,8 @@ def newton(
     initial: see `unroll`.
     reverse: see `unroll`.
     tolerance: greatest change of a carry in the last round, relative to the
-      greatest carry of its tick and row, or 1; None: fifty roundings of the
-      carry's dtype.
+      greatest carry of its time step and row, or 1; None: fifty roundings of
+      the carry's dtype.
     max_iterations: rounds before the plain loop takes over.
     damping: in [0, 1): part of the Jacobian that is left out, against rounds
       that explode. It changes the way, not the solution.
@@ -170,7 +175,7 @@ def _newton(cell, how, reverse, *args) -> tuple[Carry, Array, NewtonReport]:
     narrow,
     start.initial,
     start.carry,
-    _project(cell, executors.EXECUTORS["newton"], narrow, start.ticks),
+    _project(cell, executors.EXECUTORS["newton"], narrow, start.time_steps),
     how,
   )
   return carry, jnp.swapaxes(outputs, 0, 1), report
@@ -183,7 +188,7 @@ class _Start(NamedTuple):
   initial: Carry
   carry: Carry
   dtype: Any
-  ticks: tuple[Any, Array | None, Array | None]  # inputs, mask, resets
+  time_steps: tuple[Any, Array | None, Array | None]  # inputs, mask, resets
 
 
 def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
@@ -206,15 +211,19 @@ def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
     resets = None if resets is None else resets & mask
   # Time moves to the front once, so that every slice in the loop is
   # contiguous, and back once.
-  ticks = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (inputs, mask, resets))
+  time_steps = jax.tree.map(
+    lambda x: jnp.swapaxes(x, 0, 1), (inputs, mask, resets)
+  )
   # Within `jax.shard_map` a carry of zeros is the same on all devices, but not
   # what becomes of it, and a loop has to carry one type.
-  params, initial, carry, ticks = vary_alike((params, initial, carry, ticks))
-  return _Start(params, initial, carry, dtype, ticks)
+  params, initial, carry, time_steps = vary_alike(
+    (params, initial, carry, time_steps)
+  )
+  return _Start(params, initial, carry, dtype, time_steps)
 
 
 def _rows(start: _Start) -> int:
-  return jax.tree.leaves(start.ticks)[0].shape[1]
+  return jax.tree.leaves(start.time_steps)[0].shape[1]
 
 
 def _no_outputs(cell, start) -> Array:
@@ -226,9 +235,9 @@ def _no_outputs(cell, start) -> Array:
     carry = cell.initial_carry(params, (1,))
     return cell.step(narrow, carry, cell.project(narrow, inputs))[1]
 
-  now = jax.tree.map(one, start.ticks[0])
+  now = jax.tree.map(one, start.time_steps[0])
   shape = jax.eval_shape(step, start.params, now)
-  return jnp.zeros((0, length(start.ticks), *shape.shape[1:]), shape.dtype)
+  return jnp.zeros((0, length(start.time_steps), *shape.shape[1:]), shape.dtype)
 
 
 def _by_compiler(run, params, carry, inputs, *others, replicated=0):
@@ -337,17 +346,17 @@ def check_remat(cell: Cell, method: str, remat: Remat) -> None:
     if not isinstance(cell, GatedCell):
       raise ValueError(
         f"remat='gates': {type(cell).__name__} has no `recur` and `gate`;"
-        " use a number of ticks, which suits any cell"
+        " use a number of time steps, which suits any cell"
       )
     able = [n for n, e in executors.EXECUTORS.items() if e.recompute]
     if method not in ("auto", *able):
       raise ValueError(
         f"remat='gates': method={method!r} has no reverse pass that starts from"
-        f" the carries; use one of {', '.join(able)}, or a number of ticks"
+        f" the carries; use one of {', '.join(able)}, or a number of time steps"
       )
   elif remat is not None and (type(remat) is not int or remat < 1):
     raise ValueError(
-      f"remat must be at least 1 tick, 'gates' or None, got {remat!r}"
+      f"remat must be at least 1 time step, 'gates' or None, got {remat!r}"
     )
 
 
@@ -395,31 +404,31 @@ def _run(cell, method, gates, reverse, dtype, params, initial, carry, xs):
   narrow = lambda: cell.narrow(params, dtype)
   executor = executors.EXECUTORS[method]
   if xs[1] is None and xs[2] is None and length(xs) == 1:
-    # One tick, as in decoding: no loop, no custom gradient.
+    # One time step, as in decoding: no loop, no custom gradient.
     params = narrow()
     projected = cell.project(params, at(xs[0], 0))
     carry, outputs = cell.step(params, carry, projected)
     return carry, outputs[None]
-  ticks = _project(cell, executor, narrow, xs)
+  time_steps = _project(cell, executor, narrow, xs)
   loop = executor.run
   if gates:
     loop = functools.partial(loop, recompute=True)
-  return loop(cell, reverse, narrow, initial, carry, ticks)
+  return loop(cell, reverse, narrow, initial, carry, time_steps)
 
 
-def _project(cell, executor, narrow, xs) -> Ticks:
+def _project(cell, executor, narrow, xs) -> TimeSteps:
   """What the loop reads: inputs become projections, all in bulk."""
   inputs, mask, resets = xs
   if not executor.projects:
     inputs = cell.project(executor.for_bulk(narrow()), inputs)
-  return Ticks(inputs, mask, resets)
+  return TimeSteps(inputs, mask, resets)
 
 
 def _in_chunks(run, size, reverse, carry, xs):
-  """Runs `size` ticks at a time, and what is left over at the end."""
+  """Runs `size` time steps at a time, and what is left over at the end."""
   time = length(xs)
   whole = time // size * size
-  # The loop meets the left-over ticks last, wherever it begins.
+  # The loop meets the left-over time steps last, wherever it begins.
   cut = time - whole if reverse else whole
   rest, main = (slice(0, cut), slice(cut, time))[:: 1 if reverse else -1]
   chunks = jax.tree.map(lambda x: x[main].reshape((-1, size, *x.shape[1:])), xs)
@@ -440,7 +449,9 @@ def _batch_and_time(inputs) -> tuple[int, int]:
     raise ValueError(f"inputs must share [batch, time], got {shapes}")
   batch, time = shapes[0][:2]
   if time < 1:
-    raise ValueError(f"inputs must have at least one tick, got {shapes[0]}")
+    raise ValueError(
+      f"inputs must have at least one time step, got {shapes[0]}"
+    )
   return batch, time
 
 

@@ -97,8 +97,10 @@ def all_finite(tree):
 def gru_outputs(params, inputs, mask=ALL, reset_before=False):
   """The formula's outputs from a zero state, and its last state."""
   zero, no = (np.zeros((B, H)),), np.zeros((B, T), bool)
-  tick = gru_formula(params, reset_before)
-  outputs, (last,) = reference.unroll(tick, zero, zero, inputs, mask, no, False)
+  time_step = gru_formula(params, reset_before)
+  outputs, (last,) = reference.unroll(
+    time_step, zero, zero, inputs, mask, no, False
+  )
   return outputs, last
 
 
@@ -128,21 +130,22 @@ def test_a_gru_is_not_without_the_bias_inside_the_reset_product():
     converters.to_nnx(params)
 
 
-# 2. ml-explore/mlx#3249: the GRU skips b_hn at the first tick without a carry.
+# 2. ml-explore/mlx#3249: the GRU skips b_hn at the first time step without a
+# carry.
 
 
 @pytest.mark.parametrize("cell", [GRU(H), GRUResetBefore(H), LSTM(H)], ids=str)
-def test_no_bias_is_skipped_at_the_first_tick_without_a_carry(cell):
+def test_no_bias_is_skipped_at_the_first_time_step_without_a_carry(cell):
   params, inputs = params_of(cell), drawn(B, 1, D)
   outputs = forward(cell, params, None, inputs)[1]
   if isinstance(cell, LSTM):
     gates = reference.split(*map(np.float64, params), names="ifgo")
-    tick = functools.partial(reference.lstm, gates)
+    time_step = functools.partial(reference.lstm, gates)
     zero = (np.zeros(H), np.zeros(H))
   else:
-    tick = gru_formula(params, isinstance(cell, GRUResetBefore))
+    time_step = gru_formula(params, isinstance(cell, GRUResetBefore))
     zero = (np.zeros(H),)
-  want = [[tick(zero, row[0])[1]] for row in inputs]
+  want = [[time_step(zero, row[0])[1]] for row in inputs]
   assert_close(outputs, want, 1e-5)
 
 
@@ -248,7 +251,7 @@ WAYS = [(cell, method) for cell in CELLS for method in methods(cell)]
 
 
 @pytest.mark.parametrize(("cell", "method"), WAYS, ids=str)
-def test_a_zero_length_row_does_not_get_the_last_padded_ticks_carry(
+def test_a_zero_length_row_does_not_get_the_last_padded_time_steps_carry(
   cell, method
 ):
   inputs = drawn(B, T, D)
@@ -269,7 +272,7 @@ def test_a_zero_length_row_does_not_get_the_last_padded_ticks_carry(
 # 6. google/flax#3208, #3507: lengths failed; no mask in mid-sequence.
 
 
-def test_ticks_masked_in_mid_sequence_are_not_run():
+def test_time_steps_masked_in_mid_sequence_are_not_run():
   cell, inputs = GRU(H), drawn(B, T, D)
   _, (last, outputs) = run(cell, inputs, mask=HOLES)
   want = gru_outputs(params_of(cell), inputs, HOLES)
@@ -344,7 +347,7 @@ def test_a_bidirectional_layer_does_not_turn_the_padding_to_the_front():
     end, flipped = forward(GRU(H), params, None, one[:, ::-1])
     assert_close(outputs[row, :length, H:], flipped[0, ::-1], 1e-5)
     assert_close(future.hidden[row], end.hidden[0], 1e-5)
-    # Its carry is that after the first tick, where its outputs end.
+    # Its carry is that after the first time step, where its outputs end.
     assert_close(future.hidden[row], outputs[row, 0, H:], 1e-6)
     assert_close(past.hidden[row], outputs[row, length - 1, :H], 1e-6)
 
@@ -423,7 +426,7 @@ def test_a_norm_of_zeros_has_no_nan_for_a_gradient(name):
 
 
 # 12. google/flax#4950, tensorflow/tensorflow#38922: one dropout mask for all
-# ticks, or a new one where it should have been kept.
+# time steps, or a new one where it should have been kept.
 
 
 def test_dropout_masks_differ_over_time_and_are_equal_when_locked():
@@ -441,8 +444,8 @@ def test_dropout_masks_differ_over_time_and_are_equal_when_locked():
 
 
 def test_a_stacks_dropout_is_not_frozen_over_time_nor_over_calls():
-  # The same input at each tick, into layers without memory: the outputs of the
-  # second differ over time by the mask alone.
+  # The same input at each time step, into layers without memory: the outputs of
+  # the second differ over time by the mask alone.
   rngs = nnx.Rngs(0)
   layers = [Recurrent(RNN(32), n, rngs=rngs) for n in (D, 32)]
   for layer in layers:
@@ -573,8 +576,8 @@ ONES = [
 
 @pytest.mark.parametrize(("cell", "method"), ONES, ids=str)
 def test_a_bfloat16_gradient_does_not_stop_at_256_sums(cell, method):
-  # With zero parameters every tick adds the same to a bias's gradient, so that
-  # a sum kept in bfloat16 stops growing at some 256 ticks.
+  # With zero parameters every time step adds the same to a bias's gradient, so
+  # that a sum kept in bfloat16 stops growing at some 256 time steps.
   params = jax.tree.map(np.zeros_like, params_of(cell, 1))
   count = {}
   for dtype in (jnp.bfloat16, jnp.float32):
@@ -587,7 +590,7 @@ def test_a_bfloat16_gradient_does_not_stop_at_256_sums(cell, method):
     assert d_inputs.dtype == dtype
     assert {x.dtype for x in jax.tree.leaves(d_params)} == {np.dtype("float32")}
     count[dtype] = d_params
-  # Half a tick's cotangent is the least that a bias has here.
+  # Half a time step's cotangent is the least that a bias has here.
   assert np.abs(count[jnp.float32].bias).max() > 299
   assert_close(count[jnp.bfloat16], count[jnp.float32], 1e-2)
 

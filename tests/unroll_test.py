@@ -68,9 +68,9 @@ WRONG = {
     {"inputs": np.ones((3, 5), np.float32)},
     ["inputs must be [batch, time, features]", "(3, 5)", "vmap"],
   ),
-  "no ticks": (
+  "no time steps": (
     {"inputs": np.ones((2, 0, 5), np.float32)},
-    ["inputs must have at least one tick", "(2, 0, 5)"],
+    ["inputs must have at least one time step", "(2, 0, 5)"],
   ),
   "inputs that do not fit": (
     {"inputs": (np.ones((2, 3, 5)), np.ones((2, 4, 5)))},
@@ -135,7 +135,7 @@ WRONG = {
   ),
   "gates of a cell in one piece": (
     {"cell": GRUResetBefore(4), "remat": "gates"},
-    ["remat='gates'", "GRUResetBefore", "use a number of ticks"],
+    ["remat='gates'", "GRUResetBefore", "use a number of time steps"],
   ),
   "integer inputs": (
     {"inputs": np.ones((2, 3, 5), np.int32)},
@@ -249,7 +249,9 @@ def gradient_loops(cell, method):
 
 
 @pytest.mark.parametrize("cell", [RNN(7), LSTM(7), GRU(7)], ids=repr)
-def test_fused_has_one_product_a_tick_and_no_weight_gradient_in_the_loop(cell):
+def test_fused_has_one_product_a_time_step_and_no_weight_gradient_in_the_loop(
+  cell,
+):
   found = list(gradient_loops(cell, "fused"))
   # One on a CPU, one elsewhere, but for the RNN, which has nothing to split.
   assert len(found) == 1 + (type(cell) is not RNN)
@@ -283,7 +285,7 @@ def test_remat_saves_memory(method):
     compiled = jax.jit(jax.grad(run)).lower(params, inputs).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  # The least any executor keeps of 256 ticks, the hidden state and four
+  # The least any executor keeps of 256 time steps, the hidden state and four
   # gates, would be 256 * 4 * 5 * 32 floats = 655 kB; of 2 * 16 an eighth.
   assert bytes_used(None) > 655_000
   assert bytes_used(16) < bytes_used(None) / 3
@@ -304,14 +306,14 @@ def test_recomputed_gates_take_no_memory_and_no_second_loop(method):
     return jax.jit(jax.grad(run)).lower(params, shape).compile()
 
   used = lambda remat: compiled(remat, time).memory_analysis()
-  # A hidden state of all ticks.
+  # A hidden state of all time steps.
   one = 4 * batch * time * 32
   # Carries are two of it, outputs and their cotangents two, copies of the
   # inputs one; the gates would be four, their projections and cotangents too.
   assert used(None).temp_size_in_bytes > 10 * one
   assert used("gates").temp_size_in_bytes < 6 * one
-  # In 256 ticks there is one chunk: XLA's loops forward and back are all there
-  # are, and by a number of ticks there is one more.
+  # In 256 time steps there is one chunk: XLA's loops forward and back are all
+  # there are, and by a number of time steps there is one more.
   loops = lambda remat: compiled(remat, 256).as_text().count(" while(")
   assert loops("gates") == loops(None) == (2 if method == "fused" else 0)
 
@@ -382,7 +384,7 @@ def test_recomputed_gates_are_those_of_the_plain_scan(
 ):
   if method == "cpu_kernel" and (reason := cpu.unavailable()):
     pytest.skip(f"it {reason}")
-  # Two chunks of 16 ticks, and five ticks more.
+  # Two chunks of 16 time steps, and five time steps more.
   module = importlib.import_module("recurrent.unroll")
   monkeypatch.setattr(module, "GATES_ROWS", 1)
   case = case_of(cell, time=37)
@@ -431,16 +433,16 @@ def test_a_carry_may_hold_a_count(method, x64):
       resets=case.resets,
       method=method,
     )
-    return (outputs * case.weights[0]).sum(), carry.ticks
+    return (outputs * case.weights[0]).sum(), carry.time_steps
 
-  gradients, ticks = jax.jit(jax.grad(run, argnums=(0, 1), has_aux=True))(
+  gradients, time_steps = jax.jit(jax.grad(run, argnums=(0, 1), has_aux=True))(
     case.params, case.inputs
   )
   for row in range(3):
     count = 0
     for real, reset in zip(case.mask[row], case.resets[row], strict=True):
       count = int(real) + (0 if reset and real else count)
-    assert int(ticks[row]) == count
+    assert int(time_steps[row]) == count
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
@@ -513,7 +515,7 @@ def test_the_plain_scan_has_forward_derivatives(x64):
 
 
 @pytest.mark.parametrize("method", ["scan", "fused"])
-def test_one_tick_is_a_step(method):
+def test_one_time_step_is_a_step(method):
   case = case_of(LSTM(4), np.float32, time=1)
   run = functools.partial(unroll, LSTM(4), case.params, case.carry)
   carry, outputs = run(case.inputs, method=method)

@@ -64,7 +64,7 @@ class Cell(abc.ABC):
   def initial_carry(
     self, params: Params, batch_shape: tuple[int, ...]
   ) -> Carry:
-    """The carry before the first tick, [*batch, ...]; it needs no key."""
+    """The carry before the first time step, [*batch, ...]; it needs no key."""
 
   def check_inputs(self, params: Params, inputs: Any) -> None:
     """Raises ValueError unless the cell takes such inputs [batch, time, ...].
@@ -78,7 +78,7 @@ class Cell(abc.ABC):
     """
     del params
     if jax.tree_util.all_leaves([inputs]):
-      check_ticks("inputs", inputs, "features")
+      check_time_steps("inputs", inputs, "features")
 
   def input_width(self, inputs: Any) -> int | None:
     """The width D of inputs, which is the `in_features` of their `init`.
@@ -109,11 +109,11 @@ class Cell(abc.ABC):
   def step(
     self, params: Params, carry: Carry, projected: Any
   ) -> tuple[Carry, Array]:
-    """One tick.
+    """One time step.
 
     Args:
       params: the cell's parameters.
-      carry: [*batch, ...], from the tick before.
+      carry: [*batch, ...], from the time step before.
       projected: [*batch, ...], from `project`.
 
     Returns:
@@ -166,10 +166,10 @@ class GatedCell(Cell):
   def gate(
     self, params: Params, carry: Carry, projected: Array, mixed: Array
   ) -> tuple[Carry, Array]:
-    """The rest of the tick: elementwise or per row, no weight matrix."""
+    """The rest of the time step: elementwise or per row, no weight matrix."""
 
   def step(self, params, carry, projected):
-    """One tick: `gate` after `recur`."""
+    """One time step: `gate` after `recur`."""
     return self.gate(params, carry, projected, self.recur(params, carry))
 
 
@@ -231,7 +231,7 @@ class LinearCell(Cell):
     return LinearCarry(state)
 
   def step(self, params, carry, projected):
-    """One tick of the recurrence."""
+    """One time step of the recurrence."""
     state = self.pack(carry)
     decay, drive, skip = self.terms(projected)
     decay, drive = (
@@ -265,8 +265,8 @@ class MatrixCell(LinearCell):
   """A linear cell whose state is a matrix a head, [N, K, V], read by queries.
 
   state' = decay * state + key value^T; what is found is query state'. Within a
-  stretch of ticks that is an attention, so the matrices between need not be
-  written down (`method="chunkwise"`).
+  stretch of time steps that is an attention, so the matrices between need not
+  be written down (`method="chunkwise"`).
 
   Reference:
     Katharopoulos et al., "Transformers are RNNs: fast autoregressive
@@ -361,7 +361,7 @@ def check_features(features: int) -> int:
   return features
 
 
-def check_ticks(name: str, array: Array, *axes: int | str) -> None:
+def check_time_steps(name: str, array: Array, *axes: int | str) -> None:
   """Raises ValueError unless an array is [batch, time, *axes].
 
   Args:
@@ -492,9 +492,9 @@ def affine(inputs: Array, kernel: Array, bias: Array) -> Array:
 def product(inputs: Array, kernel: Array) -> Array:
   """`inputs @ kernel`, summed in float32 at least, in both passes.
 
-  A weight gradient is a sum over all ticks. Not every backend sums a product
-  of bfloat16 in float32 unless told so; the pullback inherits what is said
-  here.
+  A weight gradient is a sum over all time steps. Not every backend sums a
+  product of bfloat16 in float32 unless told so; the pullback inherits what is
+  said here.
 
   Raises:
     ValueError: if the inputs are not as wide as the kernel is high.

@@ -90,10 +90,10 @@ class ConvLSTM(base.GatedCell):
   def check_inputs(self, params, inputs):
     """They are [batch, time, *spatial, D]."""
     width = params.kernel.shape[-2]
-    base.check_ticks("inputs", inputs, *self.spatial, width)
+    base.check_time_steps("inputs", inputs, *self.spatial, width)
 
   def project(self, params, inputs):
-    """X * W + b: all batch axes and ticks in one convolution."""
+    """X * W + b: all batch axes and time steps in one convolution."""
     return base.add_bias(self._convolve(inputs, params.kernel), params.bias)
 
   def recur(self, params, carry):

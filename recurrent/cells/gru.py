@@ -78,7 +78,7 @@ class GRU(_GRUBase, base.GatedCell):
   Args:
     features: width H.
     t_max: if positive, `init` draws the bias of z for memories of up to that
-      many ticks (Tallec & Ollivier, 2018) instead of zero.
+      many time steps (Tallec & Ollivier, 2018) instead of zero.
     structure: of the recurrent product.
 
   Reference:
@@ -123,7 +123,7 @@ class GRUResetBefore(_GRUBase):
   """
 
   def step(self, params, carry, projected):
-    """One tick, two products."""
+    """One time step, two products."""
     h, structure = self.features, self.structure
     x = base.as_carry(projected, carry)
     weights = structure.take(params.recurrent, slice(0, 2))

@@ -121,7 +121,7 @@ class GRUD(base.Cell):
     if not isinstance(inputs, Observations):
       raise ValueError(f"inputs must be Observations, got {type(inputs)}")
     for name, array in inputs._asdict().items():
-      base.check_ticks(f"inputs.{name}", array, len(params.mean))
+      base.check_time_steps(f"inputs.{name}", array, len(params.mean))
       boolean = name == "observed"
       if not jnp.issubdtype(
         array.dtype, jnp.bool_ if boolean else jnp.floating
@@ -177,13 +177,14 @@ def elapsed_since_observed(
   """The paper's delta: time since each variable was last observed before.
 
   delta_1 = 0; delta_t = s_t - s_{t-1}, and delta_{t-1} more where the variable
-  was not observed at t - 1. One that never was counts from the first tick.
+  was not observed at t - 1. One that never was counts from the first time step.
 
   Args:
-    times: [batch, time], of the ticks, in the unit that is wanted; a difference
-      of large float32 times loses digits, so let a row begin near zero.
+    times: [batch, time], of the time steps, in the unit that is wanted; a
+      difference of large float32 times loses digits, so let a row begin near
+      zero.
     observed: [batch, time, D], True where a variable is observed; False at
-      ticks that are not real.
+      time steps that are not real.
 
   Returns:
     [batch, time, D] in the dtype of `times`.
@@ -202,9 +203,9 @@ def elapsed_since_observed(
       f"observed must be {(*times.shape, 'D')} and Boolean,"
       f" got {observed.shape} {observed.dtype}"
     )
-  ticks = jnp.arange(times.shape[1], dtype=jnp.int32)[:, None]
-  ticks = jnp.broadcast_to(ticks, observed.shape)
-  seen = jnp.where(observed, ticks, jnp.zeros_like(ticks))
+  time_steps = jnp.arange(times.shape[1], dtype=jnp.int32)[:, None]
+  time_steps = jnp.broadcast_to(time_steps, observed.shape)
+  seen = jnp.where(observed, time_steps, jnp.zeros_like(time_steps))
   before = jnp.pad(seen, ((0, 0), (1, 0), (0, 0)))[:, :-1]
   before = jax.lax.cummax(before, axis=1)
   times = jnp.broadcast_to(times[..., None], observed.shape)

@@ -70,7 +70,7 @@ class LRU(base.ComplexLinearCell):
     )
 
   def project(self, params, inputs):
-    """The decay, the same at every tick; x B, scaled; x D."""
+    """The decay, the same at every time step; x B, scaled; x D."""
     rate, phase = jnp.exp(params.log_rate), jnp.exp(params.log_phase)
     decay = jnp.exp(jax.lax.complex(-rate, phase))
     drive = base.complex_product(inputs, params.kernel)

@@ -39,7 +39,7 @@ class LSTM(Structured, base.GatedCell):
     forget_bias: what `init` writes into the forget gate's bias. It is a
       parameter from then on; `step` adds nothing.
     t_max: if positive, `init` draws both gates' biases for memories of up to
-      that many ticks instead (chrono).
+      that many time steps instead (chrono).
     structure: of the recurrent product.
 
   Reference:

@@ -46,8 +46,8 @@ class LSTMVariant(base.GatedCell):
     peepholes: i and f see c, o sees c' (Gers & Schmidhuber, 2000).
     coupled: f = 1 - i (Greff et al., 2017).
     memory: width M of the cell, from which P projects to H; 0: H, without P
-      (Sak et al., 2014). P stands in `gate`, so its gradient is summed tick by
-      tick.
+      (Sak et al., 2014). P stands in `gate`, so its gradient is summed time
+      step by time step.
     layer_norm: of x W, of h R, and of c' before its tanh, the first two gate
       by gate (Ba et al., 2016).
     structure: of the recurrent product; dense if there is a projection.

@@ -58,7 +58,7 @@ class MGU(Structured):
     return gate
 
   def step(self, params, carry, projected):
-    """One tick, two products."""
+    """One time step, two products."""
     weights = [
       self.structure.take(params.recurrent, slice(k, k + 1)) for k in range(2)
     ]

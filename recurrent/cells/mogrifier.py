@@ -70,7 +70,7 @@ class Mogrifier(base.Cell):
     return inputs
 
   def step(self, params, carry, projected):
-    """The rounds, then a tick of the LSTM."""
+    """The rounds, then a time step of the LSTM."""
     inputs, hidden = projected, carry.hidden
     gate = lambda array, kernel: (
       2 * jax.nn.sigmoid(base.hidden_product(array, kernel))

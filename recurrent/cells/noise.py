@@ -23,7 +23,7 @@ from recurrent.types import Array, Float, Params, PRNGKey
 
 
 class Masked(NamedTuple):
-  """Inputs, or what became of them, with masks for every tick."""
+  """Inputs, or what became of them, with masks for every time step."""
 
   inputs: Any
   keep: Any  # Boolean, [*batch, H] each
@@ -105,8 +105,8 @@ class Wrapper(base.GatedCell):
 
 
 @dataclasses.dataclass(frozen=True)
-class TickWrapper(Wrapper):
-  """A wrapper whose masks differ from tick to tick: they come as inputs."""
+class TimeStepWrapper(Wrapper):
+  """A wrapper with a mask for each time step, which comes with the inputs."""
 
   def check_inputs(self, params, inputs):
     """As the other cell, without the mask."""
@@ -124,7 +124,7 @@ class TickWrapper(Wrapper):
 
 
 @dataclasses.dataclass(frozen=True)
-class Zoneout(TickWrapper):
+class Zoneout(TimeStepWrapper):
   """Units that keep their previous value, at random: h' = d h + (1 - d) step.
 
   In evaluation d is its expectation, the rate.
@@ -159,7 +159,7 @@ class Zoneout(TickWrapper):
       raise ValueError(f"memory_rate needs a carry with a cell, got {fields}")
 
   def gate(self, params, carry, projected, mixed):
-    """The other cell's tick, mixed with none."""
+    """The other cell's time step, mixed with none."""
     keeps = (self.rate, self.memory_rate)
     inner, keep = projected, None
     if isinstance(projected, Masked):
@@ -200,7 +200,7 @@ class Zoneout(TickWrapper):
 
 
 @dataclasses.dataclass(frozen=True)
-class UpdateDropout(TickWrapper):
+class UpdateDropout(TimeStepWrapper):
   """Dropout of the candidate: c' = f c + i d(g), and so for the GRU's n.
 
   What is remembered is never dropped, so the memory survives long sequences.
@@ -208,7 +208,8 @@ class UpdateDropout(TickWrapper):
   Args:
     cell: an LSTM or a GRU of any kind that has halves.
     rate: probability of a zero.
-    locked: one mask for all ticks of a row instead of a fresh one for each.
+    locked: one mask for all time steps of a row instead of a fresh one for
+      each.
 
   Raises:
     ValueError: on a rate outside [0, 1), or a cell without a candidate.
@@ -261,7 +262,7 @@ class RecurrentDropoutParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentDropout(Wrapper):
-  """Dropout of h before its product, one mask for all ticks: (d h) R.
+  """Dropout of h before its product, one mask for all time steps: (d h) R.
 
   Args:
     cell: a gated cell whose carry has `hidden`.
@@ -404,7 +405,7 @@ class WeightNorm(Wrapper):
     self.cell.check_inputs(params.cell, inputs)
 
   def narrow(self, params, dtype):
-    """The other cell's parameters, put together once for all ticks."""
+    """The other cell's parameters, put together once for all time steps."""
     return self.cell.narrow(_normed(params), dtype)
 
   def project(self, params, inputs):

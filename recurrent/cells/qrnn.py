@@ -29,8 +29,8 @@ class SRUParams(NamedTuple):
 class QRNN(base.LinearCell):
   """c' = f c + (1 - f) z, the output is o c'; z = tanh, f, o = sigmoid.
 
-  Its convolution is one tick wide, so that the carry is c alone and nothing
-  leaks over a mask or a reset.
+  Its convolution is one time step wide, so that the carry is c alone and
+  nothing leaks over a mask or a reset.
 
   Args:
     features: width H.

@@ -1,4 +1,4 @@
-"""Recurrent highway network: several layers from tick to tick."""
+"""Recurrent highway network: several layers from time step to time step."""
 
 import dataclasses
 from typing import NamedTuple
@@ -27,13 +27,15 @@ class RHNCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RHN(base.Cell):
-  """s' = t n + (1 - t) s, L times a tick; n = tanh, t = sigmoid of s R + b.
+  """s' = t n + (1 - t) s, L times in a time step.
+
+  n is the tanh and t the sigmoid of s R + b.
 
   The first layer also sees x W. The output is the last s.
 
   Args:
     features: width H.
-    depth: layers L within a tick.
+    depth: layers L within a time step.
     transform_bias: what `init` writes into the transform gates' bias.
 
   Raises:
@@ -73,7 +75,7 @@ class RHN(base.Cell):
     return base.affine(inputs, params.kernel, params.bias[0])
 
   def step(self, params, carry, projected):
-    """One tick, L products one after the other."""
+    """One time step, L products one after the other."""
     (hidden,) = carry
     for layer in range(self.depth):
       sums = base.hidden_product(hidden, params.recurrent[layer])

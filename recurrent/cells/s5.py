@@ -72,7 +72,7 @@ class S5(base.ComplexLinearCell):
     )
 
   def project(self, params, inputs):
-    """The discrete decay, the same at every tick; the drive; x D."""
+    """The discrete decay, the same at every time step; the drive; x D."""
     pole = jax.lax.complex(-jnp.exp(params.log_rate), params.frequency)
     decay = jnp.exp(pole * jnp.exp(params.log_step).astype(pole.dtype))
     drive = base.complex_product(inputs, params.kernel)

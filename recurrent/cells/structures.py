@@ -116,18 +116,18 @@ class Diagonal(Structure):
   high: float = 1.0
 
   @classmethod
-  def over(cls, ticks: int, fading: float = 0.5, growth: float = 2.0):
-    """Bounds that keep a ReLU's signal over so many ticks, and no more.
+  def over(cls, time_steps: int, fading: float = 0.5, growth: float = 2.0):
+    """Bounds that keep a ReLU's signal over so many time steps, and no more.
 
     Args:
-      ticks: length of the sequences.
+      time_steps: length of the sequences.
       fading: what the least weight leaves of a signal after them.
       growth: what the greatest makes of it; 2 in the paper.
 
     Returns:
-      Bounds fading**(1 / ticks) and growth**(1 / ticks).
+      Bounds fading**(1 / time steps) and growth**(1 / time steps).
     """
-    return cls(fading ** (1 / ticks), growth ** (1 / ticks))
+    return cls(fading ** (1 / time_steps), growth ** (1 / time_steps))
 
   def init(self, key, features, gates):
     """Uniform between the bounds."""

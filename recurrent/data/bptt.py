@@ -27,7 +27,7 @@ class ContiguousBatches:
   Args:
     tokens: [N] integers.
     batch_size: rows B.
-    seq_len: ticks T of a window.
+    seq_len: time steps T of a window.
     seed: of the offsets, 0 or more.
 
   Raises:
@@ -50,16 +50,16 @@ class ContiguousBatches:
     check_least("seq_len", self.seq_len, 1)
     check_least("seed", self.seed, 0)
     if self.windows_per_pass < 1:
-      size, rows, ticks = len(self.tokens), self.batch_size, self.seq_len
-      most_rows, most_ticks = size // ticks - 1, size // (rows + 1)
+      size, rows, time_steps = len(self.tokens), self.batch_size, self.seq_len
+      most_rows, most_time_steps = size // time_steps - 1, size // (rows + 1)
       fits = []
       if most_rows > 0:
         fits.append(f"batch_size <= {most_rows}")
-      if most_ticks > 0:
-        fits.append(f"seq_len <= {most_ticks}")
+      if most_time_steps > 0:
+        fits.append(f"seq_len <= {most_time_steps}")
       raise DataError(
-        f"the text has {size} tokens, and batch_size {rows} x seq_len {ticks} "
-        f"takes {(rows + 1) * ticks}",
+        f"the text has {size} tokens, and batch_size {rows} x seq_len"
+        f" {time_steps} takes {(rows + 1) * time_steps}",
         " or ".join(["give a longer text", *fits]),
       )
 
@@ -85,8 +85,8 @@ class ContiguousBatches:
     offset = np.random.default_rng((self.seed, number)).integers(self.seq_len)
     stretch = self.windows_per_pass * self.seq_len
     rows = offset + stretch * np.arange(self.batch_size)[:, None]
-    ticks = window * self.seq_len + np.arange(self.seq_len + 1)
-    read = self.tokens[rows + ticks].astype(np.int32)
+    time_steps = window * self.seq_len + np.arange(self.seq_len + 1)
+    read = self.tokens[rows + time_steps].astype(np.int32)
     return {
       "inputs": read[:, :-1],
       "targets": read[:, 1:],
@@ -107,7 +107,7 @@ class EvalStreams:
   Args:
     tokens: [N] integers.
     rows: stretches R. Those beyond N - 1 are empty.
-    seq_len: ticks T of a window.
+    seq_len: time steps T of a window.
     warm_up: tokens read before a stretch, fewer at the start of the text.
 
   Raises:
@@ -133,13 +133,13 @@ class EvalStreams:
 
   @functools.cached_property
   def _stretches(self) -> tuple[np.ndarray, np.ndarray]:
-    """First and last (excluded) tick of each row; tick t reads token t."""
+    """First and last (excluded) time step of each row; step t reads token t."""
     ends = np.arange(self.rows + 1) * (len(self.tokens) - 1) // self.rows
     return ends[:-1], ends[1:]
 
   @functools.cached_property
   def _lead(self) -> int:
-    """Ticks before the stretches; no more than the last row can use."""
+    """Time steps before the stretches; no more than the last row can use."""
     return int(min(self.warm_up, self._stretches[0][-1]))
 
   def __len__(self) -> int:
@@ -163,16 +163,18 @@ class EvalStreams:
     if not 0 <= window < len(self):
       raise IndexError(f"window {window} of {len(self)}")
     starts, ends = (bound[:, None] for bound in self._stretches)
-    ticks = starts - self._lead + np.arange(self.seq_len)
-    ticks = ticks + window * self.seq_len
+    time_steps = starts - self._lead + np.arange(self.seq_len)
+    time_steps = time_steps + window * self.seq_len
     # An empty stretch needs no warm carry.
-    mask = (ticks >= 0) & (ticks < ends) & (starts < ends)
-    ticks = np.where(mask, ticks, 0)
+    mask = (time_steps >= 0) & (time_steps < ends) & (starts < ends)
+    time_steps = np.where(mask, time_steps, 0)
     return {
-      "inputs": np.where(mask, self.tokens[ticks], 0).astype(np.int32),
-      "targets": np.where(mask, self.tokens[ticks + 1], 0).astype(np.int32),
+      "inputs": np.where(mask, self.tokens[time_steps], 0).astype(np.int32),
+      "targets": np.where(mask, self.tokens[time_steps + 1], 0).astype(
+        np.int32
+      ),
       "mask": mask,
-      "weights": (mask & (ticks >= starts)).astype(np.float32),
+      "weights": (mask & (time_steps >= starts)).astype(np.float32),
     }
 
 

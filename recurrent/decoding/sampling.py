@@ -150,7 +150,7 @@ def sample(
   # The noise of all tokens at once is cheaper, while it is small.
   in_bulk = num_tokens * logits.size <= BULK_NOISE
 
-  def tick(state, drawn):
+  def time_step(state, drawn):
     carry, logits, done = state
     noise = drawn if in_bulk else draw_noise(drawn)
     token, score = sampler(noise, logits)
@@ -162,7 +162,7 @@ def sample(
     return (carry, logits, done), (token, score)
 
   (carry, logits, ended), (tokens, scores) = jax.lax.scan(
-    tick,
+    time_step,
     (carry, logits, ended),
     jax.vmap(draw_noise)(numbers) if in_bulk else numbers,
     length=num_tokens,

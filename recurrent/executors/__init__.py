@@ -1,9 +1,9 @@
 """Ways to run a cell over time. To add one: a file here, a row in EXECUTORS.
 
-All take (cell, reverse, params, initial, carry, ticks), where `params` is a
-function that gives the parameters in the dtype to compute in, and `ticks` are
-time-major projected inputs and flags; all return (carry, outputs). `unroll`
-does everything around it.
+All take (cell, reverse, params, initial, carry, time steps), where `params` is
+a function that gives the parameters in the dtype to compute in, and
+`time_steps` are time-major projected inputs and flags; all return (carry,
+outputs). `unroll` does everything around it.
 """
 
 from collections.abc import Callable
@@ -37,10 +37,10 @@ class Executor(NamedTuple):
     why_not: why a cell cannot run by it, as "it ..."; empty if it can.
     why_not_here: why no cell can run by it in a setting, as "it ...".
     for_bulk: what to do with the parameters before the bulk projection.
-    projects: whether it does that itself, and `ticks` hold the inputs.
+    projects: whether it does that itself, and `time_steps` hold the inputs.
     remark: what to know before running by it on this machine; may be empty.
-    recompute: whether `run` takes `recompute`, for gated cells: of what a tick
-      makes it then keeps the carry only.
+    recompute: whether `run` takes `recompute`, for gated cells: of what a time
+      step makes it then keeps the carry only.
   """
 
   run: Callable[..., Any]

@@ -80,7 +80,7 @@ MATRIX = Row(
   "matrix cells",
   _is(MatrixCell),
   "chunkwise",
-  "attention within chunks: no matrix is written down for every tick",
+  "attention within chunks: no matrix is written down for every time step",
 )
 LINEAR = Row(
   "linear cells",
@@ -92,7 +92,7 @@ NATIVE = Row(
   "cells with a loop in C++, on one device",
   _native,
   "cpu_kernel",
-  "a tick stays in registers",
+  "a time step stays in registers",
 )
 GATED = Row(
   "gated cells",

@@ -1,10 +1,10 @@
 """`"cpu_kernel"`: layers of RNN, LSTM and GRU in C++, on a CPU.
 
-XLA runs a tick as some ten small programs that hand arrays to each other; the
-loops of `recurrent.kernels.cpu` keep a tick in registers. They project the
-inputs themselves, and take sequences batch-major, as users have them: the two
-transpositions here undo those of `unroll`, and XLA drops both pairs. Gradients
-of weights and inputs are bulk products, as in `"fused"`.
+XLA runs a time step as some ten small programs that hand arrays to each other;
+the loops of `recurrent.kernels.cpu` keep a time step in registers. They project
+the inputs themselves, and take sequences batch-major, as users have them: the
+two transpositions here undo those of `unroll`, and XLA drops both pairs.
+Gradients of weights and inputs are bulk products, as in `"fused"`.
 """
 
 import jax
@@ -24,9 +24,9 @@ from recurrent.executors.fused import (
 )
 from recurrent.executors.fused import forward as loop_forward
 from recurrent.executors.fused import run as loop_run
-from recurrent.executors.ticks import Ticks, zeros
 from recurrent.kernels import cpu as loops
 from recurrent.kernels import transforms
+from recurrent.masking import TimeSteps, zeros
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
 
@@ -51,14 +51,16 @@ def why_not_here(setting) -> str:
   return loops.unavailable()
 
 
-def cpu_kernel(cell, reverse, params, initial, carry, ticks, recompute=False):
-  """As all executors, but that `ticks` have inputs, not yet projected.
+def cpu_kernel(
+  cell, reverse, params, initial, carry, time_steps, recompute=False
+):
+  """As all executors, but that `time_steps` have inputs, not yet projected.
 
   With `recompute` the gates are not kept but made again, in bulk.
   """
   params = params()
-  check_width("inputs", ticks.projected, len(params.kernel))
-  inputs, mask, resets = jax.tree.map(_turn, tuple(ticks))
+  check_width("inputs", time_steps.projected, len(params.kernel))
+  inputs, mask, resets = jax.tree.map(_turn, tuple(time_steps))
   args = params, initial, carry, inputs, (mask, resets)
   carry, outputs = transforms.call(NATIVE, (cell, reverse, recompute), *args)
   return carry, _turn(outputs)
@@ -103,8 +105,8 @@ def _by_loops(cell, reverse, save, params, initial, carry, inputs, flags):
 
 def _by_jax(cell, reverse, save, params, initial, carry, inputs, flags):
   """The same as `_by_loops` in JAX operations; zeros stand for the gates."""
-  ticks = _ticks(cell, params, inputs, flags)
-  args = cell, reverse, True, params, initial, carry, ticks
+  time_steps = _time_steps(cell, params, inputs, flags)
+  args = cell, reverse, True, params, initial, carry, time_steps
   batch, time = inputs.shape[:2]
   nothing = jnp.zeros((0,), inputs.dtype)
   carries, gates = (nothing,) * len(carry), nothing
@@ -119,11 +121,11 @@ def _by_jax(cell, reverse, save, params, initial, carry, inputs, flags):
   return (last, _turn(outputs)), (gates, carries)
 
 
-def _ticks(cell, params, inputs, flags):
+def _time_steps(cell, params, inputs, flags):
   """Projected inputs and flags, time-major, as other executors have them."""
   inputs, mask, resets = jax.tree.map(_turn, (inputs, *flags))
   projected = cell.project(bulk_gradients(params), inputs)
-  return Ticks(projected, mask, resets)
+  return TimeSteps(projected, mask, resets)
 
 
 def _as_loops_do(carries):
@@ -192,15 +194,15 @@ def _pull_by_jax(cell, reverse, recompute, params, inputs, flags, saved, d):
   del recompute
   d_carry, d_outputs = d
   carries = type(d_carry)(*_as_loops_do(saved[1]))
-  ticks = _ticks(cell, params, inputs, flags)
-  kept = params, zeros(d_carry), None, ticks, (carries, None)
+  time_steps = _time_steps(cell, params, inputs, flags)
+  kept = params, zeros(d_carry), None, time_steps, (carries, None)
   d = d_carry, _turn(d_outputs)
   found = reverse_loop(cell, reverse, True, kept, d)
   return _turn(found.projected), _turn(found.mixed), found.carry, found.initial
 
 
 def _gates(cell, params, inputs, carries):
-  """What the forward loop saves, from all carries: one tick of many rows."""
+  """What the forward loop saves, from all carries, as one step of many rows."""
   batch, time = inputs.shape[:2]
   hidden, *cells = carries
   # The cell stands [time, batch, H].

@@ -13,20 +13,20 @@ from jax.experimental import rnn
 
 from recurrent.executors.cpu_kernel import kind
 from recurrent.executors.fused import run as loop_run
-from recurrent.executors.ticks import Ticks
 from recurrent.kernels import transforms
+from recurrent.masking import TimeSteps
 
 
-def cudnn(cell, reverse, params, initial, carry, ticks):
-  """As all executors, but that `ticks.projected` holds plain inputs."""
+def cudnn(cell, reverse, params, initial, carry, time_steps):
+  """As all executors, but that `time_steps.projected` holds plain inputs."""
   del initial
   for name in ("mask", "resets"):
-    if getattr(ticks, name) is not None:
+    if getattr(time_steps, name) is not None:
       raise ValueError(
         f'method="cudnn" takes no {name}: cuDNN has none;'
         f' leave {name} out, or use method="fused"'
       )
-  args = params(), carry, ticks.projected
+  args = params(), carry, time_steps.projected
   return transforms.call(CUDNN, (cell, reverse), *args)
 
 
@@ -74,8 +74,8 @@ def _tangent(cell, reverse, kept, d_args):
   """Forward derivatives, by the plain loop."""
 
   def loop(params, carry, inputs):
-    ticks = Ticks(cell.project(params, inputs), None, None)
-    return loop_run(cell, reverse, False, params, carry, carry, ticks)
+    time_steps = TimeSteps(cell.project(params, inputs), None, None)
+    return loop_run(cell, reverse, False, params, carry, carry, time_steps)
 
   return jax.jvp(loop, kept[0], d_args)[1]
 

@@ -1,9 +1,10 @@
 """`"fused"`: a `GatedCell` with a reverse pass of its own.
 
 JAX's reverse sweep through a scan adds into every weight gradient at every
-tick: one skinny product and one read and write of the whole matrix. Here the
+time_step: one skinny product and one read and write of the whole matrix. Here
+  the
 reverse loop holds only `gate`'s pullback and one product with the recurrent
-weights; all weight gradients are one product over all ticks after it. That
+weights; all weight gradients are one product over all time steps after it. That
 product is nothing but `recur`'s own pullback over the stacked carries, time
 being one more batch axis, so it is right for any structure of the weights.
 """
@@ -19,9 +20,10 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.interpreters import partial_eval
 
 from recurrent.cells.base import wide_dtype
-from recurrent.executors.scan import tick
-from recurrent.executors.ticks import (
-  Ticks,
+from recurrent.executors.scan import time_step
+from recurrent.kernels import transforms
+from recurrent.masking import (
+  TimeSteps,
   add,
   add_wide,
   at,
@@ -31,56 +33,56 @@ from recurrent.executors.ticks import (
   restart,
   zeros,
 )
-from recurrent.kernels import transforms
 
-# The name of the carries before each tick, by which `unroll` keeps them alone.
+# The name of the carries before each time step, by which `unroll` keeps them
+# alone.
 CARRIES = "recurrent_carries"
 
 
-def fused(cell, reverse, params, initial, carry, ticks, recompute=False):
+def fused(cell, reverse, params, initial, carry, time_steps, recompute=False):
   """The same as `scan`, with the reverse pass below.
 
   With `recompute` what `recur` made is not kept but made again, in bulk.
   """
   static = (cell, reverse, recompute)
-  return transforms.call(FUSED, static, params(), initial, carry, ticks)
+  return transforms.call(FUSED, static, params(), initial, carry, time_steps)
 
 
-def run(cell, reverse, recompute, params, initial, carry, ticks):
+def run(cell, reverse, recompute, params, initial, carry, time_steps):
   """The loop without a reverse pass of its own, which JAX differentiates."""
   del recompute
-  step = functools.partial(tick, cell)
-  return plain_loop(step, params, initial, carry, ticks, reverse)
+  step = functools.partial(time_step, cell)
+  return plain_loop(step, params, initial, carry, time_steps, reverse)
 
 
 def tangent(cell, reverse, recompute, kept, d_args):
   """Forward derivatives, by the plain loop."""
-  params, initial, carry, ticks, _ = kept
+  params, initial, carry, time_steps, _ = kept
   loop = functools.partial(run, cell, reverse, recompute)
-  return jax.jvp(loop, (params, initial, carry, ticks), d_args)[1]
+  return jax.jvp(loop, (params, initial, carry, time_steps), d_args)[1]
 
 
-def plain_loop(tick, fixed, rows, carry, xs, reverse):
+def plain_loop(time_step, fixed, rows, carry, xs, reverse):
   """`jax.lax.scan`; another loop may share weights and rows out differently.
 
-  On a CPU a tick's slices are cut by a function that is not inlined. XLA's
+  On a CPU a time step's slices are cut by a function that is not inlined. XLA's
   compiler puts the cut and the gates in one loop otherwise, which it then does
   not vectorise: an LSTM's loop took twice as long. That comes of splitting what
   was cut; where all is as wide as the carry, as in an RNN, there is no need.
   """
-  tick = functools.partial(tick, fixed, rows)
+  time_step = functools.partial(time_step, fixed, rows)
 
   def plain(carry, xs):
-    return jax.lax.scan(tick, carry, xs, reverse=reverse)
+    return jax.lax.scan(time_step, carry, xs, reverse=reverse)
 
   def apart(carry, xs):
     def body(carry, index):
       with set_xla_metadata(inlineable="false"):
         now = _cut(xs, index)
-      return tick(carry, now)
+      return time_step(carry, now)
 
-    ticks = jnp.arange(length(xs))
-    return jax.lax.scan(body, carry, ticks, reverse=reverse)
+    time_steps = jnp.arange(length(xs))
+    return jax.lax.scan(body, carry, time_steps, reverse=reverse)
 
   whole = {x.shape for x in jax.tree.leaves(carry)}
   if all(x.shape[1:] in whole for x in jax.tree.leaves(xs) if x.ndim > 2):
@@ -95,14 +97,14 @@ def _cut(xs, index):
 
 
 def forward(
-  cell, reverse, recompute, params, initial, carry, ticks, loop=plain_loop
+  cell, reverse, recompute, params, initial, carry, time_steps, loop=plain_loop
 ):
   """Outputs, and what `backward` needs: all carries, what `recur` made.
 
-  The carry before the first tick is for `tangent` alone.
+  The carry before the first time step is for `tangent` alone.
   """
 
-  def tick(params, initial, carry, now):
+  def time_step(params, initial, carry, now):
     carry = restart(now.resets, initial, carry)
     mixed = cell.recur(params, carry)
     stepped, outputs = cell.gate(params, carry, now.projected, mixed)
@@ -112,10 +114,12 @@ def forward(
       (blank(now.mask, outputs), saved),
     )
 
-  last, (outputs, saved) = loop(tick, params, initial, carry, ticks, reverse)
+  last, (outputs, saved) = loop(
+    time_step, params, initial, carry, time_steps, reverse
+  )
   carries, mixed = saved
   saved = (checkpoint_name(carries, CARRIES), mixed)
-  return (last, outputs), (params, initial, carry, ticks, saved)
+  return (last, outputs), (params, initial, carry, time_steps, saved)
 
 
 def backward(cell, reverse, recompute, kept, cotangents, **options):
@@ -126,8 +130,8 @@ def backward(cell, reverse, recompute, kept, cotangents, **options):
   (d_params,) = jax.vjp(recur, params)[1](found.mixed)
   d_params = add(d_params, found.params)
   # None stands for the zero cotangent of the Boolean mask and resets.
-  ticks = Ticks(found.projected, None, None)
-  return d_params, found.initial, found.carry, ticks
+  time_steps = TimeSteps(found.projected, None, None)
+  return d_params, found.initial, found.carry, time_steps
 
 
 class Cotangents(NamedTuple):
@@ -160,21 +164,22 @@ def reverse_loop(
   """The loop of the reverse pass, given all carries and what `recur` made.
 
   With `gate_in_bulk` the loop leaves the gradients of parameters that `gate`
-  reads to a second pullback of all ticks, for a loop that can sum no weights.
+  reads to a second pullback of all time steps, for a loop that can sum no
+  weights.
   """
-  params, initial, _, ticks, (carries, mixed) = kept
+  params, initial, _, time_steps, (carries, mixed) = kept
   d_carry, d_outputs = cotangents
   if recompute:
     mixed = cell.recur(params, carries)
-  in_gate = _used_by_gate(cell, params, carries, ticks.projected, mixed)
+  in_gate = _used_by_gate(cell, params, carries, time_steps.projected, mixed)
   in_loop = [used and not gate_in_bulk for used in in_gate]
   late = in_loop != in_gate
 
   # Only floating-point leaves have a gradient: a count or a mask has none.
-  floats, real = _floats(initial), _floats(ticks.projected)
+  floats, real = _floats(initial), _floats(time_steps.projected)
   moving = lambda carry: _partition(carry, floats)[0]
 
-  def tick(params, nothing, accumulated, now):
+  def time_step(params, nothing, accumulated, now):
     del nothing
     d_carry, d_initial, d_gate_params = accumulated
     now, carry, mixed, d_outputs = now
@@ -218,12 +223,12 @@ def reverse_loop(
   gate_params, rebuild = _partition(params, in_gate)
   start = (
     moving(d_carry),
-    zeros(moving(initial)) if ticks.resets is not None else None,
+    zeros(moving(initial)) if time_steps.resets is not None else None,
     jax.tree.map(wide, [] if late else gate_params),
   )
-  xs = (ticks, carries, mixed, d_outputs)
+  xs = (time_steps, carries, mixed, d_outputs)
   (d_carry, d_initial, d_gate_params), saved = loop(
-    tick, params, None, start, xs, not reverse
+    time_step, params, None, start, xs, not reverse
   )
   d_projected, d_mixed, d_stepped = saved
   d_mixed = d_projected[0] if d_mixed is None else d_mixed
@@ -232,14 +237,15 @@ def reverse_loop(
 
     def gate(gate_params):
       stepped, outputs = cell.gate(
-        rebuild(gate_params), carries, ticks.projected, mixed
+        rebuild(gate_params), carries, time_steps.projected, mixed
       )
-      # Parameters are wide here, or their sum over all ticks would be narrow.
+      # Parameters are wide here, or their sum over all time steps would be
+      # narrow.
       return moving(stepped), outputs.astype(d_outputs.dtype)
 
     widened = add_wide(jax.tree.map(wide, gate_params), gate_params)
     (d_gate_params,) = jax.vjp(gate, widened)[1](
-      (d_stepped, blank(ticks.mask, d_outputs))
+      (d_stepped, blank(time_steps.mask, d_outputs))
     )
   d_gate_params = jax.tree.map(
     lambda d, x: d.astype(x.dtype), d_gate_params, gate_params
@@ -249,7 +255,7 @@ def reverse_loop(
     for tree, chosen, d in (
       (initial, floats, d_initial),
       (initial, floats, d_carry),
-      (ticks.projected, real, d_projected),
+      (time_steps.projected, real, d_projected),
     )
   )
   d_params = rebuild(d_gate_params, zeros(params))

@@ -1,7 +1,8 @@
 """`"gpu_kernel"`: the loop of "fused" or "linear_scan" as one GPU kernel.
 
-As `"tpu_kernel"` on a TPU, with narrower bounds: weights stay in the shared memory
-of one multiprocessor, and a tick must work unit by unit but for its product.
+As `"tpu_kernel"` on a TPU, with narrower bounds: weights stay in the shared
+memory of one multiprocessor, and a time step must work unit by unit but for its
+product.
 """
 
 import functools
@@ -13,7 +14,7 @@ from recurrent import kernels
 from recurrent.cells.base import LinearCell, param_shapes
 from recurrent.executors import tpu_kernel
 from recurrent.executors.fused import backward, forward, plain_loop
-from recurrent.executors.ticks import Ticks
+from recurrent.masking import TimeSteps
 
 CAPABILITY = "9.0"
 
@@ -33,15 +34,17 @@ def why_not(cell) -> str:
     return "takes inputs that are not vectors"
   reasons = []
 
-  def loop(tick, fixed, rows, carry, xs, reverse):
-    reasons.append(kernels.gpu.unfit(tick, fixed, rows, carry, xs))
-    return plain_loop(tick, fixed, rows, carry, xs, reverse)
+  def loop(time_step, fixed, rows, carry, xs, reverse):
+    reasons.append(kernels.gpu.unfit(time_step, fixed, rows, carry, xs))
+    return plain_loop(time_step, fixed, rows, carry, xs, reverse)
 
   def both(params):
     flags = jnp.ones((1, 2), bool)
     carry = cell.initial_carry(params, (2,))
-    ticks = Ticks(cell.project(params, jnp.ones((1, 2, 1))), flags, flags)
-    args = (cell, False, False, params, carry, carry, ticks)
+    time_steps = TimeSteps(
+      cell.project(params, jnp.ones((1, 2, 1))), flags, flags
+    )
+    args = (cell, False, False, params, carry, carry, time_steps)
     results, kept = forward(*args, loop=loop)
     backward(cell, False, False, kept, results, loop=loop, gate_in_bulk=True)
 

@@ -1,11 +1,12 @@
-"""`"newton"`: a `GatedCell` as a system of equations over all ticks at once.
+"""`"newton"`: a `GatedCell` as one system of equations over all time steps.
 
-All ticks are computed in bulk from a guess of all carries, linearised, and the
-linear recurrence that comes out is solved in parallel over time; again, until
-the carries stay. After k rounds the first k ticks are exact, so it ends.
+All time steps are computed in bulk from a guess of all carries, linearised, and
+the linear recurrence that comes out is solved in parallel over time; again,
+until the carries stay. After k rounds the first k time steps are exact, so it
+ends.
 
-The linearisation keeps, of each tick's Jacobian, what a unit's carry does to
-that unit's own: a block as wide as the carry has leaves. That is exact where
+The linearisation keeps, of each time step's Jacobian, what a unit's carry does
+to that unit's own: a block as wide as the carry has leaves. That is exact where
 no unit sees another (`cell.channelwise`), and Newton's method then; elsewhere
 it is an approximation that needs more rounds (quasi-DEER), and `damping` makes
 it smaller where they would explode. If the rounds do not suffice, the plain
@@ -31,8 +32,8 @@ from recurrent.executors.fused import backward as loop_backward
 from recurrent.executors.fused import bulk_gradients
 from recurrent.executors.fused import forward as loop_forward
 from recurrent.executors.fused import tangent as loop_tangent
-from recurrent.executors.ticks import Ticks, at, blank, hold, length, restart
 from recurrent.kernels import transforms
+from recurrent.masking import TimeSteps, at, blank, hold, length, restart
 from recurrent.types import Array, Float, Int
 
 
@@ -42,7 +43,7 @@ class NewtonReport(NamedTuple):
   Attributes:
     iterations: rounds that were run.
     residual: the greatest change of a carry in the last round, relative to
-      the greatest carry of its tick and row, or 1.
+      the greatest carry of its time step and row, or 1.
     converged: whether that is within the tolerance; if not, what was returned
       is the plain loop's.
   """
@@ -77,17 +78,17 @@ class Newton:
       raise ValueError(f"damping must be in [0, 1), got {self.damping}")
 
 
-def newton(cell, reverse, params, initial, carry, ticks, *, how=Newton()):
+def newton(cell, reverse, params, initial, carry, time_steps, *, how=Newton()):
   """As all executors: the carry and the outputs."""
-  return solve(cell, reverse, params, initial, carry, ticks, how)[:2]
+  return solve(cell, reverse, params, initial, carry, time_steps, how)[:2]
 
 
-def solve(cell, reverse, params, initial, carry, ticks, how):
+def solve(cell, reverse, params, initial, carry, time_steps, how):
   """The carry, the outputs, and a `NewtonReport`."""
   if reverse:
-    ticks = jax.tree.map(lambda x: x[::-1], ticks)
+    time_steps = jax.tree.map(lambda x: x[::-1], time_steps)
   carry, outputs, report = transforms.call(
-    NEWTON, (cell, how), params(), initial, carry, ticks
+    NEWTON, (cell, how), params(), initial, carry, time_steps
   )
   return carry, outputs[::-1] if reverse else outputs, report
 
@@ -102,22 +103,24 @@ def _forward(cell, how, *args):
   return out, (*args, saved)
 
 
-def _loop(cell, how, params, initial, carry, ticks):
-  """What `_rounds` finds, tick by tick; it has nothing to report."""
+def _loop(cell, how, params, initial, carry, time_steps):
+  """What `_rounds` finds, time step by time step; it has nothing to report."""
   del how
-  out, kept = loop_forward(cell, False, False, params, initial, carry, ticks)
+  out, kept = loop_forward(
+    cell, False, False, params, initial, carry, time_steps
+  )
   dtype = jax.tree.leaves(carry)[0].dtype
   report = NewtonReport(jnp.int32(0), jnp.zeros((), dtype), jnp.array(True))
   return (*out, report), kept[-1]
 
 
-def _rounds(cell, how, params, initial, carry, ticks):
-  time = length(ticks)
+def _rounds(cell, how, params, initial, carry, time_steps):
+  time = length(time_steps)
   dtype = jax.tree.leaves(carry)[0].dtype
   own = _own_recurrence(cell, params, initial)
 
   def largest(tree):
-    """Of each tick and row, [time, batch]: one's scale is not another's."""
+    """The largest entry of each time step and row, [time, batch]."""
     leaves = [x.astype(dtype) for x in jax.tree.leaves(tree)]
     return jnp.stack([jnp.abs(x).max(axis=-1) for x in leaves]).max(axis=0)
 
@@ -125,7 +128,7 @@ def _rounds(cell, how, params, initial, carry, ticks):
     states, rounds, _ = loop
     before = _before(carry, states)
     stepped, jacobian = _linearise(
-      cell, params, initial, ticks, before, own, how.damping
+      cell, params, initial, time_steps, before, own, how.damping
     )
     drive = jax.tree.map(
       jnp.subtract, stepped, _apply(jacobian, before, before)
@@ -139,12 +142,13 @@ def _rounds(cell, how, params, initial, carry, ticks):
     residual = jnp.where(jnp.stack(finite).all(), residual, jnp.inf)
     return new, rounds + 1, residual
 
-  # The guess: each tick by itself, from the first carry. Not that carry, which
+  # The guess: each time step by itself, from the first carry. Not that carry,
+  # which
   # is zero as a rule, where a layer norm has a slope of 300: rounds explode.
   same = jax.tree.map(lambda x: jnp.broadcast_to(x, (time, *x.shape)), carry)
-  alone = restart_all(ticks.resets, initial, same)
-  start = cell.step(params, alone, ticks.projected)[0]
-  start = hold(ticks.mask, start, same)
+  alone = restart_all(time_steps.resets, initial, same)
+  start = cell.step(params, alone, time_steps.projected)[0]
+  start = hold(time_steps.mask, start, same)
   tolerance = how.tolerance or 50 * float(jnp.finfo(dtype).eps)
   states, rounds, residual = jax.lax.while_loop(
     lambda loop: (
@@ -158,14 +162,16 @@ def _rounds(cell, how, params, initial, carry, ticks):
   converged = residual <= tolerance
 
   def accept(states):
-    before = restart_all(ticks.resets, initial, _before(carry, states))
+    before = restart_all(time_steps.resets, initial, _before(carry, states))
     mixed = cell.recur(params, before)
-    outputs = cell.gate(params, before, ticks.projected, mixed)[1]
-    return (at(states, -1), blank(ticks.mask, outputs)), (before, mixed)
+    outputs = cell.gate(params, before, time_steps.projected, mixed)[1]
+    return (at(states, -1), blank(time_steps.mask, outputs)), (before, mixed)
 
   def loop_after_all(states):
     del states
-    out, kept = loop_forward(cell, False, False, params, initial, carry, ticks)
+    out, kept = loop_forward(
+      cell, False, False, params, initial, carry, time_steps
+    )
     return out, kept[-1]
 
   (last, outputs), saved = jax.lax.cond(
@@ -191,23 +197,24 @@ def _backward(cell, how, kept, cotangents):
   if not cell.channelwise:
     # Exact Jacobians are dense: their solve is a loop, as in "fused".
     return loop_backward(cell, False, False, kept, (d_carry, d_outputs))
-  params, initial, _, ticks, (carries, _) = kept
+  params, initial, _, time_steps, (carries, _) = kept
 
-  def tick(params, before, projected):
+  def time_step(params, before, projected):
     mixed = cell.recur(bulk_gradients(params), before)
     return cell.gate(params, before, projected, mixed)
 
   def pull(d_stepped):
-    out = blank(ticks.mask, (d_stepped, d_outputs))
-    return jax.vjp(tick, params, carries, ticks.projected)[1](out)
+    out = blank(time_steps.mask, (d_stepped, d_outputs))
+    return jax.vjp(time_step, params, carries, time_steps.projected)[1](out)
 
   nothing = jax.tree.map(jnp.zeros_like, carries)
   direct = pull(nothing)[1]
   own = _own_recurrence(cell, params, initial)
-  _, jacobian = _linearise(cell, params, initial, ticks, carries, own, 0.0)
-  direct = blank(ticks.resets, direct, keep=False)
-  # The cotangent of a state: from the tick after it, through that tick's
-  # Jacobian, and from that tick's output; of the last one, from the carry.
+  _, jacobian = _linearise(cell, params, initial, time_steps, carries, own, 0.0)
+  direct = blank(time_steps.resets, direct, keep=False)
+  # The cotangent of a state: from the time step after it, through that time
+  # step's Jacobian, and from that time step's output; of the last one, from the
+  # carry.
   turned = [list(row) for row in zip(*jacobian, strict=True)]
   ahead = lambda tree: jax.tree.map(
     lambda x: jnp.concatenate([x[1:], jnp.zeros_like(x[:1])]), tree
@@ -219,27 +226,34 @@ def _backward(cell, how, kept, cotangents):
     ahead(turned), drive, jax.tree.map(jnp.zeros_like, d_carry), reverse=True
   )
   d_params, d_before, d_projected = pull(cotangent)
-  if ticks.mask is not None:
-    d_before = hold(ticks.mask, d_before, cotangent)
+  if time_steps.mask is not None:
+    d_before = hold(time_steps.mask, d_before, cotangent)
   d_initial = jax.tree.map(jnp.zeros_like, initial)
-  if ticks.resets is not None:
-    d_initial = jax.tree.map(lambda x: x.sum(0), blank(ticks.resets, d_before))
-    d_before = blank(ticks.resets, d_before, keep=False)
-  return d_params, d_initial, at(d_before, 0), Ticks(d_projected, None, None)
+  if time_steps.resets is not None:
+    d_initial = jax.tree.map(
+      lambda x: x.sum(0), blank(time_steps.resets, d_before)
+    )
+    d_before = blank(time_steps.resets, d_before, keep=False)
+  return (
+    d_params,
+    d_initial,
+    at(d_before, 0),
+    TimeSteps(d_projected, None, None),
+  )
 
 
 NEWTON = transforms.Passes(_run, _forward, _tangent, _backward)
 
 
 def _before(carry, states):
-  """The carry that each tick starts from, before resets."""
+  """The carry that each time step starts from, before resets."""
   return jax.tree.map(
     lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), carry, states
   )
 
 
 def restart_all(resets, initial, carries):
-  """`restart` for all ticks at once."""
+  """`restart` for all time steps at once."""
   if resets is None:
     return carries
   return jax.vmap(restart, (0, None, 0))(resets, initial, carries)
@@ -248,9 +262,10 @@ def restart_all(resets, initial, carries):
 def _own_recurrence(cell, params, initial):
   """What a unit's own carry does to its part of `recur`, leaf by leaf.
 
-  `recur` is affine in the carry and the same at every tick, so its diagonals
-  come from the unit vectors, all in one product. The batch axis has length one
-  unless the parameters hold something of each row, such as a dropout mask.
+  `recur` is affine in the carry and the same at every time step, so its
+  diagonals come from the unit vectors, all in one product. The batch axis has
+  length one unless the parameters hold something of each row, such as a dropout
+  mask.
   """
   zero = jax.tree.map(jnp.zeros_like, at(initial, 0))
   leaves, structure = jax.tree.flatten(zero)
@@ -271,14 +286,14 @@ def _own_recurrence(cell, params, initial):
   return found
 
 
-def _linearise(cell, params, initial, ticks, before, own, damping):
-  """All ticks from a guess of all carries, and their blocks [to][from]."""
-  used = restart_all(ticks.resets, initial, before)
+def _linearise(cell, params, initial, time_steps, before, own, damping):
+  """All time steps from a guess of all carries, and their blocks [to][from]."""
+  used = restart_all(time_steps.resets, initial, before)
   mixed = cell.recur(params, used)
   leaves, structure = jax.tree.flatten(used)
-  step = lambda carry, mixed: cell.gate(params, carry, ticks.projected, mixed)[
-    0
-  ]
+  step = lambda carry, mixed: cell.gate(
+    params, carry, time_steps.projected, mixed
+  )[0]
   columns = []
   for index in range(len(leaves)):
     tangents = [jnp.zeros_like(x) for x in leaves]
@@ -288,10 +303,10 @@ def _linearise(cell, params, initial, ticks, before, own, damping):
       step, (used, mixed), (structure.unflatten(tangents), through)
     )
     columns.append([(1 - damping) * x for x in jax.tree.leaves(column)])
-  stepped = hold(ticks.mask, stepped, before)
+  stepped = hold(time_steps.mask, stepped, before)
   rows = [list(row) for row in zip(*columns, strict=True)]
-  rows = blank(ticks.resets, rows, keep=False)
-  if ticks.mask is not None:
+  rows = blank(time_steps.resets, rows, keep=False)
+  if time_steps.mask is not None:
     same = [
       [
         (jnp.ones_like if i == j else jnp.zeros_like)(x)
@@ -299,7 +314,7 @@ def _linearise(cell, params, initial, ticks, before, own, damping):
       ]
       for i, r in enumerate(rows)
     ]
-    rows = hold(ticks.mask, rows, same)
+    rows = hold(time_steps.mask, rows, same)
   return stepped, rows
 
 

@@ -17,7 +17,7 @@ from recurrent.executors.fused import backward as loop_backward
 from recurrent.executors.fused import forward as loop_forward
 from recurrent.executors.fused import run as loop_run
 from recurrent.executors.linear import linear
-from recurrent.executors.scan import tick
+from recurrent.executors.scan import time_step
 from recurrent.kernels import transforms
 
 
@@ -35,10 +35,10 @@ def by_kernels(name):
   module = getattr(kernels, name)
   scan, linear_scan = module.scan, module.linear_scan
 
-  def fast_run(cell, reverse, recompute, params, initial, carry, ticks):
+  def fast_run(cell, reverse, recompute, params, initial, carry, time_steps):
     del recompute
-    loop = functools.partial(tick, cell)
-    return scan(loop, params, initial, carry, ticks, reverse)
+    loop = functools.partial(time_step, cell)
+    return scan(loop, params, initial, carry, time_steps, reverse)
 
   def new_in(out, kept):
     """What `forward` made: the rest of what it keeps are its arguments."""
@@ -69,11 +69,15 @@ def by_kernels(name):
 
   passes = transforms.Passes(run, forward, tangent, backward)
 
-  def execute(cell, reverse, params, initial, carry, ticks, recompute=False):
+  def execute(
+    cell, reverse, params, initial, carry, time_steps, recompute=False
+  ):
     if isinstance(cell, LinearCell):
-      return linear(linear_scan, cell, reverse, params, initial, carry, ticks)
+      return linear(
+        linear_scan, cell, reverse, params, initial, carry, time_steps
+      )
     static = (cell, reverse, recompute)
-    return transforms.call(passes, static, params(), initial, carry, ticks)
+    return transforms.call(passes, static, params(), initial, carry, time_steps)
 
   return execute
 

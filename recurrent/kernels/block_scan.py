@@ -1,4 +1,4 @@
-"""s_t = J_t s_{t-1} + drive_t with a small matrix J for every unit and tick."""
+"""s_t = J_t s_{t-1} + drive_t, J_t being a small matrix for every unit."""
 
 import math
 
@@ -22,11 +22,11 @@ def block_scan(
   Args:
     blocks: K lists of K arrays [time, ...].
     drives: K arrays [time, ...].
-    start: K arrays [...], the states before the first tick.
-    reverse: from the last tick to the first.
+    start: K arrays [...], the states before the first time step.
+    reverse: from the last time step to the first.
 
   Returns:
-    The states after each tick, K arrays [time, ...].
+    The states after each time step, K arrays [time, ...].
   """
   if reverse:
     blocks, drives = jax.tree.map(lambda x: x[::-1], (blocks, drives))
@@ -46,7 +46,7 @@ def block_scan(
     sum(block[i][j] * state[j] for j in many) for i in many
   ]
 
-  def tick(carry, now):
+  def time_step(carry, now):
     state, product = carry
     block, drive = now
     state = [a + b for a, b in zip(apply(block, state), drive, strict=True)]
@@ -57,7 +57,7 @@ def block_scan(
   # Column by column, so that a product of blocks is `apply` on each.
   unit = [[one if i == j else 0 * one for i in many] for j in many]
   _, (states, products) = jax.lax.scan(
-    tick, ([0 * one for _ in many], unit), (blocks, drives)
+    time_step, ([0 * one for _ in many], unit), (blocks, drives)
   )
 
   def along(columns, state):

@@ -1,9 +1,10 @@
 """Loops over time as one GPU kernel (Pallas, Mosaic GPU).
 
-`scan` is `jax.lax.scan` for ticks of the kind that `tiles` can compute. Each
+`scan` is `jax.lax.scan` for time steps of the kind that `tiles` can compute.
+Each
 block of 16 rows is one program on one multiprocessor: the weights of its
 products are copied into shared memory once, the carry stays in registers from
-the first tick to the last, and products run on the tensor cores. Each
+the first time step to the last, and products run on the tensor cores. Each
 warpgroup has 64 units; what they hand each other is the rows' factor of a
 product, through shared memory, with one barrier a product.
 
@@ -41,13 +42,13 @@ from recurrent.kernels.tiles import (
   tile,
 )
 from recurrent.kernels.tpu import complex_parts, multiply
-from recurrent.kernels.traced import by_tick, traced
+from recurrent.kernels.traced import by_time_step, traced
 from recurrent.types import Array, Carry
 
 SHARED = 227 << 10  # bytes of shared memory that a program can have
 WARPGROUPS = 8  # at most, in a program
 LANES = 128  # threads of a warpgroup
-AHEAD = 8  # ticks that `linear_scan` reads before it computes them
+AHEAD = 8  # time steps that `linear_scan` reads before it computes them
 
 _WARPGROUP = plgpu.CompilerParams(
   lowering_semantics=plgpu.LoweringSemantics.Warpgroup
@@ -71,47 +72,47 @@ def write(ref: Any, index: Any, value: Array) -> None:
 
 
 def scan(
-  tick: Callable[..., tuple[Carry, Any]],
+  time_step: Callable[..., tuple[Carry, Any]],
   fixed: Any,
   rows: Any,
   carry: Carry,
   xs: Any,
   reverse: bool = False,
 ) -> tuple[Carry, Any]:
-  """`jax.lax.scan` of `tick(fixed, rows, carry, x) -> (carry, y)`.
+  """`jax.lax.scan` of `time_step(fixed, rows, carry, x) -> (carry, y)`.
 
   Rows of the batch must not see each other, and units only through products
   with weights. It has no gradient of its own.
 
   Args:
-    tick: one tick.
-    fixed: a tree of arrays that rows and ticks share: weights [n H, m H],
+    time_step: one time step.
+    fixed: a tree of arrays that rows and time steps share: weights [n H, m H],
       vectors [n H], scalars.
-    rows: a tree of arrays [batch, n H] that ticks share.
+    rows: a tree of arrays [batch, n H] that time steps share.
     carry: a tree of arrays [batch, H].
-    xs: a tree of arrays [time, batch, n H]. Of flags [time, batch] a tick sees
-      [batch, 1].
-    reverse: from the last tick to the first.
+    xs: a tree of arrays [time, batch, n H]. Of flags [time, batch] a time step
+      sees [batch, 1].
+    reverse: from the last time step to the first.
 
   Returns:
-    The carry after the last tick, and the ys, a tree of arrays
+    The carry after the last time step, and the ys, a tree of arrays
     [time, batch, n H].
 
   Raises:
-    ValueError: if the tick is of another kind, or its weights do not fit.
+    ValueError: if the time step is of another kind, or its weights do not fit.
   """
-  plan = _Plan(tick, fixed, rows, carry, xs)
+  plan = _Plan(time_step, fixed, rows, carry, xs)
   plan.check_size()
   return plan.run(reverse)
 
 
 def unfit(
-  tick: Callable[..., Any], fixed: Any, rows: Any, carry: Any, xs: Any
+  time_step: Callable[..., Any], fixed: Any, rows: Any, carry: Any, xs: Any
 ) -> str:
-  """Why `scan` cannot run a tick, as "has ...", but for its size; or "".
+  """Why `scan` cannot run a time step, as "has ...", but for its size; or "".
 
   Args:
-    tick: see `scan`.
+    time_step: see `scan`.
     fixed: see `scan`; shapes will do, here and below.
     rows: see `scan`.
     carry: see `scan`.
@@ -119,7 +120,7 @@ def unfit(
   """
   try:
     jax.eval_shape(
-      lambda *args: _Plan(tick, *args) and None, fixed, rows, carry, xs
+      lambda *args: _Plan(time_step, *args) and None, fixed, rows, carry, xs
     )
   except Unfit as error:
     return str(error)
@@ -127,10 +128,10 @@ def unfit(
 
 
 class _Plan:
-  """A tick taken apart: what it reads, which products it does."""
+  """A time step taken apart: what it reads, which products it does."""
 
-  def __init__(self, tick, fixed, rows, carry, xs):
-    xs, now = by_tick(xs)
+  def __init__(self, time_step, fixed, rows, carry, xs):
+    xs, now = by_time_step(xs)
     self.features = jax.tree.leaves(carry)[0].shape[-1]
     self.time, self.batch = jax.tree.leaves(xs)[0].shape[:2]
     if self.features < 2:
@@ -140,9 +141,9 @@ class _Plan:
     # So many rows that no width can be mistaken for them.
     self.traced_rows = 2 * self.features + 1
     self.leaves, self.jaxpr, _ = traced(
-      tick, self.traced_rows, fixed, rows, carry, now, xs
+      time_step, self.traced_rows, fixed, rows, carry, now, xs
     )
-    ends = jax.eval_shape(tick, fixed, rows, carry, now)
+    ends = jax.eval_shape(time_step, fixed, rows, carry, now)
     self.ends, self.structure = jax.tree.flatten(ends)
     self.carries = len(jax.tree.leaves(ends[0]))
     self.groups = pl.cdiv(self.features, UNITS)
@@ -154,7 +155,7 @@ class _Plan:
     jax.eval_shape(self._rehearse)
 
   def _tiles(self, kind, x) -> int:
-    """How many tiles an array of a row and tick has; 0: weights, or a flag."""
+    """How many tiles an array of one time step has; 0: weights, or a flag."""
     shape = x.shape if kind == "f" else x.shape[2 if kind == "x" else 1 :]
     if not shape or (kind == "f" and len(shape) == 2):
       return 0
@@ -201,7 +202,7 @@ class _Plan:
       shared += 2 * _terms(what.dtype) * 2 * tiles * UNITS * ROWS
     if shared > SHARED - 1024 or self.groups > WARPGROUPS:
       raise ValueError(
-        f"a tick of {self.features} units takes {shared >> 10} KiB of"
+        f"a time step of {self.features} units takes {shared >> 10} KiB of"
         f" {SHARED >> 10} KiB of shared memory and {self.groups} of"
         f" {WARPGROUPS} warpgroups; use fewer units, bfloat16, or"
         ' method="fused"'
@@ -259,7 +260,7 @@ class _Plan:
   # The kernel.
 
   def run(self, reverse):
-    """The carry after the last tick, and the ys."""
+    """The carry after the last time step, and the ys."""
     inside = [i for i in range(len(self.leaves)) if not self._is_matrix(i)]
     operands = [self._operand(*self.leaves[i], self.count[i]) for i in inside]
     weights = [self._weights(what) for what in self.products]
@@ -365,7 +366,7 @@ class _Plan:
     lasting = {i: value(i, 0) for i in ins if self.leaves[i][0] in "fr"}
     starts = [value(i, 0).parts[0] for i in ins if self.leaves[i][0] == "c"]
 
-    def tick(t, carry):
+    def time_step(t, carry):
       place = self.time - 1 - t if reverse else t
       carry = iter(carry)
       values = []
@@ -392,7 +393,7 @@ class _Plan:
           write(ref, tiles_at(place, n, j), tile(part).astype(ref.dtype))
       return tuple(tile(x.parts[0]) for x in results[: self.carries])
 
-    ends = lax.fori_loop(0, self.time, tick, tuple(starts))
+    ends = lax.fori_loop(0, self.time, time_step, tuple(starts))
     for ref, end in zip(outs[: self.carries], ends, strict=True):
       write(ref, tiles_at(0, 1, 0), end.astype(ref.dtype))
 
@@ -476,10 +477,10 @@ def _linear(reverse, decay, drive, start, resets):
     decays, drives = ins[:parts], ins[parts : 2 * parts]
     starts, flags = ins[2 * parts : 3 * parts], ins[3 * parts :]
 
-    def stretch(first, state, ticks):
+    def stretch(first, state, time_steps):
       places = [
         (time - 1 - first - k if reverse else first + k) * blocks + block
-        for k in range(ticks)
+        for k in range(time_steps)
       ]
       # All are on their way before the first is waited for.
       loaded = [

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from recurrent.kernels import cpu, transforms
 from recurrent.types import Array
 
-# Elements that a tick of the inner loop should have: fewer, and the loop costs
-# more than the arithmetic. Measured on a 2-core CPU: docs/performance.md.
+# Elements that a time step of the inner loop should have: fewer, and the loop
+# costs more than the arithmetic. Measured on a 2-core CPU: docs/performance.md.
 WIDTH = 4096
 
 
@@ -40,13 +40,13 @@ def associative_scan(
   Args:
     decay: [time, ...], real or complex.
     drive: [time, ...], of the same shape and dtype.
-    start: [...], the state before the first tick.
+    start: [...], the state before the first time step.
     resets: [time, ...] bool, broadcastable: there the state is the drive alone,
       whatever came before, NaN included.
-    reverse: from the last tick to the first.
+    reverse: from the last time step to the first.
 
   Returns:
-    The states after each tick, [time, ...].
+    The states after each time step, [time, ...].
 
   Reference:
     Blelloch, "Prefix sums and their applications", 1990.
@@ -151,8 +151,8 @@ def with_own_gradient(
 
 def _backward(run, reverse, decay, start, resets, states, d_states):
   first, last = (-1, 0) if reverse else (0, -1)
-  # What reaches a state comes from its output and from the tick after it; none
-  # comes after the last.
+  # What reaches a state comes from its output and from the time step after it;
+  # none comes after the last.
   after = _shift(decay, jnp.zeros_like(decay[last]), not reverse)
   cut = None
   if resets is not None:
@@ -168,7 +168,7 @@ def _backward(run, reverse, decay, start, resets, states, d_states):
 
 
 def _shift(array, edge, back):
-  """The neighbour's value: of the tick before, or with `back` the one after."""
+  """The value of the time step before, or with `back` of the one after."""
   if back:
     return jnp.concatenate([array[1:], edge[None]])
   return jnp.concatenate([edge[None], array[:-1]])
@@ -178,7 +178,7 @@ def _in_chunks(reverse, decay, drive, start, resets):
   """The recurrence itself, without a gradient."""
   time = len(drive)
   rows = max(1, math.prod(drive.shape[1:]))
-  # No more chunks than ticks a chunk, or the middle loop is the long one.
+  # No more chunks than time steps a chunk, or the middle loop is the long one.
   chunks = max(1, min(-(-WIDTH // rows), math.isqrt(time)))
   if chunks == 1:
     return _sequential(reverse, decay, drive, start, resets)[0]
@@ -252,9 +252,9 @@ in_loops = by_kernel(cpu.linear_forward, cpu.linear_backward, "cpu")
 
 
 def _sequential(reverse, decay, drive, start, resets, products=False):
-  """States, and if asked the products of the decays up to each tick."""
+  """States, and if asked the products of the decays up to each time step."""
 
-  def tick(carry, now):
+  def time_step(carry, now):
     state, kept = carry
     decay, drive, reset = now
     state = decay * state + drive
@@ -267,5 +267,5 @@ def _sequential(reverse, decay, drive, start, resets, products=False):
 
   kept = jnp.ones_like(start) if products else None
   return jax.lax.scan(
-    tick, (start, kept), (decay, drive, resets), reverse=reverse
+    time_step, (start, kept), (decay, drive, resets), reverse=reverse
   )[1]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from recurrent.types import Array
 
-# Ticks that attend to each other at once, at least and at most: products of
-# [size, size] a head. Half the width of a head makes them cost as the states
+# Time steps that attend to each other at once, at least and at most: products
+# of [size, size] a head. Half the width of a head makes them cost as the states
 # do; 16 instead of 64 took a third of the time at a width of 16, on two cores.
 CHUNKS = (16, 64)
 
@@ -29,20 +29,20 @@ def matrix_scan(
     key: [time, batch, N, K].
     value: [time, batch, N, V].
     query: [time, batch, N, K].
-    start: [batch, N, K, V], before the first tick.
-    fresh: [batch, N, K, V], what a reset tick starts from.
+    start: [batch, N, K, V], before the first time step.
+    fresh: [batch, N, K, V], what a reset time step starts from.
     resets: [time, batch] bool, with `fresh`.
-    reverse: from the last tick to the first.
+    reverse: from the last time step to the first.
 
   Returns:
     What was found, [time, batch, N, V], and the last state. Memory: a state
-    for each chunk of 16 to 64 ticks; the rest is computed again in the reverse
-    pass.
+    for each chunk of 16 to 64 time steps; the rest is computed again in the
+    reverse pass.
   """
   time = len(key)
   size = min(max(CHUNKS[0], key.shape[-1] // 2), CHUNKS[1], time)
   short = -time % size
-  ticks = (log_decay, key, value, query, resets)
+  time_steps = (log_decay, key, value, query, resets)
 
   def split(array):
     # Where the loop ends nothing is to happen: decay 1, key 0.
@@ -52,11 +52,11 @@ def matrix_scan(
     )
     return array.reshape(-1, size, *array.shape[1:])
 
-  def chunk(state, ticks):
-    return _chunk(state, fresh, *ticks)
+  def chunk(state, time_steps):
+    return _chunk(state, fresh, *time_steps)
 
   last, found = jax.lax.scan(
-    jax.checkpoint(chunk), start, jax.tree.map(split, ticks)
+    jax.checkpoint(chunk), start, jax.tree.map(split, time_steps)
   )
   found = found.reshape(-1, *found.shape[2:])[:time]
   return found[::-1] if reverse else found, last
@@ -89,7 +89,7 @@ def _chunk(state, fresh, log_decay, key, value, query, resets):
   new = jnp.einsum("sbnk,sbnv->bnkv", left, value)
   new += _where(same[-1], entering[-1], state)
   if resets is not None:
-    # What is left, at each tick, of the fresh state of the last reset.
+    # What is left, at each time step, of the fresh state of the last reset.
     begins = jnp.where(resets[..., None], jnp.exp(log_decay), 0.0)
     renewed = jnp.einsum("tsbn,sbn->tbn", weights, begins)
     found += renewed[..., None] * jnp.einsum("tbnk,bnkv->tbnv", query, fresh)

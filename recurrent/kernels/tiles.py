@@ -1,8 +1,9 @@
-"""A tick computed on tiles of 64 units by 16 rows, as a GPU's threads hold it.
+"""A time step on tiles of 64 units by 16 rows, as a GPU's threads hold it.
 
 The product of a tensor core leaves its result spread over the threads of a
 warpgroup. As long as every other operation works unit by unit, each warpgroup
-can compute the whole tick for its own 64 units: nothing is exchanged but what
+can compute the whole time step for its own 64 units: nothing is exchanged but
+  what
 goes into the next product. So a program is computed here with [rows, n * H] as
 n tiles, one for each block of H columns, and whatever would look across units
 or rows is refused, but for products with weights.
@@ -60,7 +61,7 @@ class Matrix(NamedTuple):
 
 
 class Product(NamedTuple):
-  """A product with weights that a tick does.
+  """A product with weights that a time step does.
 
   Attributes:
     leaf: which of the program's arguments the weights are.
@@ -176,7 +177,7 @@ def _apply(eqn, args, blocks, features):
     return [Value(list(x.parts) * blocks)]
   if name in ("split", "slice", "concatenate", "pad"):
     return _columns(name, args, params, shapes, features)
-  raise Unfit(f"has `{name}` in a tick, which GPU tiles have no rule for")
+  raise Unfit(f"has `{name}` in a time step, which GPU tiles have no rule for")
 
 
 def _shape(var):
@@ -191,7 +192,7 @@ def _blocks(shape, features, rows) -> int:
   if columns != 1 and columns % features:
     raise Unfit(f"has an array of {columns} columns, no multiple of its units")
   if len(shape) > 2 or any(n not in (1, rows) for n in lead):
-    raise Unfit("has arrays of a tick that are not vectors in each row")
+    raise Unfit("has arrays of a time step that are not vectors in each row")
   return 0 if columns == 1 else columns // features
 
 

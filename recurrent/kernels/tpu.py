@@ -1,9 +1,10 @@
 """Loops over time as one TPU kernel (Pallas).
 
-`scan` is `jax.lax.scan` for ticks whose rows do not see each other. Weights
-are copied into VMEM once, the carry stays there from the first tick to the
-last, and the rest goes through in blocks of ticks, copied while the block
-before is computed. `linear_scan` is such a loop, with a gradient of its own.
+`scan` is `jax.lax.scan` for time steps whose rows do not see each other.
+Weights are copied into VMEM once, the carry stays there from the first time
+step to the last, and the rest goes through in blocks of time steps, copied
+while the block before is computed. `linear_scan` is such a loop, with a
+gradient of its own.
 
 On other platforms the same kernels are interpreted, for tests: slowly. Which
 it is, is decided at lowering. Time on a TPU was not measured: docs/tpu.md.
@@ -21,14 +22,14 @@ from jax.extend import core
 
 from recurrent.kernels import transforms
 from recurrent.kernels.linear_scan import by_kernel
-from recurrent.kernels.traced import by_tick, is_flag, traced
+from recurrent.kernels.traced import by_time_step, is_flag, traced
 from recurrent.types import Array, Carry
 
-# A block has at most so many ticks, and if it can at least so many. More hide
-# nothing more; fewer make a copy too short to hide.
-MOST_TICKS, LEAST_TICKS = 32, 8
+# A block has at most so many time steps, and if it can at least so many. More
+# hide nothing more; fewer make a copy too short to hide.
+MOST_TIME_STEPS, LEAST_TIME_STEPS = 32, 8
 # Bytes for all blocks, two buffers each. A TPU v4 has 16 MiB of VMEM, for
-# these, the weights, and what a tick computes; later ones have 64 or 128.
+# these, the weights, and what a time step computes; later ones have 64 or 128.
 BLOCKS = 6 << 20
 SCOPED = 16 << 20  # what a kernel gets if it does not ask
 ROWS = 16  # a tile of bfloat16 has 16 rows, one of float32 has 8
@@ -36,37 +37,37 @@ LANES = 128
 
 
 def scan(
-  tick: Callable[..., tuple[Carry, Any]],
+  time_step: Callable[..., tuple[Carry, Any]],
   fixed: Any,
   rows: Any,
   carry: Carry,
   xs: Any,
   reverse: bool = False,
 ) -> tuple[Carry, Any]:
-  """`jax.lax.scan` of `tick(fixed, rows, carry, x) -> (carry, y)`.
+  """`jax.lax.scan` of `time_step(fixed, rows, carry, x) -> (carry, y)`.
 
   Rows of the batch must not see each other: they may come in blocks. It has no
   gradient of its own.
 
   Args:
-    tick: one tick. What it does not read is not copied.
-    fixed: a tree of arrays that rows and ticks share, such as weights.
-    rows: a tree of arrays [batch, ...] that ticks share.
+    time_step: one time step. What it does not read is not copied.
+    fixed: a tree of arrays that rows and time steps share, such as weights.
+    rows: a tree of arrays [batch, ...] that time steps share.
     carry: a tree of arrays [batch, ...].
-    xs: a tree of arrays [time, batch, ...]. Of flags [time, batch] a tick sees
-      [batch, 1].
-    reverse: from the last tick to the first.
+    xs: a tree of arrays [time, batch, ...]. Of flags [time, batch] a time step
+      sees [batch, 1].
+    reverse: from the last time step to the first.
 
   Returns:
-    The carry after the last tick, and the ys, a tree of arrays
+    The carry after the last time step, and the ys, a tree of arrays
     [time, batch, ...].
   """
-  xs, now = by_tick(xs)
+  xs, now = by_time_step(xs)
   time, batch = jax.tree.leaves(xs)[0].shape[:2]
-  end = jax.eval_shape(tick, fixed, rows, carry, now)
+  end = jax.eval_shape(time_step, fixed, rows, carry, now)
   moving = jax.tree.leaves((now, end[1]))
   block, size = blocks(batch, time, moving)
-  leaves, run = _flat(tick, block, fixed, rows, carry, now, xs)
+  leaves, run = _flat(time_step, block, fixed, rows, carry, now, xs)
   kinds, operands = map(list, zip(*leaves, strict=True))
   ends = jax.tree.leaves(end[0])
   ys = [
@@ -90,10 +91,10 @@ def scan(
       for to, ref in zip(end, start, strict=True):
         to[...] = ref[...]
 
-    ticks = jnp.minimum(size, time - place(t) * size)
+    time_steps = jnp.minimum(size, time - place(t) * size)
 
     def body(k, _):
-      k = ticks - 1 - k if reverse else k
+      k = time_steps - 1 - k if reverse else k
       carry = iter(end)
       # Weights are read where they are used: as values outside the loop they
       # would not fit into registers.
@@ -114,7 +115,7 @@ def scan(
         to[k] = value
       return 0
 
-    jax.lax.fori_loop(0, ticks, body, 0)
+    jax.lax.fori_loop(0, time_steps, body, 0)
 
   # Where the first axes of a block are; it has all of the others.
   at = {
@@ -160,14 +161,14 @@ def scan(
   return jax.tree.unflatten(jax.tree.structure(end), out)
 
 
-def _flat(tick, block, fixed, rows, carry, now, xs):
-  """The tick of a block of rows as a function of the leaves that it reads.
+def _flat(time_step, block, fixed, rows, carry, now, xs):
+  """The time step of a block of rows as a function of the leaves that it reads.
 
   Returns:
     Pairs of what a leaf is, "f", "r", "c" or "x", and the leaf; the function,
     which gives a list.
   """
-  leaves, jaxpr, held = traced(tick, block, fixed, rows, carry, now, xs)
+  leaves, jaxpr, held = traced(time_step, block, fixed, rows, carry, now, xs)
   shapes = [x.shape if kind == "f" else None for kind, x in leaves]
 
   def run(*values):
@@ -185,32 +186,32 @@ def _flat(tick, block, fixed, rows, carry, now, xs):
 
 
 def blocks(batch: int, time: int, moving: list[Any]) -> tuple[int, int]:
-  """Rows and ticks of a block.
+  """Rows and time steps of a block.
 
-  All rows, if at least some ticks of them fit: a product with the weights
+  All rows, if at least some time steps of them fit: a product with the weights
   takes as long for one row as for 128.
 
   Args:
     batch: number of rows.
-    time: number of ticks.
-    moving: arrays [batch, ...], all that a tick reads and writes.
+    time: number of time steps.
+    moving: arrays [batch, ...], all that a time step reads and writes.
 
   Returns:
-    The rows of a block, a multiple of 16 or all, and its ticks.
+    The rows of a block, a multiple of 16 or all, and its time steps.
   """
   rows = batch
   while True:
-    tick = 2 * sum(tiled((rows, *x.shape[1:]), x.dtype) for x in moving)
-    ticks = min(time, MOST_TICKS, BLOCKS // tick)
-    if ticks >= min(time, LEAST_TICKS) or rows <= ROWS:
-      return rows, max(1, ticks)
+    time_step = 2 * sum(tiled((rows, *x.shape[1:]), x.dtype) for x in moving)
+    time_steps = min(time, MOST_TIME_STEPS, BLOCKS // time_step)
+    if time_steps >= min(time, LEAST_TIME_STEPS) or rows <= ROWS:
+      return rows, max(1, time_steps)
     rows = pl.cdiv(rows // 2, ROWS) * ROWS
 
 
 def limit(fixed: list[Array], moving: list[tuple[int, ...]]) -> int:
-  """Bytes of VMEM to ask for: weights, blocks, and what a tick computes."""
+  """Bytes of VMEM to ask for: weights, blocks, and what a step computes."""
   weights = sum(tiled(x.shape, x.dtype) for x in fixed)
-  # A guess: four times what a tick reads and writes, in float32.
+  # A guess: four times what a time step reads and writes, in float32.
   values = 4 * sum(tiled(shape, jnp.float32) for shape in moving)
   return max(SCOPED, weights + BLOCKS + values)
 
@@ -236,7 +237,7 @@ def _linear(reverse, decay, drive, start, resets):
     resets = jnp.broadcast_to(resets, (*drive.shape[:-1], resets.shape[-1]))
     (resets,) = split(resets, time)
 
-  def tick(fixed, nothing, state, now):
+  def time_step(fixed, nothing, state, now):
     del fixed, nothing
     decay, drive, reset = now
     kept = multiply(decay, state)
@@ -247,7 +248,7 @@ def _linear(reverse, decay, drive, start, resets):
     return state, state
 
   xs = (split(decay, time), split(drive, time), resets)
-  states = scan(tick, (), (), split(start), xs, reverse)[1]
+  states = scan(time_step, (), (), split(start), xs, reverse)[1]
   states = [x.reshape(shape) for x in states]
   return jax.lax.complex(*states) if len(states) > 1 else states[0]
 

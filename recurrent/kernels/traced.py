@@ -1,4 +1,4 @@
-"""A tick as a program: what a kernel reads, and what it is to do with it."""
+"""A time step as a program: what a kernel reads, and what it computes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +14,14 @@ def is_flag(x: Any) -> bool:
   return x.dtype == jnp.bool_
 
 
-def by_tick(xs: Any) -> tuple[Any, Any]:
+def by_time_step(xs: Any) -> tuple[Any, Any]:
   """What a loop reads, as its kernels take it.
 
   Args:
     xs: arrays [time, batch, ...]; flags may be [time, batch].
 
   Returns:
-    The same, flags [time, batch, 1]; and the shapes of one tick.
+    The same, flags [time, batch, 1]; and the shapes of one time step.
   """
   column = lambda x: x[..., None] if is_flag(x) and x.ndim == 2 else x
   xs = jax.tree.map(column, xs)
@@ -30,7 +30,7 @@ def by_tick(xs: Any) -> tuple[Any, Any]:
 
 
 def traced(
-  tick: Callable[..., Any],
+  time_step: Callable[..., Any],
   block: int,
   fixed: Any,
   rows: Any,
@@ -38,26 +38,26 @@ def traced(
   now: Any,
   xs: Any,
 ) -> tuple[list[tuple[str, Any]], core.Jaxpr, int]:
-  """The tick of a block of rows as a program of the leaves that it reads.
+  """The time step of a block of rows as a program of the leaves that it reads.
 
   Args:
-    tick: `tick(fixed, rows, carry, now) -> (carry, y)`.
+    time_step: `time_step(fixed, rows, carry, now) -> (carry, y)`.
     block: how many rows it sees.
-    fixed: arrays that all rows and ticks share.
-    rows: arrays [batch, ...] that all ticks share.
+    fixed: arrays that all rows and time steps share.
+    rows: arrays [batch, ...] that all time steps share.
     carry: arrays [batch, ...]; the program takes all of them, read or not.
-    now: arrays [batch, ...], shapes of what one tick reads.
-    xs: arrays [time, batch, ...], of which `now` is one tick.
+    now: arrays [batch, ...], shapes of what one time step reads.
+    xs: arrays [time, batch, ...], of which `now` is one time step.
 
   Returns:
     Pairs of what a leaf is, "f", "r", "c" or "x" as in the arguments above, and
     the leaf; the program, which takes them in that order; how many it takes as
-    constants, which are those that the tick closes over and come first.
+    constants, which are those that the time step closes over and come first.
   """
   cut = lambda tree: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((block, *x.shape[1:]), x.dtype), tree
   )
-  closed = jax.make_jaxpr(tick)(fixed, cut(rows), cut(carry), cut(now))
+  closed = jax.make_jaxpr(time_step)(fixed, cut(rows), cut(carry), cut(now))
   leaves = [
     (kind, x)
     for kind, tree in zip("frcx", (fixed, rows, carry, xs), strict=True)

@@ -34,10 +34,11 @@ class LanguageModel(nnx.Module):
     embedding_features: width of the embedding; with `tied` it is H.
     tied: the output matrix is the embedding's transpose.
     residual: adds a layer's inputs to its outputs.
-    dropout: rate between layers, fresh at each tick.
-    embedding_dropout: rate on the embedding, one mask for all ticks.
+    dropout: rate between layers, fresh at each time step.
+    embedding_dropout: rate on the embedding, one mask for all time steps.
     embedding_row_dropout: rate at which a token's whole row is dropped.
-    output_dropout: rate on the last layer's outputs, one mask for all ticks.
+    output_dropout: rate on the last layer's outputs, one mask for all time
+      steps.
     method: executor, see `recurrent.unroll`.
     remat: what the reverse pass computes again, see `recurrent.unroll`.
     dtype: what the network computes in; parameters and carry are float32.
@@ -46,7 +47,7 @@ class LanguageModel(nnx.Module):
   Reference:
     Mikolov et al., "Recurrent neural network based language model", 2010;
     Zaremba, Sutskever & Vinyals, 2014 (dropout between layers); Gal &
-    Ghahramani, 2016 (one mask for all ticks); Press & Wolf, 2017 (tied).
+    Ghahramani, 2016 (one mask for all time steps); Press & Wolf, 2017 (tied).
   """
 
   def __init__(
@@ -166,7 +167,7 @@ class LanguageModel(nnx.Module):
   ) -> Callable[[Carry, Int[Array, "B"]], tuple[Carry, Float[Array, "B V"]]]:
     """The model as decoders call it: `step(carry, token) -> (carry, logits)`.
 
-    The same function as `__call__` over one tick, without dropout.
+    The same function as `__call__` over one time step, without dropout.
     """
     step = self.stack.step_over(self.embedding[...], self.dtype)
 

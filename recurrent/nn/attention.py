@@ -20,7 +20,7 @@ from flax import nnx
 
 from recurrent import initializers
 from recurrent.cells import base
-from recurrent.executors.ticks import blank
+from recurrent.masking import blank
 from recurrent.types import (
   Activations,
   Array,
@@ -277,14 +277,15 @@ class MultiHeadAttention(Attention):
 
 
 class SelfAttention(nnx.Module):
-  """Multi-head attention of a sequence to itself, ticks that count only.
+  """Multi-head attention of a sequence to itself, time steps that count only.
 
   Args:
     features: width of inputs and outputs.
     heads: number of heads.
-    causal: no tick sees a later one.
-    window: with `causal`, each tick sees itself and the window - 1 real ticks
-      before it; None: all. Long sequences run in blocks of a window, each of
+    causal: no time step sees a later one.
+    window: with `causal`, each time step sees itself and the window - 1 real
+      time steps before it; None: all. Long sequences run in blocks of a window,
+      each of
       which sees itself and the one before: memory is O(time * window).
     rotary: scores depend on how many real time steps lie between two, by rotary
       positions; otherwise the order of what a time step sees does not matter.
@@ -338,10 +339,10 @@ class SelfAttention(nnx.Module):
 
     Args:
       inputs: [batch, time, features].
-      mask: [batch, time], True where a tick is real. No tick sees another,
-        whatever it holds, and its outputs are zero.
-      resets: [batch, time], True where a sequence begins: no tick sees one of
-        another sequence. At a masked tick a reset does nothing.
+      mask: [batch, time], True where a time step is real. No time step sees
+        another, whatever it holds, and its outputs are zero.
+      resets: [batch, time], True where a sequence begins: no time step sees one
+        of another sequence. At a masked time step a reset does nothing.
 
     Returns:
       Outputs [batch, time, features].
@@ -461,7 +462,7 @@ def attend_locally(
   segments: Int[Array, "B T"],
   key_segments: Int[Array, "B S"],
 ) -> Float[Array, "B T N K"]:
-  """Each tick attends to itself and the window - 1 ticks before it.
+  """Each time step attends to itself and the window - 1 time steps before it.
 
   The window is S - T: the keys of one window before the first query come
   first. A query sees keys of its own segment only. In blocks of a window, each
@@ -539,26 +540,26 @@ def rotate(
 def count_resets(
   resets: Mask | None, shape: tuple[int, int]
 ) -> Int[Array, "B T"]:
-  """The number of each tick's sequence in its row, [batch, time]."""
+  """The number of each time step's sequence in its row, [batch, time]."""
   if resets is None:
     return jnp.zeros(shape, jnp.int32)
   return jnp.cumsum(resets, axis=1, dtype=jnp.int32)
 
 
 def compact(mask: Mask, tree: PyTree) -> PyTree:
-  """Moves the real ticks of arrays [batch, time, ...] to the front."""
+  """Moves the real time steps of arrays [batch, time, ...] to the front."""
   order = jnp.argsort(~mask, axis=1, stable=True)
   return jax.tree.map(lambda x: take(x, order), tree)
 
 
 def expand(mask: Mask, array: Array) -> Array:
-  """Moves ticks back from the front; zero where the mask is False."""
+  """Moves time steps back from the front; zero where the mask is False."""
   place = jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
   return blank(mask, take(array, jnp.maximum(place, 0)))
 
 
 def take(array: Num[Array, "B S ..."], index: Int[Array, "B T"]) -> Array:
-  """The ticks `index` of each row, [batch, T, ...]."""
+  """The time steps `index` of each row, [batch, T, ...]."""
   index = jnp.expand_dims(index, range(2, array.ndim))
   return jnp.take_along_axis(array, index, axis=1)
 
@@ -578,8 +579,8 @@ def check_sequence(
   """
   if inputs.ndim != 3 or inputs.shape[1] < 1 or inputs.shape[2] != features:
     raise ValueError(
-      f"{name} must be [batch, time, {features}] with at least one tick, got"
-      f" {inputs.shape}"
+      f"{name} must be [batch, time, {features}] with at least one time step,"
+      f" got {inputs.shape}"
     )
   _check_floating(name, inputs)
   check_flags("mask", mask, inputs.shape[:2])

@@ -92,7 +92,7 @@ class Bidirectional(nnx.Module):
     loading.assign(self.params, params)
 
   def initial_carry(self, batch_size: int) -> tuple[Carry, Carry]:
-    """The carries before the first and before the last tick."""
+    """The carries before the first and before the last time step."""
     return (
       self.forward.initial_carry(batch_size),
       self.backward.initial_carry(batch_size),
@@ -112,13 +112,13 @@ class Bidirectional(nnx.Module):
     Args:
       carry: of both directions, or None to begin.
       inputs: [batch, time, D].
-      mask: [batch, time], True where a tick is real.
+      mask: [batch, time], True where a time step is real.
       resets: [batch, time], True where a sequence begins. The backward layer
-        starts afresh at the last real tick of each.
+        starts afresh at the last real time step of each.
       key: draws the noise of the cells; None for evaluation.
 
     Returns:
-      The carries after the last and after the first tick, and the merged
+      The carries after the last and after the first time step, and the merged
       outputs; they are zero where the mask is False.
     """
     past, future = (None, None) if carry is None else carry
@@ -139,16 +139,18 @@ def sequence_ends(
   """Where sequences end that lie one after another in a row.
 
   Args:
-    begins: [batch, time], True at the first tick of a sequence. At a tick that
-      is not real it means nothing, as in `recurrent.unroll`.
-    mask: [batch, time], True where a tick is real.
+    begins: [batch, time], True at the first time step of a sequence. At a time
+      step that is not real it means nothing, as in `recurrent.unroll`.
+    mask: [batch, time], True where a time step is real.
 
   Returns:
-    [batch, time], True at the last real tick before another sequence's first.
+    [batch, time], True at the last real time step before another sequence's
+    first.
   """
   mask = jnp.ones_like(begins) if mask is None else mask
   number = jnp.cumsum(begins & mask, axis=1, dtype=jnp.int32)
-  # Numbers only grow, so the next real tick has the least of those to come.
+  # Numbers only grow, so the next real time step has the least of those to
+  # come.
   none = jnp.int32(begins.shape[1] + 1)
   real = jnp.where(mask, number, none)
   ahead = jax.lax.cummin(real, axis=1, reverse=True)[:, 1:]

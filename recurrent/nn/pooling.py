@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent.cells import base
-from recurrent.executors.ticks import blank
+from recurrent.masking import blank
 from recurrent.nn import attention
 from recurrent.types import Activations, Array, Float, Mask
 

@@ -32,7 +32,7 @@ class Recurrent(nnx.Module):
   Args:
     cell: any cell; static, equal by value.
     in_features: width D of the inputs.
-    reverse: from the last tick to the first.
+    reverse: from the last time step to the first.
     method: see `recurrent.unroll`.
     remat: see `recurrent.unroll`.
     learn_carry: the initial carry is a parameter, which starts as the cell's.
@@ -98,7 +98,7 @@ class Recurrent(nnx.Module):
     return _plain(self.params)
 
   def initial_carry(self, batch_size: int) -> Carry:
-    """The carry before the first tick, [batch, ...]."""
+    """The carry before the first time step, [batch, ...]."""
     carry = self.cell.initial_carry(self.cell_params(), (batch_size,))
     if self.start is None:
       return carry
@@ -145,7 +145,7 @@ class Recurrent(nnx.Module):
   def step(
     self, carry: Carry, projected: Any, dtype: jax.typing.DTypeLike
   ) -> tuple[Carry, Float[Array, "*B H"]]:
-    """One tick after `project`, as decoders need it, computed in `dtype`."""
+    """One time step after `project`, as decoders need it, in `dtype`."""
     params = self.cell.narrow(self.cell_params(), dtype)
     return self.cell.step(params, carry, projected)
 

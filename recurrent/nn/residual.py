@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from recurrent.executors.ticks import blank
+from recurrent.masking import blank
 from recurrent.types import Activations, Array, Carry, Float, Mask, PRNGKey
 
 
@@ -47,7 +47,7 @@ class Residual(nnx.Module):
   ) -> tuple[Carry, Activations]:
     """Runs the layer; arguments and results are its own.
 
-    At a tick that is not real the outputs are zero, as the layer's are.
+    At a time step that is not real the outputs are zero, as the layer's are.
 
     Raises:
       ValueError: if the layer's outputs are not as wide as its inputs.
@@ -64,7 +64,7 @@ class Residual(nnx.Module):
   def step(
     self, carry: Carry, projected: Any, dtype: jax.typing.DTypeLike
   ) -> tuple[Carry, Float[Array, "*B D"]]:
-    """One tick after `project`."""
+    """One time step after `project`."""
     inputs, projected = projected
     carry, outputs = self.layer.step(carry, projected, dtype)
     return carry, _add(inputs, outputs)

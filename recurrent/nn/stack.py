@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent.cells import base
-from recurrent.executors.ticks import blank
+from recurrent.masking import blank
 from recurrent.nn import loading
 from recurrent.nn.dropout import dropout
 from recurrent.types import (
@@ -29,7 +29,7 @@ class Stack(nnx.Module):
   Args:
     layers: `Recurrent`, `TransformerBlock` or others with their methods, from
       the inputs up.
-    dropout: rate between two layers, a fresh mask at each tick.
+    dropout: rate between two layers, a fresh mask at each time step.
     residual: adds each layer's inputs to its outputs, where widths agree; for
       single layers, and with an error elsewhere, there is `Residual`.
     skip: every layer but the first sees the inputs too, beside the outputs of
@@ -109,7 +109,7 @@ class Stack(nnx.Module):
       One carry a layer, and the outputs of the last layer.
     """
     carries = [None] * len(self.layers) if carry is None else carry
-    # Garbage at ticks that are not real must not get past a layer.
+    # Garbage at time steps that are not real must not get past a layer.
     first = below = blank(mask, inputs)
     new_carries, outputs = [], []
     for index, layer in enumerate(self.layers):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent.cells import base
-from recurrent.executors.ticks import blank
+from recurrent.masking import blank
 from recurrent.nn import attention
 from recurrent.nn.dropout import dropout
 from recurrent.types import (
@@ -31,19 +31,20 @@ from recurrent.types import (
 
 
 class TransformerCarry(NamedTuple):
-  """The last `context` ticks of each row, as a ring; W is `context`.
+  """The last `context` time steps of each row, as a ring; W is `context`.
 
   Attributes:
     keys: [batch, W, heads, K], not yet rotated; zero in slots that are free.
     values: [batch, W, heads, K], likewise.
-    ticks: [batch], ticks since the row's start, less a multiple of W so that
-      it stays below 2 W. It says which slots are taken, all if it is W or
+    time_steps: [batch], time steps since the row's start, less a multiple of W
+      so that it stays below 2 W. It says which slots are taken, all if it is W
+      or
       more, and which is next: count mod W.
   """
 
   keys: Float[Array, "B W N K"]
   values: Float[Array, "B W N K"]
-  ticks: Int[Array, "B"]
+  time_steps: Int[Array, "B"]
 
 
 class DecoderCarry(NamedTuple):
@@ -233,13 +234,13 @@ class AttentionToPast(_Sublayer):
     last = segments[:, -1]
     real = places[None, :time] < number[:, None]
     since = jnp.sum(real & (segments == last[:, None]), axis=1, dtype=jnp.int32)
-    ticks = self._fold(jnp.where(last == 0, carry.ticks, 0) + since)
-    age, taken = self._slots(ticks)
+    time_steps = self._fold(jnp.where(last == 0, carry.time_steps, 0) + since)
+    age, taken = self._slots(time_steps)
     newest = self.context + number[:, None] - 1
     keys, values = blank(
       taken, tuple(attention.take(x, newest - age) for x in (keys, values))
     )
-    return TransformerCarry(keys, values, ticks), outputs
+    return TransformerCarry(keys, values, time_steps), outputs
 
   def project(self, inputs: Float[Array, "*B D"]) -> Projected:
     """What `step` consumes, for inputs with any batch axes."""
@@ -248,14 +249,14 @@ class AttentionToPast(_Sublayer):
   def step(self, carry, projected, dtype):
     """One time step: the next carry, and outputs [batch, features]."""
     inputs, query, key, value = base.cast(projected, dtype)
-    rows = jnp.arange(len(carry.ticks))
-    slot = carry.ticks % self.context
+    rows = jnp.arange(len(carry.time_steps))
+    slot = carry.time_steps % self.context
     keys, values = (
       old.at[rows, slot].set(new.astype(old.dtype))
       for old, new in ((carry.keys, key), (carry.values, value))
     )
-    ticks = self._fold(carry.ticks + 1)
-    age, taken = self._slots(ticks)
+    time_steps = self._fold(carry.time_steps + 1)
+    age, taken = self._slots(time_steps)
     # Keys are turned by their age, when they are read: positions then stay
     # below `context`, however long the sequence is.
     context, _ = attention.attend(
@@ -265,33 +266,35 @@ class AttentionToPast(_Sublayer):
       taken[:, None, :],
     )
     outputs = self._add(inputs, self.heads.merge(context[:, 0]))
-    return TransformerCarry(keys, values, ticks), outputs
+    return TransformerCarry(keys, values, time_steps), outputs
 
-  def _fold(self, ticks):
+  def _fold(self, time_steps):
     """Less a multiple of W, so that nothing overflows."""
     return jnp.where(
-      ticks < self.context, ticks, self.context + ticks % self.context
+      time_steps < self.context,
+      time_steps,
+      self.context + time_steps % self.context,
     )
 
-  def _slots(self, ticks):
-    """Ticks since each slot was written, and whether it is taken; [B, W]."""
+  def _slots(self, time_steps):
+    """Steps since each slot was written, and whether it is taken; [B, W]."""
     slots = jnp.arange(self.context, dtype=jnp.int32)[None]
-    age = (ticks[:, None] - 1 - slots) % self.context
-    return age, age < ticks[:, None]
+    age = (time_steps[:, None] - 1 - slots) % self.context
+    return age, age < time_steps[:, None]
 
   def _in_order(self, carry):
     """Keys and values, the newest last, and which of them are there."""
     places = jnp.arange(self.context, dtype=jnp.int32)[None]
-    slots = (carry.ticks[:, None] + places) % self.context
+    slots = (carry.time_steps[:, None] + places) % self.context
     both = tuple(attention.take(x, slots) for x in carry[:2])
-    return both, self.context - places <= carry.ticks[:, None]
+    return both, self.context - places <= carry.time_steps[:, None]
 
 
 class TransformerBlock(nnx.Module):
   """h = x + attention(norm(x)); outputs = h + mlp(norm(h)).
 
-  Attention is causal, to the last `context` real ticks of the sequence, the
-  present one among them; more never count, however the sequence is cut.
+  Attention is causal, to the last `context` real time steps of the sequence,
+  the present one among them; more never count, however the sequence is cut.
   Positions are relative (rotary). mlp(x) = gelu(x W + b) U + c, or, gated,
   (gelu(x W + b) * (x V + d)) U + c.
 
@@ -303,13 +306,14 @@ class TransformerBlock(nnx.Module):
     >>> carry, outputs = block(None, jnp.ones((1, 5, 8)))
     >>> inputs = jnp.ones((1, 8))  # one time step more
     >>> carry, outputs = block.step(carry, block.project(inputs), inputs.dtype)
-    >>> outputs.shape, int(carry.ticks[0])
+    >>> outputs.shape, int(carry.time steps[0])
     ((1, 8), 6)
 
   Args:
     features: width of inputs and outputs.
     heads: number of heads.
-    context: number of ticks that a tick sees; the length of the carry.
+    context: number of time steps that a time step sees; the length of the
+      carry.
     mlp_features: width inside the MLP; None: 4 times `features`.
     norm: "layer" (layer norm, a scale and no bias) or "rms".
     gated: a gate in the MLP.
@@ -345,7 +349,7 @@ class TransformerBlock(nnx.Module):
     self.mlp = MLP(*shared, mlp_features, gated, rngs)
 
   def initial_carry(self, batch_size: int) -> TransformerCarry:
-    """The carry before the first tick: empty, [batch, ...]."""
+    """The carry before the first time step: empty, [batch, ...]."""
     return self.attention.initial_carry(batch_size)
 
   def __call__(
@@ -362,14 +366,14 @@ class TransformerBlock(nnx.Module):
     Args:
       carry: from the window before, or None to begin.
       inputs: [batch, time, features].
-      mask: [batch, time], as in `recurrent.unroll`: a tick that is not real
-        is not stored, is not counted, and has zero outputs.
-      resets: [batch, time], as in `recurrent.unroll`: no tick from there on
-        sees one before.
+      mask: [batch, time], as in `recurrent.unroll`: a time step that is not
+        real is not stored, is not counted, and has zero outputs.
+      resets: [batch, time], as in `recurrent.unroll`: no time step from there
+        on sees one before.
       key: draws the dropout masks; None for evaluation.
 
     Returns:
-      The carry after the last tick, and outputs [batch, time, features].
+      The carry after the last time step, and outputs [batch, time, features].
 
     Raises:
       ValueError: if an argument has the wrong shape or dtype.
@@ -389,7 +393,7 @@ class TransformerBlock(nnx.Module):
     projected: Projected,
     dtype: jax.typing.DTypeLike,
   ) -> tuple[TransformerCarry, Float[Array, "B D"]]:
-    """One tick after `project`, as decoders need it, computed in `dtype`."""
+    """One time step after `project`, as decoders need it, in `dtype`."""
     carry, hidden = self.attention.step(carry, projected, dtype)
     return carry, self.mlp(hidden)
 

@@ -44,13 +44,13 @@ def gradient_rms(
     A tree like `params`.
   """
 
-  def tick(state, window):
+  def time_step(state, window):
     carry, squares = state
     grads, carry, _ = _gradient(graphdef, loss, params, carry, window)
     return (carry, jax.tree.map(lambda s, g: s + g * g, squares, grads)), None
 
   zeros = jax.tree.map(jnp.zeros_like, params)
-  (_, squares), _ = jax.lax.scan(tick, (carry, zeros), windows)
+  (_, squares), _ = jax.lax.scan(time_step, (carry, zeros), windows)
   count = len(jax.tree.leaves(windows)[0])
   return jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
 
@@ -92,13 +92,13 @@ def score(
   def learn(now, grad, first, scale, back):
     return now - learning_rate * scale * grad + back * (first - now)
 
-  def tick(state, window):
+  def time_step(state, window):
     now, carry = state
     grads, carry, metrics = _gradient(graphdef, loss, now, carry, window)
     now = jax.tree.map(learn, now, grads, params, scale, back)
     return (now, carry), metrics
 
-  _, metrics = jax.lax.scan(tick, (params, carry), windows)
+  _, metrics = jax.lax.scan(time_step, (params, carry), windows)
   return jax.tree.map(lambda x: x.sum(), metrics)
 
 

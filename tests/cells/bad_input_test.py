@@ -64,8 +64,8 @@ def test_inputs_of_another_width(name, width):
 
 
 @each_cell
-def test_inputs_without_ticks(name):
-  refused("inputs must have at least one tick", name, (BATCH, 0, D))
+def test_inputs_without_time_steps(name):
+  refused("inputs must have at least one time step", name, (BATCH, 0, D))
 
 
 @each_cell

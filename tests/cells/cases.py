@@ -76,8 +76,8 @@ class Results(NamedTuple):
 def methods(cell):
   """The methods, other than "auto", that must run this cell under the laws.
 
-  Here "tpu_kernel" is interpreted, too slow for all laws: it has tests of its own
-  in `tests/kernels/tpu_test.py`. "gpu_kernel" and "cudnn" need a GPU: see
+  Here "tpu_kernel" is interpreted, too slow for all laws: it has tests of its
+  own in `tests/kernels/tpu_test.py`. "gpu_kernel" and "cudnn" need a GPU: see
   `tests/kernels/gpu_test.py` and `tests/executors/cudnn_test.py`.
   """
   if isinstance(cell, LinearCell):
@@ -94,7 +94,7 @@ def methods(cell):
 
 
 def output_shape(cell):
-  """The shape of one tick's outputs in one row."""
+  """The shape of one time step's outputs in one row."""
   return (*getattr(cell, "spatial", ()), cell.features)
 
 
@@ -177,13 +177,13 @@ def one_case(cell, shape):
   normal = random.normal
   params, start = drawn_by_init(cell, in_features)
   row = lambda x: normal(size=(batch, *x.shape))
-  ticks = np.broadcast_to(np.arange(time), (batch, time))
+  time_steps = np.broadcast_to(np.arange(time), (batch, time))
   return Case(
     params=jax.tree.map(lambda x: x + 0.3 * normal(size=x.shape), params),
     carry=jax.tree.map(lambda x: 0.5 * row(x), start),
     inputs=inputs_for(cell, random, *shape, dtype=np.float64),
-    mask=ticks != 1,
-    resets=ticks == 2,
+    mask=time_steps != 1,
+    resets=time_steps == 2,
     weights=(
       normal(size=(batch, time, *output_shape(cell))),
       jax.tree.map(row, start),
@@ -266,7 +266,7 @@ def losses(cell):
 def jacobian(cell, **how):
   """The function to d outputs / d inputs, [B, T, H, B, T, ...] a leaf.
 
-  H stands for all that an output has of one tick and row.
+  H stands for all that an output has of one time step and row.
   """
 
   def outputs(reals, case):

@@ -71,7 +71,8 @@ def test_it_is_the_one_of_flax(spatial, kernel_size):
   (_, want), d_flax = jax.jit(jax.value_and_grad(flax, (0, 1), has_aux=True))(
     variables, inputs
   )
-  # float32 rounds at 6e-8; sums of up to 27 * 4 products, three ticks deep.
+  # float32 rounds at 6e-8; sums of up to 27 * 4 products, three time steps
+  # deep.
   assert_close(got, want, 1e-5)
   assert_close(d_ours[1], d_flax[1], 1e-5)
   # A constant that is added has no part in the gradient.
@@ -102,7 +103,7 @@ def test_the_parameters_have_the_promised_shapes(forget_bias):
     np.testing.assert_allclose(np.var(kernel) * 25 * width, 1, rtol=0.12)
 
 
-def test_a_pixel_is_seen_a_window_further_at_every_tick():
+def test_a_pixel_is_seen_a_window_further_at_every_time_step():
   cell = ConvLSTM(1, spatial=(9, 9))
   params = jax.tree.map(np.ones_like, cell.init(jax.random.key(0), 1))
   image = np.zeros((1, 3, 9, 9, 1), np.float32)
@@ -110,6 +111,6 @@ def test_a_pixel_is_seen_a_window_further_at_every_tick():
   _, outputs = unroll(cell, params, None, image)
   _, without = unroll(cell, params, None, np.zeros_like(image))
   changed = np.asarray(outputs != without)[0, ..., 0]
-  for tick, row, column in itertools.product(range(3), range(9), range(9)):
-    near = max(abs(row - 4), abs(column - 4)) <= tick + 1
-    assert changed[tick, row, column] == near
+  for time_step, row, column in itertools.product(range(3), range(9), range(9)):
+    near = max(abs(row - 4), abs(column - 4)) <= time_step + 1
+    assert changed[time_step, row, column] == near

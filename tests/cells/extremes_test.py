@@ -1,4 +1,4 @@
-"""Gates that are shut or open, and decays near one, for 100,000 ticks."""
+"""Gates that are shut or open, and decays near one, for 100,000 time steps."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from recurrent import unroll
 from recurrent.cells import GRU, LRU, LSTM, QRNN
 from tests.cells.cases import assert_same_bits, jit, methods
 
-TICKS = 100_000
+TIME_STEPS = 100_000
 H = 2
 
 # What holds the carry: columns of the bias that are at 1e4, and at -1e4.
@@ -45,7 +45,7 @@ def test_gates_at_1e4_keep_the_carry_and_its_gradient_to_the_bit(cell, method):
 
     return jax.grad(last, has_aux=True)(start)
 
-  inputs = np.ones((1, TICKS, 1), np.float32)
+  inputs = np.ones((1, TIME_STEPS, 1), np.float32)
   gradient, (carry, outputs) = run(start, inputs)
   assert_same_bits(getattr(carry, held), getattr(start, held))
   np.testing.assert_array_equal(getattr(gradient, held), np.ones((1, H)))
@@ -63,13 +63,13 @@ def test_a_decay_of_one_less_1e_7_is_as_good_as_float32_holds_it(method):
   params.kernel[0] = 1
   start = cell.initial_carry(params, (1,))
   start = start._replace(real=start.real + 1e3)
-  inputs = np.ones((1, TICKS, 1), np.float32)
+  inputs = np.ones((1, TIME_STEPS, 1), np.float32)
   carry, _ = jit(lambda x: unroll(cell, params, start, x, method=method))(
     inputs
   )
   decay = np.exp(-1e-7)
-  powers = decay ** np.arange(TICKS + 1)
+  powers = decay ** np.arange(TIME_STEPS + 1)
   want = 1e3 * powers[-1] + powers[:-1].sum()
   # float32 below one is 6e-8 apart: the decay is wrong by up to half of that,
-  # at each of 100,000 ticks, and a sum of 1e5 by as much again.
-  assert abs(carry.real.item() / want - 1) <= TICKS * 2.0**-24
+  # at each of 100,000 time steps, and a sum of 1e5 by as much again.
+  assert abs(carry.real.item() / want - 1) <= TIME_STEPS * 2.0**-24

@@ -1,8 +1,8 @@
-"""Each cell against its paper's formula, in NumPy, one row and tick at a time.
+"""Each cell against its paper's formula, in NumPy, row by row.
 
-`FORMULAS` maps a name of `CELLS` to `tick(params, carry, x) -> (carry, out)`,
-written from the papers and sharing nothing with the cells. The RNN, LSTM and
-GRU have theirs in their own files.
+`FORMULAS` maps a name of `CELLS` to `time_step(params, carry, x) -> (carry,
+out)`, written from the papers and sharing nothing with the cells. The RNN, LSTM
+and GRU have theirs in their own files.
 """
 
 import itertools
@@ -105,7 +105,7 @@ def gru_layer_norm(p, carry, x):
 
 
 def one_gate(seen):
-  def tick(p, carry, x):
+  def time_step(p, carry, x):
     (h,) = carry
     wf, wn = np.split(p.kernel, 2, axis=1)
     uf, un = np.split(p.recurrent, 2, axis=1)
@@ -115,7 +115,7 @@ def one_gate(seen):
     h = (1 - f) * h + f * n
     return (h,), h
 
-  return tick
+  return time_step
 
 
 def mogrifier(p, carry, x):

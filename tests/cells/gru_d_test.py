@@ -137,7 +137,7 @@ def test_a_missing_value_goes_from_the_last_one_to_the_mean():
     np.testing.assert_allclose(outputs[..., :1] / small, want, rtol=2e-5)
 
 
-def test_before_the_first_tick_the_last_value_is_the_mean(x64):
+def test_before_the_first_time_step_the_last_value_is_the_mean(x64):
   params, _ = drawn(np.float64)
   carry = CELL.initial_carry(params, (2, 3))
   assert type(carry) is GRUDCarry and not carry.hidden.any()

@@ -22,14 +22,14 @@ both = pytest.mark.parametrize("cell", [GRU(4), GRUResetBefore(4)], ids=repr)
 def test_it_is_the_formula(cell, data, reverse):
   case = data.draw(cases(cell))
   kernel, recurrent, bias, inner = case.params
-  tick = functools.partial(
+  time_step = functools.partial(
     reference.gru,
     reference.split(kernel, recurrent, bias, names="rzn"),
     inner,
     reset_before=isinstance(cell, GRUResetBefore),
   )
   want = reference.unroll(
-    tick,
+    time_step,
     case.carry,
     jax.tree.map(np.zeros_like, case.carry),
     case.inputs,
@@ -72,7 +72,7 @@ def test_the_carry_is_the_hidden_state_and_the_output(cell):
   assert (carry.hidden == outputs).all()
 
 
-def one_tick(cell, carry, **biases):
+def one_time_step(cell, carry, **biases):
   """The output of one unit whose other parameters are all zero."""
   zero = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
   params = zero._replace(**{k: jnp.array(v) for k, v in biases.items()})
@@ -80,17 +80,17 @@ def one_tick(cell, carry, **biases):
 
 
 @pytest.mark.parametrize("carry", [None, GRUCarry(jnp.zeros((1, 1)))])
-def test_the_inner_bias_counts_from_the_first_tick_on(carry):
+def test_the_inner_bias_counts_from_the_first_time_step_on(carry):
   # Not so in google/flax#5594, which has no such bias, and ml-explore/mlx#3249,
   # which leaves it out where no carry is given. r = z = 1/2.
-  got = one_tick(GRU(1), carry, recurrent_bias=[2.0])
+  got = one_time_step(GRU(1), carry, recurrent_bias=[2.0])
   assert got == pytest.approx(0.5 * np.tanh(0.5 * 2), rel=3e-7)  # float32
 
 
 def test_the_two_orders_of_reset_and_product_are_two_cells():
   # With h = 0 only the place of the inner bias tells them apart.
   after, before = (
-    one_tick(cell(1), None, recurrent_bias=[2.0])
+    one_time_step(cell(1), None, recurrent_bias=[2.0])
     for cell in (GRU, GRUResetBefore)
   )
   assert before == pytest.approx(0.5 * np.tanh(2), rel=3e-7)  # float32
@@ -102,5 +102,5 @@ def test_the_two_orders_of_reset_and_product_are_two_cells():
 def test_an_open_update_gate_holds_the_hidden_state():
   # z = sigmoid(50) = 1 in float32: torch's z, which is 1 - z in the paper.
   carry = GRUCarry(jnp.full((1, 1), 0.25))
-  got = one_tick(GRU(1), carry, bias=[0.0, 50.0, 3.0])
+  got = one_time_step(GRU(1), carry, bias=[0.0, 50.0, 3.0])
   assert got == 0.25

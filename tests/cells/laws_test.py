@@ -128,7 +128,7 @@ def test_executors_are_near_float64_in_float32_saturated_or_not(
 @given(data=st.data())
 def test_long_bfloat16_gradients_are_near_those_of_float32(name, method, data):
   cell = CELLS[name](FEATURES)
-  # Long enough, 4096 ticks in all, that a sum kept in bfloat16 would show.
+  # Long enough, 4096 time steps in all, that a sum kept in bfloat16 would show.
   case = data.draw(cases(cell, ((8, 512, 2),), dtype=np.float32))
   # Contractive, since chaos would amplify every rounding. Inputs and weights
   # around one, so that sums over time do not cancel.
@@ -154,7 +154,7 @@ def test_long_bfloat16_gradients_are_near_those_of_float32(name, method, data):
 @each_cell
 @settings(law, max_examples=2)
 @given(data=st.data())
-def test_a_hundred_thousand_ticks_stay_near_float64(name, data, x64):
+def test_a_hundred_thousand_time_steps_stay_near_float64(name, data, x64):
   cell = CELLS[name](FEATURES)
   case = data.draw(cases(cell, ((1, 100_000, 2),)))
   # Contractive, as above: then an error is forgotten, unless it is in the sum.
@@ -162,7 +162,7 @@ def test_a_hundred_thousand_ticks_stay_near_float64(name, data, x64):
   want = forward(cell)(case)
   narrow = lambda x: x.astype(np.float32) if x.dtype == np.float64 else x
   got = forward(cell)(jax.tree.map(narrow, case))
-  # float32 rounds at 6e-8, some ten times a tick.
+  # float32 rounds at 6e-8, some ten times a time step.
   assert_close(got, want, 1e-5)
 
 
@@ -396,7 +396,7 @@ GARBAGE = (np.nan, np.inf, -np.inf, 1e38, -0.0, 1.0)
 @every_way
 @settings(law, max_examples=6)
 @given(data=st.data(), garbage=st.tuples(*[st.sampled_from(GARBAGE)] * 2))
-def test_what_stands_at_masked_ticks_changes_no_bit(
+def test_what_stands_at_masked_time_steps_changes_no_bit(
   name, method, data, garbage
 ):
   cell = CELLS[name](FEATURES)
@@ -421,7 +421,7 @@ def test_what_stands_at_masked_ticks_changes_no_bit(
 @each_way
 @law
 @given(data=st.data(), row=st.integers(0, 2), given_carry=st.booleans())
-def test_a_row_without_a_real_tick_keeps_its_carry(
+def test_a_row_without_a_real_time_step_keeps_its_carry(
   name, method, data, row, given_carry
 ):
   cell = CELLS[name](FEATURES)

@@ -1,6 +1,6 @@
-"""100,000 ticks in float32, every cell and method: the table of docs/proofs.md.
+"""100,000 time steps in float32: the table of docs/proofs.md.
 
-  nice python -m tests.cells.long_sequences [--only=CELL] [--ticks=N]
+  nice python -m tests.cells.long_sequences [--only=CELL] [--time_steps=N]
 
 Parameters are as `init` draws them, one row, four features. Each entry holds
 the relative error of the outputs and, after the slash, of the gradient of the
@@ -46,11 +46,11 @@ def error(got, want):
   return f"{np.linalg.norm(got - want) / np.linalg.norm(want):.0e}"
 
 
-def row(name, ticks):
+def row(name, time_steps):
   """The errors of one cell, method by method."""
   cell = CELLS[name](FEATURES)
   params = cell.init(jax.random.key(0), FEATURES)
-  inputs = jax.random.normal(jax.random.key(1), (1, ticks, FEATURES))
+  inputs = jax.random.normal(jax.random.key(1), (1, time_steps, FEATURES))
   inputs = inputs.astype(jnp.float32)
   wide = jax.tree.map(lambda x: x.astype(jnp.float64), (params, inputs))
   want = both_passes(cell, "scan", *wide)
@@ -70,14 +70,14 @@ def main():
   """Prints the table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--only", default="", help="cells with this in the name")
-  parser.add_argument("--ticks", type=int, default=100_000)
+  parser.add_argument("--time_steps", type=int, default=100_000)
   args = parser.parse_args()
   print(f"| cell | {' | '.join(EXECUTORS)} |")
   print(f"|---|{'---|' * len(EXECUTORS)}")
   with jax.enable_x64(True):
     for name in CELLS:
       if args.only in name:
-        print(row(name, args.ticks), flush=True)
+        print(row(name, args.time_steps), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ def run(kind, *, batch, time, in_features, features, seed, dtype):
 
   Args:
     kind: a key of `KINDS`.
-    batch: rows; the first is of full length, the last has one tick.
-    time: ticks.
+    batch: rows; the first is of full length, the last has one time step.
+    time: time steps.
     in_features: width of the inputs.
     features: width of one direction.
     seed: of everything drawn.

@@ -121,7 +121,7 @@ def test_newton_solves_it_and_does_not_fall_back():
     assert bool(report.converged)
 
 
-def lstm_tick(
+def lstm_time_step(
   p,
   carry,
   x,
@@ -140,12 +140,12 @@ def lstm_tick(
 
 
 def by_hand(params, carry, inputs, noise):
-  """Rows and ticks one by one; `noise(row, t)` gives a tick's keywords."""
+  """Rows and time steps one by one; `noise(row, t)` gives keywords."""
   outputs = np.zeros((B, T, H))
   for row in range(B):
     now = tuple(x[row] for x in carry)
     for t in range(T):
-      now, outputs[row, t] = lstm_tick(
+      now, outputs[row, t] = lstm_time_step(
         params, now, inputs[row, t], **noise(row, t)
       )
   return outputs
@@ -169,7 +169,7 @@ def test_zoneout_keeps_the_units_that_its_masks_name():
 
 
 @pytest.mark.usefixtures("x64")
-def test_zoneout_in_evaluation_is_the_expectation_of_its_tick():
+def test_zoneout_in_evaluation_is_the_expectation_of_its_time_step():
   cell = Zoneout(LSTM(H), 0.3, 0.4)
   params, carry, inputs, *_ = draw(cell)
   want = by_hand(params, carry, inputs, lambda b, t: {"zones": (0.3, 0.4)})
@@ -189,7 +189,7 @@ def test_update_dropout_zeroes_the_candidate_only(locked):
 
 
 @pytest.mark.usefixtures("x64")
-def test_recurrent_dropout_masks_what_recurs_alike_at_all_ticks():
+def test_recurrent_dropout_masks_what_recurs_alike_at_all_time_steps():
   cell = RecurrentDropout(LSTM(H), 0.5)
   params, carry, inputs, *_ = draw(cell)
   noisy, same = cell.perturb(params, inputs, KEY)

@@ -117,12 +117,12 @@ class Heads(GatedCell):
 
 class CountedCarry(NamedTuple):
   hidden: Any
-  ticks: Any
+  time_steps: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Counted(RNN):
-  """A clockwork: every other unit moves at even ticks only."""
+  """A clockwork: every other unit moves at even time steps only."""
 
   def initial_carry(self, params, batch_shape):
     hidden = base.zeros(params, batch_shape, self.features)
@@ -131,11 +131,11 @@ class Counted(RNN):
   def gate(self, params, carry, projected, mixed):
     moved, _ = super().gate(params, carry, projected, mixed)
     slow = jnp.arange(self.features) % 2 == 1
-    stay = (carry.ticks % 2 == 1)[..., None] & jnp.broadcast_to(
+    stay = (carry.time_steps % 2 == 1)[..., None] & jnp.broadcast_to(
       slow, carry.hidden.shape
     )
     hidden = jnp.where(stay, carry.hidden, moved.hidden)
-    carry = CountedCarry(hidden, carry.ticks + 1)
+    carry = CountedCarry(hidden, carry.time_steps + 1)
     return carry, hidden.astype(projected.dtype)
 
 

@@ -68,18 +68,20 @@ def gru(weights, inner_bias, carry, x, *, reset_before):
   return (h,), h
 
 
-def unroll(tick, carry, initial, inputs, mask, resets, reverse, shape=None):
+def unroll(
+  time_step, carry, initial, inputs, mask, resets, reverse, shape=None
+):
   """A cell over time, as a reader of the docstring would write it.
 
   Args:
-    tick: (carry, x) -> (carry, output), all of one row.
+    time_step: (carry, x) -> (carry, output), all of one row.
     carry: tuple of arrays [batch, H].
     initial: tuple of arrays [batch, H].
     inputs: [batch, time, ...], an array or a tree of them.
     mask: [batch, time] bool.
     resets: [batch, time] bool.
-    reverse: from the last tick to the first.
-    shape: of a tick's outputs; None: that of the carry's first part.
+    reverse: from the last time step to the first.
+    shape: of a time step's outputs; None: that of the carry's first part.
 
   Returns:
     outputs [batch, time, ...], and the carry as a tuple of arrays.
@@ -95,7 +97,7 @@ def unroll(tick, carry, initial, inputs, mask, resets, reverse, shape=None):
       if resets[row, t]:
         now = tuple(part[row] for part in initial)
       at = operator.itemgetter((row, t))
-      now, outputs[row, t] = tick(now, jax.tree.map(at, inputs))
+      now, outputs[row, t] = time_step(now, jax.tree.map(at, inputs))
     for part, value in zip(carry, now, strict=True):
       part[row] = value
   return outputs, tuple(carry)

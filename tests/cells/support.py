@@ -20,8 +20,8 @@ a carry in and out, recomputation, gradients of everything, in float32, float64
 and bfloat16, and equals `"scan"`: 1e-12 in float64, 3e-5 in float32, forward
 and every gradient. `tests/cells/laws_test.py` shows it for every row below
 (`make laws` runs all laws for all rows; `make test` all laws for one cell of
-each kind, and the main ones for all rows). For `"tpu_kernel"`, a kernel for TPUs
-that is interpreted elsewhere, `tests/kernels/tpu_test.py` shows it, within
+each kind, and the main ones for all rows). For `"tpu_kernel"`, a kernel for
+TPUs that is interpreted elsewhere, `tests/kernels/tpu_test.py` shows it, within
 1e-5 in float32: see [On a TPU](tpu.md). `"gpu_kernel"` (within 2e-5; not
 float64) and `"cudnn"` (float32 only; no masks, no resets) run on NVIDIA GPUs
 and nowhere else: see [On a GPU](gpu.md). `"cpu_kernel"` computes in float32 and

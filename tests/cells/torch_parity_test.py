@@ -104,13 +104,13 @@ def golden(kind):
 @each_kind
 @pytest.mark.parametrize("method", ["scan", "fused"])
 def test_float64_goldens_are_met(kind, method, x64):
-  # The same sums in another order, through six ticks: some 1e-15.
+  # The same sums in another order, through six time steps: some 1e-15.
   compare(kind, golden(kind), np.float64, method, 1e-12, 1e-12)
 
 
 @each_kind
 def test_goldens_are_met_in_float32(kind):
-  # float32 rounds at 6e-8; a gradient sums over all rows and ticks.
+  # float32 rounds at 6e-8; a gradient sums over all rows and time steps.
   compare(kind, golden(kind), np.float32, "auto", 1e-5, 1e-4)
 
 
@@ -139,5 +139,5 @@ def test_torch_itself_agrees(kind):
     seed=100,
     dtype="float32",
   )
-  # float32 rounds at 6e-8; a gradient sums over all rows and ticks.
+  # float32 rounds at 6e-8; a gradient sums over all rows and time steps.
   compare(kind, arrays, np.float32, "auto", 1e-5, 1e-4)

@@ -622,7 +622,7 @@ def test_cudnn_weights_mean_what_they_mean_to_jax(
   inputs = drawn(B, T, D, seed=1)
   pseudo_layers = layers * (1 + bidirectional)
   starts = 0.5 * drawn(2, pseudo_layers, B, H, seed=2)
-  # Not zero: there their carry is that of the last padded tick.
+  # Not zero: there their carry is that of the last padded time step.
   length = np.array([T, 3, 1] if lengths else [T] * B, np.int32)
   weights = drawn(B, T, H * (1 + bidirectional), seed=3)
 

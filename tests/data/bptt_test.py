@@ -9,7 +9,7 @@ from recurrent.errors import DataError
 SIZES = {
   "size": st.integers(2, 200),
   "rows": st.integers(1, 9),
-  "ticks": st.integers(1, 17),
+  "time_steps": st.integers(1, 17),
 }
 
 
@@ -28,14 +28,14 @@ def a_pass(batches, number):
 @settings(deadline=None)
 @given(**SIZES, seed=st.integers(0, 3), number=st.integers(0, 5))
 def test_each_row_of_a_pass_is_a_contiguous_stretch(
-  size, rows, ticks, seed, number
+  size, rows, time_steps, seed, number
 ):
-  assume(size >= (rows + 1) * ticks)
+  assume(size >= (rows + 1) * time_steps)
   # Tokens that are their own positions.
   batches = ContiguousBatches(
     np.arange(size, dtype=np.uint16),
     batch_size=rows,
-    seq_len=ticks,
+    seq_len=time_steps,
     seed=seed,
   )
   inputs, targets, resets = a_pass(batches, number)
@@ -45,9 +45,9 @@ def test_each_row_of_a_pass_is_a_contiguous_stretch(
   offset = inputs[0, 0]
   assert (inputs.ravel() == offset + np.arange(inputs.size)).all()
   assert (targets == inputs + 1).all()
-  assert 0 <= offset < ticks
+  assert 0 <= offset < time_steps
   assert targets.max() < size
-  assert size - inputs.size < (rows + 1) * ticks
+  assert size - inputs.size < (rows + 1) * time_steps
   assert resets[0].all() and not resets[1:].any()
 
 
@@ -87,14 +87,14 @@ def test_the_batch_has_the_promised_shapes():
 
 @settings(deadline=None)
 @given(**SIZES)
-def test_a_text_too_short_names_sizes_that_fit(size, rows, ticks):
-  size %= (rows + 1) * ticks
+def test_a_text_too_short_names_sizes_that_fit(size, rows, time_steps):
+  size %= (rows + 1) * time_steps
   tokens = np.arange(size)
   with pytest.raises(DataError, match=f"{size} tokens") as caught:
-    ContiguousBatches(tokens, batch_size=rows, seq_len=ticks)
+    ContiguousBatches(tokens, batch_size=rows, seq_len=time_steps)
   for part in caught.value.remedy.split(" or ")[1:]:
     name, _, most = part.partition(" <= ")
-    sizes = {"batch_size": rows, "seq_len": ticks, name: int(most)}
+    sizes = {"batch_size": rows, "seq_len": time_steps, name: int(most)}
     assert ContiguousBatches(tokens, **sizes).windows_per_pass >= 1
     sizes[name] += 1
     with pytest.raises(DataError):
@@ -125,9 +125,9 @@ def windows(streams):
 
 @settings(deadline=None)
 @given(**SIZES, warm_up=st.integers(0, 30))
-def test_every_target_is_scored_exactly_once(size, rows, ticks, warm_up):
+def test_every_target_is_scored_exactly_once(size, rows, time_steps, warm_up):
   streams = EvalStreams(
-    np.arange(size), rows=rows, seq_len=ticks, warm_up=warm_up
+    np.arange(size), rows=rows, seq_len=time_steps, warm_up=warm_up
   )
   batches = windows(streams)
   assert len(batches) == len(list(streams))
@@ -136,7 +136,7 @@ def test_every_target_is_scored_exactly_once(size, rows, ticks, warm_up):
   )
   assert sorted(scored) == list(range(1, size))
   for batch in batches:
-    assert all(value.shape == (rows, ticks) for value in batch.values())
+    assert all(value.shape == (rows, time_steps) for value in batch.values())
     real = batch["mask"]
     assert (batch["targets"] == batch["inputs"] + 1)[real].all()
     assert not batch["weights"][~real].any()
@@ -145,10 +145,10 @@ def test_every_target_is_scored_exactly_once(size, rows, ticks, warm_up):
 @settings(deadline=None)
 @given(**SIZES, warm_up=st.integers(0, 30))
 def test_each_row_reads_its_warm_up_and_then_its_stretch(
-  size, rows, ticks, warm_up
+  size, rows, time_steps, warm_up
 ):
   streams = EvalStreams(
-    np.arange(size), rows=rows, seq_len=ticks, warm_up=warm_up
+    np.arange(size), rows=rows, seq_len=time_steps, warm_up=warm_up
   )
   batches = windows(streams)
   inputs, mask, weights = (
@@ -176,11 +176,13 @@ def test_the_score_does_not_depend_on_the_window():
     streams = EvalStreams(tokens, rows=3, seq_len=seq_len, warm_up=4)
     carry, total = np.zeros(3), 0.0
     for batch in windows(streams):
-      for tick in range(seq_len):
-        mask = batch["mask"][:, tick]
-        carry = np.where(mask, 0.5 * carry + batch["inputs"][:, tick], carry)
-        loss = (carry - batch["targets"][:, tick]) ** 2
-        total += float((batch["weights"][:, tick] * loss).sum())
+      for time_step in range(seq_len):
+        mask = batch["mask"][:, time_step]
+        carry = np.where(
+          mask, 0.5 * carry + batch["inputs"][:, time_step], carry
+        )
+        loss = (carry - batch["targets"][:, time_step]) ** 2
+        total += float((batch["weights"][:, time_step] * loss).sum())
     return total
 
   assert score(1) == pytest.approx(score(7)) == pytest.approx(score(100))

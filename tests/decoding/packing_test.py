@@ -35,7 +35,7 @@ NONE = ("conv_lstm",)
 
 
 @pytest.mark.parametrize("name", list(cells.CELLS))
-def test_a_tick_of_any_cell_is_the_same_with_packed_weights(name):
+def test_a_time_step_of_any_cell_is_the_same_with_packed_weights(name):
   cell = cells.CELLS[name](8)
   random = np.random.default_rng(0)
   params, start = drawn_by_init(cell, 3)

@@ -33,7 +33,7 @@ def with_compiler(monkeypatch):
 def test_auto_is_nowhere_far_from_the_best_method(row):
   cell = cells.get(row["name"])(row["features"])
   chosen = choose(cell, HERE).method
-  # The worst is an mLSTM of 10 ticks, by half a millisecond.
+  # The worst is an mLSTM of 10 time steps, by half a millisecond.
   assert row["ms"][chosen] <= 1.6 * min(row["ms"].values())
 
 

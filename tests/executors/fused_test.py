@@ -41,7 +41,7 @@ def loop_bodies(program):
 
 
 @pytest.mark.parametrize("cell", [RNN, LSTM, GRU])
-def test_a_tick_is_one_product_and_moves_no_weights(cell):
+def test_a_time_step_is_one_product_and_moves_no_weights(cell):
   cell = cell(FEATURES)
   params = cell.init(jax.random.key(0), IN_FEATURES)
   inputs = jnp.ones((BATCH, TIME, IN_FEATURES))
@@ -67,13 +67,16 @@ def test_a_tick_is_one_product_and_moves_no_weights(cell):
       # XLA moves the counter, and a carry that its writer would overwrite.
       copied = {shape for name, shape in body if name == "copy"}
       assert copied <= {"s32[]", carry}
-      # A sum of weight gradients would be made anew, or updated, at each tick.
+      # A sum of weight gradients would be made anew, or updated, at each time
+      # step.
       made = {"add", "fusion", "dot", "dynamic-update-slice", "copy"}
       assert not {shape for name, shape in body if name in made} & weights
 
 
 @pytest.mark.parametrize(("method", "together"), [("fused", 0), ("scan", 1)])
-def test_on_a_cpu_no_gate_is_computed_while_a_tick_is_cut(method, together):
+def test_on_a_cpu_no_gate_is_computed_while_a_time_step_is_cut(
+  method, together
+):
   # Which XLA would not vectorise. The plain scan shows that this sees it.
   cell = LSTM(FEATURES)
   params = cell.init(jax.random.key(0), IN_FEATURES)

@@ -64,7 +64,7 @@ def test_one_rows_great_carry_does_not_end_the_rounds_of_the_others():
   carry = jax.tree.map(
     lambda x: x.at[0].set(1e30), cell.initial_carry(params, (2,))
   )
-  # Its ticks are not real, so that it stays.
+  # Its time steps are not real, so that it stays.
   mask = jnp.ones((2, 50), bool).at[0].set(False)
   got = newton(cell, params, carry, inputs, mask=mask)
   want = unroll(cell, params, carry, inputs, mask=mask, method="scan")

@@ -23,10 +23,10 @@ WAYS = [
 ]
 
 
-def instructions(name, method, remat, ticks):
+def instructions(name, method, remat, time_steps):
   cell = CELLS[name](4)
   params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
-  inputs = jax.ShapeDtypeStruct((2, ticks, 3), jnp.float32)
+  inputs = jax.ShapeDtypeStruct((2, time_steps, 3), jnp.float32)
 
   def total(params, inputs):
     how = {"method": method, "remat": remat}
@@ -36,10 +36,12 @@ def instructions(name, method, remat, ticks):
   return sum(" = " in line for line in compiled.as_text().splitlines())
 
 
-# 64 ticks are one chunk of "chunkwise", without a loop over chunks.
+# 64 time steps are one chunk of "chunkwise", without a loop over chunks.
 # XLA fuses large arrays otherwise than small ones: a few instructions.
 @pytest.mark.parametrize(("name", "method", "remat"), WAYS)
-def test_a_program_is_as_large_for_4096_ticks_as_for_1024(name, method, remat):
+def test_a_program_is_as_large_for_4096_time_steps_as_for_1024(
+  name, method, remat
+):
   if method == "cpu_kernel" and unavailable():
     pytest.skip(f"it {unavailable()}")
   short, long = (instructions(name, method, remat, t) for t in (1024, 4096))

@@ -134,7 +134,8 @@ def test_both_passes_of_the_linear_scan_compile(tpu):
   check(f"{label} | both", compiled(tpu, both, *args), 2)
 
 
-# As many ticks as make a block, so that the compiler has less to do around it.
+# As many time steps as make a block, so that the compiler has less to do around
+# it.
 @pytest.mark.parametrize("name", ABLE)
 def test_every_cell_compiles(name):
   _, both, args = passes(CELLS[name](128), 8, 32, 8, jnp.dtype("bfloat16"))

@@ -1,4 +1,5 @@
-// Calls a handler as XLA does, but with buffers of exactly their size and of any
+// Calls a handler as XLA does, but with buffers of exactly their size and of
+// any
 // shape, zero sizes too: an address sanitizer sees each byte beside them.
 
 #include <cstdint>

@@ -66,7 +66,7 @@ def test_it_is_the_plain_scan(make, batch, time, features, reverse):
   got = everything(cell, method="cpu_kernel", reverse=reverse)(
     jax.tree.map(narrow, case)
   )
-  # float32 rounds at 6e-8, times the ticks and the root of the units.
+  # float32 rounds at 6e-8, times the time steps and the root of the units.
   assert_close(got, want, 5e-6)
 
 

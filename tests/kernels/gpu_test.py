@@ -79,7 +79,7 @@ def test_the_loop_is_lax_scan():
   fixed, rows = normal(6, 12) / 4, normal(3, 6)
   carry, xs = normal(3, 6), 1 + normal(2, 3, 12) ** 2
 
-  def tick(fixed, rows, carry, x):
+  def time_step(fixed, rows, carry, x):
     # In units that only fill a tile it is zero by zero, which must stay there.
     mixed = jnp.dot(carry / x[:, :6], fixed)
     moved = jnp.pad(mixed[:, :6], ((0, 0), (6, 0))) + mixed
@@ -87,10 +87,10 @@ def test_the_loop_is_lax_scan():
     carry = jnp.tanh(both[:, :6] + moved[:, :6])
     return carry, both
 
-  got = jax.jit(functools.partial(kernels.gpu.scan, tick))(
+  got = jax.jit(functools.partial(kernels.gpu.scan, time_step))(
     fixed, rows, carry, xs
   )
-  want = jax.lax.scan(functools.partial(tick, fixed, rows), carry, xs)
+  want = jax.lax.scan(functools.partial(time_step, fixed, rows), carry, xs)
   assert_close(got, want, 2e-5)
 
 
@@ -147,7 +147,7 @@ def test_a_nan_stays_in_its_row_and_a_reset_stops_it():
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64])
 @pytest.mark.parametrize("flags", [False, True])
 def test_the_linear_scan_is_the_associative_one(flags, dtype, reverse):
-  # Two stretches of ticks and a rest; two blocks of elements and a rest.
+  # Two stretches of time steps and a rest; two blocks of elements and a rest.
   random = np.random.default_rng(0)
   normal = lambda *shape: jnp.asarray(
     random.normal(size=shape) + 1j * random.normal(size=shape)

@@ -51,7 +51,7 @@ def by_hand(decay, drive, start, resets, reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize("kind", ["real", "complex"])
-# One tick; no whole number of chunks; wide enough for one chunk.
+# One time step; no whole number of chunks; wide enough for one chunk.
 @pytest.mark.parametrize(("time", "width"), [(1, 3), (23, 3), (9, 2048)])
 def test_it_is_the_recurrence(way, reverse, with_resets, kind, time, width):
   decay, drive, start, resets = drawn(time, width, kind)

@@ -20,24 +20,26 @@ TIMES = (1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 22)
 
 def draw(time, seed=0):
   random = np.random.default_rng(seed)
-  ticks = {
+  time_steps = {
     "log_decay": -random.exponential(0.1, size=(time, B, N)),
     "key": random.normal(size=(time, B, N, K)),
     "value": random.normal(size=(time, B, N, V)),
     "query": random.normal(size=(time, B, N, K)),
   }
   start, fresh = random.normal(size=(2, B, N, K, V))
-  return ticks, start, fresh, random.random((time, B)) < 0.05
+  return time_steps, start, fresh, random.random((time, B)) < 0.05
 
 
-def by_loop(ticks, start, fresh, resets, reverse):
+def by_loop(time_steps, start, fresh, resets, reverse):
   found = np.zeros((len(resets), B, N, V))
   state = start.copy()
   for t in range(len(resets))[:: -1 if reverse else 1]:
     state[resets[t]] = fresh[resets[t]]
-    outer = ticks["key"][t][..., None] * ticks["value"][t][..., None, :]
-    state = np.exp(ticks["log_decay"][t])[..., None, None] * state + outer
-    found[t] = (ticks["query"][t][..., None] * state).sum(axis=-2)
+    outer = (
+      time_steps["key"][t][..., None] * time_steps["value"][t][..., None, :]
+    )
+    state = np.exp(time_steps["log_decay"][t])[..., None, None] * state + outer
+    found[t] = (time_steps["query"][t][..., None] * state).sum(axis=-2)
   return found, state
 
 
@@ -45,23 +47,25 @@ def by_loop(ticks, start, fresh, resets, reverse):
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.usefixtures("x64")
 def test_it_is_the_loop(time, reverse):
-  ticks, start, fresh, resets = draw(time)
+  time_steps, start, fresh, resets = draw(time)
   for flags in (resets, np.zeros_like(resets)):
     got = kernels.matrix_scan(
-      **ticks, start=start, fresh=fresh, resets=flags, reverse=reverse
+      **time_steps, start=start, fresh=fresh, resets=flags, reverse=reverse
     )
-    assert_close(got, by_loop(ticks, start, fresh, flags, reverse), 1e-12)
-  got = kernels.matrix_scan(**ticks, start=start, reverse=reverse)
-  assert_close(got, by_loop(ticks, start, fresh, flags, reverse), 1e-12)
+    assert_close(got, by_loop(time_steps, start, fresh, flags, reverse), 1e-12)
+  got = kernels.matrix_scan(**time_steps, start=start, reverse=reverse)
+  assert_close(got, by_loop(time_steps, start, fresh, flags, reverse), 1e-12)
 
 
 @pytest.mark.usefixtures("x64")
 def test_a_shut_gate_in_a_chunk_costs_no_digits():
-  ticks, start, fresh, resets = draw(CHUNK)
-  ticks["log_decay"][5] = -1e6
+  time_steps, start, fresh, resets = draw(CHUNK)
+  time_steps["log_decay"][5] = -1e6
   narrow = lambda x: jnp.asarray(x, jnp.float32)
-  got = kernels.matrix_scan(**jax.tree.map(narrow, ticks), start=narrow(start))
-  want = by_loop(ticks, start, fresh, np.zeros_like(resets), False)
+  got = kernels.matrix_scan(
+    **jax.tree.map(narrow, time_steps), start=narrow(start)
+  )
+  want = by_loop(time_steps, start, fresh, np.zeros_like(resets), False)
   assert_close(got, want, 1e-6)
 
 
@@ -81,13 +85,13 @@ def test_over_several_chunks_all_gradients_are_those_of_the_scan(reverse, data):
 
 @pytest.mark.usefixtures("x64")
 def test_nothing_of_what_was_before_a_reset_gets_past_it():
-  ticks, start, fresh, resets = draw(CHUNK + 9)
+  time_steps, start, fresh, resets = draw(CHUNK + 9)
   resets[:] = False
   resets[7] = True
   found, state = kernels.matrix_scan(
-    **ticks, start=start * np.nan, fresh=fresh, resets=resets
+    **time_steps, start=start * np.nan, fresh=fresh, resets=resets
   )
   assert np.isnan(found[:7]).all()
-  after = jax.tree.map(lambda x: x[7:], ticks)
+  after = jax.tree.map(lambda x: x[7:], time_steps)
   want = by_loop(after, fresh, fresh, np.zeros_like(resets[7:]), False)
   assert_close((found[7:], state), want, 1e-12)

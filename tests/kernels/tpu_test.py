@@ -67,7 +67,7 @@ both_directions = pytest.mark.parametrize(
 @pytest.mark.parametrize("flags", [False, True])
 @pytest.mark.parametrize(
   ("batch", "time", "block"),
-  # One block; a last block that is short in both axes; ticks one by one.
+  # One block; a last block that is short in both axes; time steps one by one.
   [(3, 5, (3, 5)), (20, 11, (16, 4)), (3, 4, (3, 1))],
 )
 def test_the_loop_is_lax_scan(monkeypatch, batch, time, block, flags, reverse):
@@ -81,7 +81,7 @@ def test_the_loop_is_lax_scan(monkeypatch, batch, time, block, flags, reverse):
     xs["on"] = jnp.asarray(random.random((time, batch)) < 0.5)
   closed_over = normal(6)
 
-  def tick(fixed, rows, carry, now):
+  def time_step(fixed, rows, carry, now):
     one, two = carry
     wide = lambda x: jnp.broadcast_to(x, one.shape)
     new = jnp.tanh(one @ fixed["matrix"] + wide(fixed["vector"]) + now["x"])
@@ -91,9 +91,9 @@ def test_the_loop_is_lax_scan(monkeypatch, batch, time, block, flags, reverse):
     two = two + jnp.stack([new, wide(closed_over)], axis=1)
     return [new, two], (two.sum(1), new)
 
-  got = kernels.tpu.scan(tick, fixed, rows, carry, xs, reverse)
+  got = kernels.tpu.scan(time_step, fixed, rows, carry, xs, reverse)
   want = jax.lax.scan(
-    functools.partial(tick, fixed, rows), carry, xs, reverse=reverse
+    functools.partial(time_step, fixed, rows), carry, xs, reverse=reverse
   )
   assert_close(got, want, 1e-14)
 
@@ -116,7 +116,7 @@ def test_blocks_fit_and_are_as_large_as_they_may_be():
 @both_directions
 @pytest.mark.parametrize("name", TABLE)
 def test_a_cell_runs_as_by_the_plain_scan(name, reverse):
-  # 37 ticks are a block and 5; neither 3 nor 6 makes a tile.
+  # 37 time steps are a block and 5; neither 3 nor 6 makes a tile.
   cell = CELLS[name](6)
   case = drawn(cell, time=37, dtype=np.float32)
   want = everything(cell, method="scan", reverse=reverse)(case)
@@ -138,7 +138,7 @@ def test_every_gradient_is_right_to_float64(cell, reverse):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("cell", [GRU(6), PeepholeLSTM(6)], ids=repr)
-def test_rows_and_ticks_may_come_in_blocks(monkeypatch, cell):
+def test_rows_and_time_steps_may_come_in_blocks(monkeypatch, cell):
   monkeypatch.setattr(kernels.tpu, "blocks", lambda *_: (16, 4))
   case = drawn(cell, batch=20, time=11)
   want = everything(cell, method="scan")(case)
@@ -149,7 +149,7 @@ def test_rows_and_ticks_may_come_in_blocks(monkeypatch, cell):
 
 @pytest.mark.parametrize("name", ["gru", "lstm_peephole"])
 def test_bfloat16_is_multiplied_narrow_and_summed_wide(name):
-  # As in the laws: 4096 ticks, contractive, and sums that do not cancel.
+  # As in the laws: 4096 time steps, contractive, and sums that do not cancel.
   cell = CELLS[name](6)
   case = drawn(cell, batch=8, time=512, dtype=np.float32)
   case = case._replace(

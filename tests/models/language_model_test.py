@@ -41,7 +41,7 @@ def leaves(model):
 
 
 def assert_close(got, expected):
-  # float32, the same sums in another order, over a few ticks.
+  # float32, the same sums in another order, over a few time steps.
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6),
     got,
@@ -253,9 +253,9 @@ def test_without_a_key_nothing_is_dropped(where):
 
 
 @pytest.mark.parametrize("where", ["embedding_dropout", "output_dropout"])
-def test_embedding_and_output_masks_are_one_for_all_ticks(where):
+def test_embedding_and_output_masks_are_one_for_all_time_steps(where):
   # One token again and again, and a network that forgets: where the mask is
-  # one for all ticks, so are the logits.
+  # one for all time steps, so are the logits.
   widths = {"features": 64, "embedding_features": 64}
   model = make(cell="rnn", layers=1, **widths, **{where: 0.5})
   recurrent = model.stack.layers[0].params.recurrent
@@ -279,7 +279,7 @@ def test_embedding_and_output_have_masks_of_their_own():
   np.testing.assert_allclose((logits != 0).mean(), 0.25, atol=0.05)
 
 
-def test_dropout_between_layers_is_fresh_at_each_tick():
+def test_dropout_between_layers_is_fresh_at_each_time_step():
   model = make(cell="rnn", features=64, dropout=0.5)
   for layer in model.stack.layers:
     recurrent = layer.params.recurrent

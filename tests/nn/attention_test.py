@@ -317,7 +317,8 @@ D, TIME = 6, 11
 KINDS = {
   "both ways": {},
   "causal": {"causal": True},
-  # 11 ticks are no multiple of these, but of the last: one block, and less.
+  # 11 time steps are no multiple of these, but of the last: one block, and
+  # less.
   "window 1": {"causal": True, "window": 1},
   "window 3": {"causal": True, "window": 3},
   "window 4": {"causal": True, "window": 4},
@@ -325,7 +326,7 @@ KINDS = {
   "window 20": {"causal": True, "window": 20},
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
-# Holes, padding, nothing at all; resets at ticks that are not real, too.
+# Holes, padding, nothing at all; resets at time steps that are not real, too.
 HOLES = np.array(
   [
     [1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1],
@@ -358,7 +359,7 @@ def of_kind(kind, dtype=np.float64, features=D):
 
 
 def seen(t, mask, resets, causal=False, window=None):
-  """The ticks that tick t of one row sees, in words."""
+  """The time steps that time step t of one row sees, in words."""
   if not mask[t]:
     return []
   sequence, number = [], 0
@@ -367,8 +368,8 @@ def seen(t, mask, resets, causal=False, window=None):
       number += bool(resets[s])
       sequence.append((s, number))
   mine = dict(sequence)[t]
-  ticks = [s for s, n in sequence if n == mine and (s <= t or not causal)]
-  return ticks if window is None else ticks[-window:]
+  time_steps = [s for s, n in sequence if n == mine and (s <= t or not causal)]
+  return time_steps if window is None else time_steps[-window:]
 
 
 def flags_of(row, options):
@@ -378,7 +379,9 @@ def flags_of(row, options):
 
 @each_kind
 @pytest.mark.parametrize("flags", FLAGS)
-def test_self_attention_is_a_loop_over_what_each_tick_sees(x64, kind, flags):
+def test_self_attention_is_a_loop_over_what_each_time_step_sees(
+  x64, kind, flags
+):
   module, inputs = of_kind(kind), drawn(4, TIME, D)
   outputs = np.asarray(jit(lambda x: module(x, **FLAGS[flags]))(inputs))
   kernels = np.split(np.asarray(module.query_key_value[...]), 3, axis=1)
@@ -386,11 +389,13 @@ def test_self_attention_is_a_loop_over_what_each_tick_sees(x64, kind, flags):
   for row in range(4):
     mask, resets = flags_of(row, FLAGS[flags])
     for t in range(TIME):
-      ticks = seen(t, mask, resets, **KINDS[kind])
-      if not ticks:
+      time_steps = seen(t, mask, resets, **KINDS[kind])
+      if not time_steps:
         assert not outputs[row, t].any()
         continue
-      want, _ = many_heads(inputs[row, t], inputs[row, ticks], kernels, HEADS)
+      want, _ = many_heads(
+        inputs[row, t], inputs[row, time_steps], kernels, HEADS
+      )
       np.testing.assert_allclose(outputs[row, t], want, rtol=0, atol=1e-12)
 
 
@@ -419,18 +424,20 @@ def test_rotary_scores_depend_on_how_many_real_time_steps_lie_between(
       inputs[row] @ np.asarray(module.query_key_value[...]), 3, axis=-1
     )
     for t in range(TIME):
-      ticks = seen(t, mask, resets, **KINDS[kind])
+      time_steps = seen(t, mask, resets, **KINDS[kind])
       found = np.zeros((HEADS, width))
       for n in range(HEADS):
         # Positions count from the query: only distances matter.
         places = mask.cumsum() - mask[: t + 1].sum()
         scores = [
           np.sum(cut(queries[t])[n] * turned(keys[s], places[s])[n])
-          for s in ticks
+          for s in time_steps
         ]
-        if ticks:
+        if time_steps:
           weights = softmax(np.array(scores) / math.sqrt(width))
-          found[n] = weights @ values[ticks].reshape(-1, HEADS, width)[:, n]
+          found[n] = (
+            weights @ values[time_steps].reshape(-1, HEADS, width)[:, n]
+          )
       want = found.ravel() @ np.asarray(module.output[...])
       np.testing.assert_allclose(outputs[row, t], want, rtol=0, atol=1e-12)
 
@@ -442,9 +449,9 @@ def test_forward_and_gradients_are_those_of_flax(
   standard_promotion, causal, cross
 ):
   inputs, encoded = (drawn32(B, TIME, D, seed=s) for s in (0, 1))
-  # No row without a real tick: Flax means over all keys there.
+  # No row without a real time step: Flax means over all keys there.
   mask = HOLES[[0, 1, 3]]
-  if causal:  # nor a tick that sees none
+  if causal:  # nor a time step that sees none
     mask = mask | (np.arange(TIME) == 0)[None]
   visible = np.broadcast_to(mask[:, None, None, :], (B, 1, TIME, TIME))
   if causal:
@@ -541,7 +548,7 @@ def test_with_a_window_no_array_is_time_by_time(window, dense):
 
 @each_kind
 @pytest.mark.parametrize("flags", FLAGS)
-def test_the_jacobian_is_zero_just_where_a_tick_is_not_seen(kind, flags):
+def test_the_jacobian_is_zero_just_where_a_time_step_is_not_seen(kind, flags):
   module, inputs = (
     of_kind(kind, np.float32),
     drawn32(4, TIME, D),
@@ -553,8 +560,8 @@ def test_the_jacobian_is_zero_just_where_a_tick_is_not_seen(kind, flags):
   for row in range(4):
     mask, resets = flags_of(row, FLAGS[flags])
     for t in range(TIME):
-      ticks = seen(t, mask, resets, **KINDS[kind])
-      assert np.flatnonzero(depends[t, row]).tolist() == ticks
+      time_steps = seen(t, mask, resets, **KINDS[kind])
+      assert np.flatnonzero(depends[t, row]).tolist() == time_steps
 
 
 def run_and_grads(module, inputs, mask, resets):
@@ -568,7 +575,7 @@ def run_and_grads(module, inputs, mask, resets):
 
 
 @each_kind
-def test_garbage_at_masked_ticks_changes_no_bit(kind):
+def test_garbage_at_masked_time_steps_changes_no_bit(kind):
   module, inputs = (
     of_kind(kind, np.float32),
     drawn32(4, TIME, D),
@@ -583,7 +590,7 @@ def test_garbage_at_masked_ticks_changes_no_bit(kind):
 
 
 @each_kind
-def test_resets_at_masked_ticks_do_nothing(kind):
+def test_resets_at_masked_time_steps_do_nothing(kind):
   module, inputs = (
     of_kind(kind, np.float32),
     drawn32(4, TIME, D),
@@ -620,7 +627,7 @@ def test_self_attention_keeps_bfloat16(kind):
   [
     (jnp.ones((TIME, D)), {}, "inputs"),
     (jnp.ones((4, TIME, D + 1)), {}, "inputs"),
-    (jnp.ones((4, 0, D)), {}, "at least one tick"),
+    (jnp.ones((4, 0, D)), {}, "at least one time step"),
     (jnp.ones((4, TIME, D), int), {}, "inputs.*int"),
     (jnp.ones((4, TIME, D)), {"mask": HOLES.T}, "mask"),
     (jnp.ones((4, TIME, D)), {"resets": RESETS[0]}, "resets"),

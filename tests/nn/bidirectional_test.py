@@ -125,7 +125,7 @@ def test_sequences_in_one_row_do_not_see_each_other():
 
 @law
 @given(begins=npst.arrays(bool, (2, T)), mask=npst.arrays(bool, (2, T)))
-def test_a_sequence_ends_where_the_next_real_tick_begins_one(begins, mask):
+def test_a_sequence_ends_where_the_next_real_time_step_begins_one(begins, mask):
   got = np.asarray(sequence_ends(jnp.asarray(begins), jnp.asarray(mask)))
   for row in range(2):
     real = [t for t in range(T) if mask[row, t]]

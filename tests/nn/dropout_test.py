@@ -57,7 +57,7 @@ def test_what_is_left_is_scaled_to_keep_the_mean(rate):
   np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
 
 
-def test_a_locked_mask_is_one_for_all_ticks():
+def test_a_locked_mask_is_one_for_all_time_steps():
   dropped = drop(locked=True)
   np.testing.assert_array_equal(dropped, dropped[:, :1] * ONES)
 

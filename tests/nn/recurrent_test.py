@@ -123,19 +123,19 @@ def test_its_parameters_can_be_written():
 
 
 @pytest.mark.parametrize("cell", cells.CELLS)
-def test_step_after_project_is_a_tick_of_the_whole(cell):
+def test_step_after_project_is_a_time_step_of_the_whole(cell):
   layer = make(cell)
   inputs = inputs_for(layer.cell, np.random.default_rng(0), 2, 5, D)
 
   @jax.jit
-  def tick_by_tick(carry, inputs):
-    def tick(carry, now):
+  def time_step_by_time_step(carry, inputs):
+    def time_step(carry, now):
       return layer.step(carry, layer.project(now), jnp.float32)
 
-    ticks = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), inputs)
-    return jax.lax.scan(tick, carry, ticks)
+    time_steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), inputs)
+    return jax.lax.scan(time_step, carry, time_steps)
 
-  carry, outputs = tick_by_tick(layer.initial_carry(2), inputs)
+  carry, outputs = time_step_by_time_step(layer.initial_carry(2), inputs)
   expected_carry, expected = jax.jit(lambda x: layer(None, x))(inputs)
   # The products are summed in another order: a few units in the last place.
   np.testing.assert_allclose(

@@ -29,7 +29,7 @@ class Count(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Echo(Cell):
-  """The inputs, cut or repeated to `features`; its carry counts the ticks."""
+  """The inputs, cut or repeated to `features`; the carry counts time steps."""
 
   def init(self, key, in_features):
     return Gain(jnp.ones(()))
@@ -70,7 +70,7 @@ def run(stack, inputs, carries=None, **kwargs):
 
 
 def assert_close(got, expected):
-  # float32, the same sums in another order, over a few ticks.
+  # float32, the same sums in another order, over a few time steps.
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),
     got,
@@ -245,7 +245,7 @@ def test_dropout_is_between_layers_only_each_with_a_mask_of_its_own(
   np.testing.assert_allclose((outputs != 0).mean(), kept, atol=0.025)
 
 
-def test_dropout_is_fresh_at_each_tick():
+def test_dropout_is_fresh_at_each_time_step():
   stack = echoes(50, 50, in_features=50, dropout=0.5)
   _, outputs = run(stack, jnp.ones((10, 20, 50)), key=KEY)
   kept = np.asarray(outputs) != 0
@@ -258,7 +258,7 @@ def test_without_a_key_nothing_is_dropped():
   assert (outputs == 1).all()
 
 
-# One tick after another.
+# One time step after another.
 
 
 @pytest.mark.parametrize("cell", cells.vector_cells())

@@ -12,7 +12,7 @@ from recurrent.nn import TransformerEncoderBlock
 from tests.cells.cases import jit
 
 B, T, D, HEADS = 3, 9, 8, 2
-# Holes, padding, nothing at all; resets at ticks that are not real, too.
+# Holes, padding, nothing at all; resets at time steps that are not real, too.
 MASK = np.array(
   [[1, 1, 0, 1, 1, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1, 1, 0, 0], [0] * T], bool
 )

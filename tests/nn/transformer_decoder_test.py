@@ -14,7 +14,7 @@ from jax.test_util import check_grads
 
 from recurrent import decoding, restart
 from recurrent.cells import GRU
-from recurrent.executors.ticks import blank, hold
+from recurrent.masking import blank, hold
 from recurrent.nn import (
   DecoderCarry,
   Recurrent,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from recurrent import cells, decoding, restart
-from recurrent.executors.ticks import blank, hold
+from recurrent.masking import blank, hold
 from recurrent.nn import (
   Recurrent,
   Stack,
@@ -53,7 +53,7 @@ def make(context=4, dtype=np.float64, seed=0, **options):
 @pytest.mark.parametrize(
   "options", [{}, {"norm": "rms", "gated": True, "mlp_features": 5}]
 )
-def test_it_is_the_formulas_tick_by_tick(x64, context, options):
+def test_it_is_the_formulas_time_step_by_time_step(x64, context, options):
   module, inputs = make(context, **options), drawn(B, T, D)
   _, outputs = jit(lambda x: module(None, x, mask=MASK, resets=RESETS))(inputs)
   for row in range(B):
@@ -94,14 +94,14 @@ def compiled(context, cut):
   def steps(carry, inputs, mask, resets):
     initial = module.initial_carry(B)
 
-    def tick(carry, now):
+    def time_step(carry, now):
       x, mask, resets = now
       start = restart(resets & mask, initial, carry)
       new, outputs = module.step(start, module.project(x), x.dtype)
       return hold(mask, new, carry), blank(mask, outputs)
 
     time_major = [jnp.swapaxes(x, 0, 1) for x in (inputs, mask, resets)]
-    carry, outputs = jax.lax.scan(tick, carry, tuple(time_major))
+    carry, outputs = jax.lax.scan(time_step, carry, tuple(time_major))
     return carry, jnp.swapaxes(outputs, 0, 1)
 
   return module, *(jit(run) for run in (whole, parts, steps))
@@ -131,9 +131,9 @@ def test_gradients_through_the_carry_are_those_of_the_whole(x64):
 
   def loss(run):
     def of(keys, values, inputs):
-      ticks = jnp.array([4, 5, 7], jnp.int32)
+      time_steps = jnp.array([4, 5, 7], jnp.int32)
       carry, outputs = run.__wrapped__(
-        TransformerCarry(keys, values, ticks), inputs, MASK, RESETS
+        TransformerCarry(keys, values, time_steps), inputs, MASK, RESETS
       )
       return sum(jnp.sum(jnp.sin(x)) for x in (outputs, *carry[:2]))
 
@@ -147,7 +147,7 @@ def test_gradients_through_the_carry_are_those_of_the_whole(x64):
   assert_close(loss(steps)(*args), want)
 
 
-def test_a_row_with_no_real_tick_holds_its_carry_to_the_bit():
+def test_a_row_with_no_real_time_step_holds_its_carry_to_the_bit():
   module = make(dtype=np.float32)
   run = jit(module.__call__)
   carry, _ = run(None, drawn(B, 6, D, dtype=np.float32))
@@ -159,27 +159,27 @@ def test_a_row_with_no_real_tick_holds_its_carry_to_the_bit():
   assert not np.asarray(outputs)[2].any()
 
 
-def test_the_count_stays_small_however_many_ticks_there_are(x64):
+def test_the_count_stays_small_however_many_time_steps_there_are(x64):
   module = make(context=3)
 
   @jit
   def run(carry, inputs):
-    def tick(carry, x):
+    def time_step(carry, x):
       carry, _ = module.step(carry, module.project(x), x.dtype)
-      return carry, carry.ticks
+      return carry, carry.time_steps
 
-    return jax.lax.scan(tick, carry, inputs)
+    return jax.lax.scan(time_step, carry, inputs)
 
-  carry, ticks = run(module.initial_carry(1), drawn(10, 1, D))
-  assert ticks[:, 0].tolist() == [1, 2, 3, 4, 5, 3, 4, 5, 3, 4]
-  assert carry.ticks.dtype == jnp.int32
+  carry, time_steps = run(module.initial_carry(1), drawn(10, 1, D))
+  assert time_steps[:, 0].tolist() == [1, 2, 3, 4, 5, 3, 4, 5, 3, 4]
+  assert carry.time_steps.dtype == jnp.int32
 
 
-# What a tick sees, and what it does not.
+# What a time step sees, and what it does not.
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_the_jacobian_is_zero_just_where_a_tick_is_not_seen(context):
+def test_the_jacobian_is_zero_just_where_a_time_step_is_not_seen(context):
   module, inputs = make(context, np.float32), drawn(B, T, D, dtype=np.float32)
   run = lambda x: module(None, x, mask=MASK, resets=RESETS)[1].sum(0)
   jacobian = np.asarray(jit(jax.jacrev(run))(inputs))  # [T, D, B, T, D]
@@ -195,7 +195,7 @@ def test_the_jacobian_is_zero_just_where_a_tick_is_not_seen(context):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_garbage_at_masked_ticks_changes_no_bit(context):
+def test_garbage_at_masked_time_steps_changes_no_bit(context):
   module, inputs = make(context, np.float32), drawn(B, T, D, dtype=np.float32)
   clean = results(module, inputs, MASK, RESETS)
   dirty = results(module, garbage(inputs, MASK), MASK, RESETS)
@@ -206,7 +206,7 @@ def test_garbage_at_masked_ticks_changes_no_bit(context):
   assert not np.asarray(d_inputs)[~MASK].any()
 
 
-def test_resets_at_masked_ticks_do_nothing():
+def test_resets_at_masked_time_steps_do_nothing():
   module, inputs = make(dtype=np.float32), drawn(B, T, D, dtype=np.float32)
   run = functools.partial(results, module, inputs, MASK)
   assert_same(run(RESETS | ~MASK), run(RESETS & MASK))

@@ -190,7 +190,7 @@ def forward(
   activation: int = 0,
   save: str = "nothing",
 ) -> tuple[Array, tuple[Array, ...], tuple[Array, tuple[Array, ...]]]:
-  """A layer over all ticks.
+  """A layer over all time steps.
 
   Args:
     kind: one of `KINDS`.
@@ -199,19 +199,19 @@ def forward(
     input_bias: [G*H].
     recurrent: [H, G*H].
     carry: hidden [batch, H], and cell [batch, H] of an LSTM.
-    initial: the same, of ticks that reset.
+    initial: the same, of time steps that reset.
     bias: [H], the GRU's within its reset product.
-    mask: [batch, time], True where a tick is real.
+    mask: [batch, time], True where a time step is real.
     resets: [batch, time].
-    reverse: from the last tick to the first.
+    reverse: from the last time step to the first.
     activation: of the RNN: 0 tanh, 1 ReLU, 2 sigmoid.
     save: for the reverse pass: "nothing", the "carries", or "all", which are
       the gates too.
 
   Returns:
     Outputs [batch, time, H]; the last carry; what `backward` needs: the saved
-    gates [time, batch, ...], and the carries before each tick, hidden [batch,
-    time, H], cell [time, batch, H]; empty where they are not saved.
+    gates [time, batch, ...], and the carries before each time step, hidden
+    [batch, time, H], cell [time, batch, H]; empty where they are not saved.
   """
   batch, time, _ = inputs.shape
   h, dtype = len(recurrent), inputs.dtype
@@ -338,12 +338,12 @@ def linear_backward(
   d_hidden: Array,
 ) -> tuple[Array, Array, Array]:
   """Its reverse pass: the gradients of decay, drive and start."""
-  all_ticks, at = (
+  all_time_steps, at = (
     jax.ShapeDtypeStruct(x.shape, hidden.dtype) for x in (hidden, start)
   )
   d_decay, d_drive, d_start = jax.ffi.ffi_call(
     f"recurrent_linear_backward_{LINEAR_DTYPES[hidden.dtype]}",
-    (all_ticks, all_ticks, at),
+    (all_time_steps, all_time_steps, at),
     vmap_method="sequential",
   )(
     decay,

@@ -1,17 +1,17 @@
 // Layers of RNN, LSTM and GRU on a CPU, both passes; and the linear recurrence
 // (at the end).
 //
-// Forward, a stretch of ticks is projected at a time, so that projected inputs
-// never leave the caches; then, at each tick, one product with the recurrent
-// weights, and the gates on what is still in registers. The reverse pass gives
-// the cotangents of both products; the gradients of weights and inputs are
-// XLA's, in bulk.
+// Forward, a stretch of time steps is projected at a time, so that projected
+// inputs never leave the caches; then, at each time step, one product with the
+// recurrent weights, and the gates on what is still in registers. The reverse
+// pass gives the cotangents of both products; the gradients of weights and
+// inputs are XLA's, in bulk.
 //
 // Weights are packed once a call in panels: all gates of one vector of units,
 // unit block by unit block, so that a tile holds whole units. Threads
-// (`workers.h`) share the rows of the batch out among them and never wait for each
-// other; if the rows are few or the weights too large for one core, they share
-// the units instead, and each time step is a phase of the job.
+// (`workers.h`) share the rows of the batch out among them and never wait for
+// each other; if the rows are few or the weights too large for one core, they
+// share the units instead, and each time step is a phase of the job.
 //
 // Sequences are [batch, time, features], row-major, as users have them, so that
 // nothing is transposed; but what only the reverse pass reads is [time, batch,
@@ -167,7 +167,7 @@ inline Vec<double> Tanh(Vec<double> x) {
 // bias of its own, and a cotangent that is not that of the projected inputs.
 
 template <class F>
-struct Tick {
+struct TimeStep {
   Vec<F> hidden, cell;
 };
 
@@ -175,7 +175,7 @@ template <class F>
 struct Rnn {
   static constexpr int kGates = 1, kSaved = 1, kKinds = 3;
   static constexpr bool kCell = false, kApart = false;
-  static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, Tick<F>,
+  static TimeStep<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, TimeStep<F>,
                          Vec<F>* saved, int kind) {
     Vec<F> sum = x[0] + h[0];
     if (kind == 0) saved[0] = Tanh(sum);
@@ -185,7 +185,7 @@ struct Rnn {
   }
   // Cotangents of the new carry in, of the old one (what does not pass the
   // product) out; `d_x` of the projected inputs, `d_h` of the product.
-  static Tick<F> Backward(const Vec<F>* saved, Tick<F>, Tick<F> d, Vec<F>* d_x,
+  static TimeStep<F> Backward(const Vec<F>* saved, TimeStep<F>, TimeStep<F> d, Vec<F>* d_x,
                           Vec<F>* d_h, int kind) {
     Vec<F> y = saved[0], slope = {};
     if (kind == 0) slope = 1 - y * y;
@@ -201,7 +201,7 @@ template <class F>
 struct Lstm {
   static constexpr int kGates = 4, kSaved = 4, kKinds = 1;
   static constexpr bool kCell = true, kApart = false;
-  static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, Tick<F> old,
+  static TimeStep<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, TimeStep<F> old,
                          Vec<F>* saved, int) {
     Vec<F> i = Sigmoid(x[0] + h[0]), f = Sigmoid(x[1] + h[1]);
     Vec<F> g = Tanh(x[2] + h[2]), o = Sigmoid(x[3] + h[3]);
@@ -209,7 +209,7 @@ struct Lstm {
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
     return {o * Tanh(cell), cell};
   }
-  static Tick<F> Backward(const Vec<F>* saved, Tick<F> old, Tick<F> d,
+  static TimeStep<F> Backward(const Vec<F>* saved, TimeStep<F> old, TimeStep<F> d,
                           Vec<F>* d_x, Vec<F>* d_h, int) {
     Vec<F> i = saved[0], f = saved[1], g = saved[2], o = saved[3];
     Vec<F> seen = Tanh(f * old.cell + i * g);
@@ -227,7 +227,7 @@ template <class F>
 struct Coupled {  // the LSTM with f = 1 - i
   static constexpr int kGates = 3, kSaved = 3, kKinds = 1;
   static constexpr bool kCell = true, kApart = false;
-  static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, Tick<F> old,
+  static TimeStep<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F>, TimeStep<F> old,
                          Vec<F>* saved, int) {
     Vec<F> i = Sigmoid(x[0] + h[0]), g = Tanh(x[1] + h[1]);
     Vec<F> o = Sigmoid(x[2] + h[2]);
@@ -235,7 +235,7 @@ struct Coupled {  // the LSTM with f = 1 - i
     saved[0] = i, saved[1] = g, saved[2] = o;
     return {o * Tanh(cell), cell};
   }
-  static Tick<F> Backward(const Vec<F>* saved, Tick<F> old, Tick<F> d,
+  static TimeStep<F> Backward(const Vec<F>* saved, TimeStep<F> old, TimeStep<F> d,
                           Vec<F>* d_x, Vec<F>* d_h, int) {
     Vec<F> i = saved[0], g = saved[1], o = saved[2];
     Vec<F> seen = Tanh(old.cell + i * (g - old.cell));
@@ -252,15 +252,15 @@ template <class F>
 struct Gru {
   static constexpr int kGates = 3, kSaved = 4, kKinds = 1;
   static constexpr bool kCell = false, kApart = true;
-  static Tick<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F> bias,
-                         Tick<F> old, Vec<F>* saved, int) {
+  static TimeStep<F> Forward(const Vec<F>* x, const Vec<F>* h, Vec<F> bias,
+                         TimeStep<F> old, Vec<F>* saved, int) {
     Vec<F> r = Sigmoid(x[0] + h[0]), z = Sigmoid(x[1] + h[1]);
     Vec<F> inner = h[2] + bias;
     Vec<F> n = Tanh(x[2] + r * inner);
     saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = inner;
     return {n + z * (old.hidden - n), Vec<F>{}};
   }
-  static Tick<F> Backward(const Vec<F>* saved, Tick<F> old, Tick<F> d,
+  static TimeStep<F> Backward(const Vec<F>* saved, TimeStep<F> old, TimeStep<F> d,
                           Vec<F>* d_x, Vec<F>* d_h, int) {
     Vec<F> r = saved[0], z = saved[1], n = saved[2], inner = saved[3];
     Vec<F> d_n = d.hidden * (1 - z) * (1 - n * n);
@@ -509,8 +509,8 @@ struct Call {
   const bool *mask, *resets;
   const F *initial_hidden, *initial_cell;
 
-  int64_t At(int64_t tick) const { return reverse ? time - 1 - tick : tick; }
-  // Where a tick of a row stands in what users see, and in what is saved.
+  int64_t At(int64_t time_step) const { return reverse ? time - 1 - time_step : time_step; }
+  // Where a time step of a row stands in what users see, and in what is saved.
   int64_t Outside(int64_t at, int64_t row) const { return row * time + at; }
   int64_t Inside(int64_t at, int64_t row) const { return at * batch + row; }
   bool Real(int64_t at, int64_t row) const {
@@ -536,8 +536,8 @@ void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
   const int64_t h = c.features, gh = kGates * h, all = c.batch * h;
   Panels<F> kernel(inputs.features, kGates, h), recurrent(h, kGates, h);
   Aligned<F> buffers(2 * all), cells(Cell::kCell ? all : 0);
-  auto fresh = [&](int64_t tick, int64_t row) {
-    return tick < c.time && c.Reset(c.At(tick), row);
+  auto fresh = [&](int64_t time_step, int64_t row) {
+    return time_step < c.time && c.Reset(c.At(time_step), row);
   };
   for (int64_t row = 0; row < c.batch; ++row) {
     bool reset = fresh(0, row);
@@ -569,8 +569,8 @@ void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
         kernel.Fill(block, last, entry(inputs.kernel));
         recurrent.Fill(block, last, entry(c.recurrent));
       },
-      [&](Share share, int64_t tick) {
-        const int64_t first = tick / span * span;
+      [&](Share share, int64_t time_step) {
+        const int64_t first = time_step / span * span;
         const int64_t count = std::min(span, c.time - first);
         const int64_t low = std::min(c.At(first), c.At(first + count - 1));
         Vec<F>* ahead = &projections[share.piece * size];
@@ -580,7 +580,7 @@ void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
                           block - share.block) *
                              kGates;
         };
-        if (tick == first) {
+        if (time_step == first) {
           Product<F, kGates>(
               [&](int64_t pair) {
                 return inputs.data +
@@ -599,9 +599,9 @@ void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
                 }
               });
         }
-        const int64_t at = c.At(tick);
-        const F* now = &buffers[(tick % 2) * all];
-        F* next = &buffers[((tick + 1) % 2) * all];
+        const int64_t at = c.At(time_step);
+        const F* now = &buffers[(time_step % 2) * all];
+        F* next = &buffers[((time_step + 1) % 2) * all];
         Product<F, kGates>(
             [&](int64_t row) { return now + row * h; }, recurrent, share.row,
             share.end, share.block, share.last,
@@ -610,11 +610,11 @@ void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
               const int64_t outside = c.Outside(at, row) * h + j;
               const int n = static_cast<int>(std::min<int64_t>(kWidth, h - j));
               Vec<F> keep[Cell::kSaved];
-              Tick<F> old = {Load(now + here, n), Vec<F>{}};
+              TimeStep<F> old = {Load(now + here, n), Vec<F>{}};
               if (Cell::kCell) old.cell = Load(&cells[here], n);
               Vec<F> bias = {};
               if (c.bias) bias = Load(c.bias + j, n);
-              Tick<F> made = Cell::Forward(projected(at, row, block), mixed,
+              TimeStep<F> made = Cell::Forward(projected(at, row, block), mixed,
                                            bias, old, keep, c.kind);
               const int64_t inside = c.Inside(at, row);
               if (saved) {
@@ -632,7 +632,7 @@ void Forward(const Call<F>& c, const Inputs<F>& inputs, const F* hidden,
               bool real = c.Real(at, row);
               Stream<F>(outputs + outside, real ? made.hidden : Vec<F>{}, n);
               if (!real) made = old;
-              if (fresh(tick + 1, row)) {
+              if (fresh(time_step + 1, row)) {
                 made.hidden = Load(c.initial_hidden + here, n);
                 if (Cell::kCell) made.cell = Load(c.initial_cell + here, n);
               }
@@ -660,14 +660,14 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
     std::fill_n(d_initial_cell, all, F(0));
   }
   // Two, since who is done goes on to the next time step while others read.
-  auto cotangents = [&](int64_t tick, int64_t row) {
-    return &buffers[((tick % 2) * c.batch + row) * gh];
+  auto cotangents = [&](int64_t time_step, int64_t row) {
+    return &buffers[((time_step % 2) * c.batch + row) * gh];
   };
   // Those of the gates, from those of the carry.
-  auto gates = [&](Share share, int64_t tick) {
-    const int64_t at = c.At(tick);
+  auto gates = [&](Share share, int64_t time_step) {
+    const int64_t at = c.At(time_step);
     for (int64_t row = share.row; row < share.end; ++row) {
-      F* now = cotangents(tick, row);
+      F* now = cotangents(time_step, row);
       for (int64_t block = share.block; block < share.last; ++block) {
         const int64_t j = block * kWidth, here = row * h + j;
         const int64_t inside = c.Inside(at, row);
@@ -679,8 +679,8 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
           for (int s = 0; s < Cell::kSaved; ++s) {
             kept[s] = Load(saved + (inside * Cell::kSaved + s) * h + j, n);
           }
-          Tick<F> old = {Load(old_hidden + outside * h + j, n), Vec<F>{}};
-          Tick<F> d = {
+          TimeStep<F> old = {Load(old_hidden + outside * h + j, n), Vec<F>{}};
+          TimeStep<F> d = {
               Load(d_hidden + here, n) + Load(d_outputs + outside * h + j, n),
               Vec<F>{}};
           if (Cell::kCell) {
@@ -702,10 +702,10 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
     }
   };
   // That of the hidden state before, from those of all gates.
-  auto before = [&](Share share, int64_t tick) {
-    const int64_t at = c.At(tick);
+  auto before = [&](Share share, int64_t time_step) {
+    const int64_t at = c.At(time_step);
     Product<F, 1>(
-        [&](int64_t row) { return cotangents(tick, row); }, recurrent,
+        [&](int64_t row) { return cotangents(time_step, row); }, recurrent,
         share.row, share.end, share.block, share.last,
         [&](int64_t row, int64_t block, const Vec<F>* sum) {
           const int64_t j = block * kWidth, here = row * h + j;
@@ -797,8 +797,8 @@ void LinearForward(int64_t time, int64_t width, bool reverse, int64_t threads,
   Stretches(time, width, threads, [&](int64_t from, int64_t count) {
     W state[kStretch];
     std::copy_n(start + from, count, state);
-    for (int64_t tick = 0; tick < time; ++tick) {
-      int64_t at = (reverse ? time - 1 - tick : tick) * width + from;
+    for (int64_t time_step = 0; time_step < time; ++time_step) {
+      int64_t at = (reverse ? time - 1 - time_step : time_step) * width + from;
       const F *a = decay + at, *b = drive + at;
       F* h = hidden + at;
       if (resets) {
@@ -824,14 +824,14 @@ void LinearBackward(int64_t time, int64_t width, bool reverse, int64_t threads,
                     F* d_start) {
   using W = Wide<F>;
   Stretches(time, width, threads, [&](int64_t from, int64_t count) {
-    W into[kStretch] = {};  // the cotangent that comes from the tick after
-    for (int64_t tick = time - 1; tick >= 0; --tick) {
+    W into[kStretch] = {};  // the cotangent that comes from the time step after
+    for (int64_t time_step = time - 1; time_step >= 0; --time_step) {
       auto place = [&](int64_t k) {
         return (reverse ? time - 1 - k : k) * width + from;
       };
-      int64_t at = place(tick);
+      int64_t at = place(time_step);
       const F *a = decay + at, *d = d_hidden + at;
-      const F* before = tick ? hidden + place(tick - 1) : start + from;
+      const F* before = time_step ? hidden + place(time_step - 1) : start + from;
       F *to_decay = d_decay + at, *to_drive = d_drive + at;
       for (int64_t i = 0; i < count; ++i) {
         W g = W(d[i]) + into[i];

@@ -1,4 +1,5 @@
-// Products of a few rows with a packed matrix, as a decoder needs at each token.
+// Products of a few rows with a packed matrix, as a decoder needs at each
+// token.
 //
 // The matrix stands in panels of 64 columns, all rows of one after another, so
 // that a product reads it once and in order. Its entries are float32, bfloat16

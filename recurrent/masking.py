@@ -1,4 +1,4 @@
-"""What all executors share: ticks, and flags over trees of arrays."""
+"""What all executors share: time steps, and flags over trees of arrays."""
 
 import functools
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from recurrent.types import Array, Carry
 
 
-class Ticks(NamedTuple):
-  """What the loop reads at each tick, all [time, batch, ...]."""
+class TimeSteps(NamedTuple):
+  """What the loop reads at each time step, all [time, batch, ...]."""
 
   projected: Any
   mask: Array | None
@@ -40,7 +40,7 @@ def select(flags, new, old):
 
 
 def hold(mask, new, old):
-  """New where the tick is real, old elsewhere."""
+  """New where the time step is real, old elsewhere."""
   if mask is None:
     return new
   return jax.tree.map(functools.partial(select, mask), new, old)
