@@ -3,12 +3,7 @@
 import difflib
 from collections.abc import Callable
 
-from recurrent.cells.base import (
-  Cell,
-  GatedCell,
-  LinearCell,
-  check_features,
-)
+from recurrent.cells.base import Cell, GatedCell, LinearCell
 from recurrent.cells.conv_lstm import ConvLSTM, ConvLSTMParams
 from recurrent.cells.gru import (
   GRU,
@@ -54,6 +49,7 @@ from recurrent.cells.structures import (
   Structure,
   parameter_budget,
 )
+from recurrent.numerics import check_features
 
 CELLS: dict[str, Callable[[int], Cell]] = {
   # Gated: "scan", "fused", "newton".

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from recurrent import numerics
 from recurrent.cells import base
 from recurrent.cells.lstm import LSTM, LSTMCarry
 from recurrent.types import Array, Float
@@ -84,7 +85,7 @@ class ConvLSTM(base.GatedCell):
 
   def initial_carry(self, params, batch_shape):
     """Zeros."""
-    start = base.zeros(params, batch_shape, *self.spatial, self.features)
+    start = numerics.zeros(params, batch_shape, *self.spatial, self.features)
     return LSTMCarry(hidden=start, cell=start)
 
   def check_inputs(self, params, inputs):
@@ -94,7 +95,7 @@ class ConvLSTM(base.GatedCell):
 
   def project(self, params, inputs):
     """X * W + b: all batch axes and time steps in one convolution."""
-    return base.add_bias(self._convolve(inputs, params.kernel), params.bias)
+    return numerics.add_bias(self._convolve(inputs, params.kernel), params.bias)
 
   def recur(self, params, carry):
     """H * R."""
@@ -105,7 +106,7 @@ class ConvLSTM(base.GatedCell):
   gate = LSTM.gate
 
   def _convolve(self, array, kernel):
-    """The convolution of [*batch, *spatial, D], summed as in `base.product`."""
+    """The convolution of [*batch, *spatial, D], summed in float32 at least."""
     axes = len(self.spatial)
     batch = array.shape[: -axes - 1]
     letters = "DHW"[3 - axes :]
@@ -115,6 +116,6 @@ class ConvLSTM(base.GatedCell):
       window_strides=(1,) * axes,
       padding="SAME",
       dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
-      preferred_element_type=base.wide_dtype(array.dtype),
+      preferred_element_type=numerics.wide_dtype(array.dtype),
     )
     return out.astype(array.dtype).reshape(*batch, *out.shape[1:])

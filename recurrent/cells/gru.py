@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.cells.structures import Dense, Structure, Structured
 from recurrent.types import Array, Float
@@ -62,11 +62,11 @@ class _GRUBase(Structured):
 
   def initial_carry(self, params, batch_shape):
     """Zeros."""
-    return GRUCarry(base.zeros(params, batch_shape, self.features))
+    return GRUCarry(numerics.zeros(params, batch_shape, self.features))
 
   def project(self, params, inputs):
     """X W + b."""
-    return base.affine(inputs, params.kernel, params.bias)
+    return numerics.affine(inputs, params.kernel, params.bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +88,18 @@ class GRU(_GRUBase, base.GatedCell):
 
   def recur(self, params, carry):
     """H R, with the candidate's inner bias."""
-    r, z, n = base.split_gates(
+    r, z, n = numerics.split_gates(
       self.structure.product(carry.hidden, params.recurrent), 3
     )
     return jnp.concatenate(
-      [r, z, base.add_bias(n, params.recurrent_bias)], axis=-1
+      [r, z, numerics.add_bias(n, params.recurrent_bias)], axis=-1
     )
 
   def gate(self, params, carry, projected, mixed, candidate=jnp.tanh):
     """The gates, and the step from the old hidden state to the candidate."""
     del params
-    xr, xz, xn = base.split_gates(base.as_carry(projected, carry), 3)
-    hr, hz, hn = base.split_gates(base.as_carry(mixed, carry), 3)
+    xr, xz, xn = numerics.split_gates(numerics.as_carry(projected, carry), 3)
+    hr, hz, hn = numerics.split_gates(numerics.as_carry(mixed, carry), 3)
     r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
     n = candidate(xn + r * hn)
     hidden = (1 - z) * n + z * carry.hidden
@@ -125,16 +125,16 @@ class GRUResetBefore(_GRUBase):
   def step(self, params, carry, projected):
     """One time step, two products."""
     h, structure = self.features, self.structure
-    x = base.as_carry(projected, carry)
+    x = numerics.as_carry(projected, carry)
     weights = structure.take(params.recurrent, slice(0, 2))
     gates = structure.product(carry.hidden, weights)
-    r, z = base.split_gates(
-      jax.nn.sigmoid(x[..., : 2 * h] + base.as_carry(gates, carry)), 2
+    r, z = numerics.split_gates(
+      jax.nn.sigmoid(x[..., : 2 * h] + numerics.as_carry(gates, carry)), 2
     )
     weights = structure.take(params.recurrent, slice(2, 3))
     candidate = structure.product(r * carry.hidden, weights)
-    candidate = base.as_carry(
-      base.add_bias(candidate, params.recurrent_bias), carry
+    candidate = numerics.as_carry(
+      numerics.add_bias(candidate, params.recurrent_bias), carry
     )
     n = jnp.tanh(x[..., 2 * h :] + candidate)
     hidden = (1 - z) * n + z * carry.hidden
@@ -177,9 +177,9 @@ class LayerNormGRU(GRU):
 
   def project(self, params, inputs):
     """X W, normalised, + b."""
-    projected = base.product(inputs, params.kernel)
-    projected = base.layer_norm(projected, params.kernel_scale, 3)
-    return base.add_bias(projected, params.bias)
+    projected = numerics.product(inputs, params.kernel)
+    projected = numerics.layer_norm(projected, params.kernel_scale, 3)
+    return numerics.add_bias(projected, params.bias)
 
   def recur(self, params, carry):
     """H R."""
@@ -187,9 +187,9 @@ class LayerNormGRU(GRU):
 
   def gate(self, params, carry, projected, mixed, candidate=jnp.tanh):
     """The norm of h R, then as `GRU`."""
-    r, z, n = base.split_gates(
-      base.layer_norm(mixed, params.recurrent_scale, 3), 3
+    r, z, n = numerics.split_gates(
+      numerics.layer_norm(mixed, params.recurrent_scale, 3), 3
     )
-    n = base.add_bias(n, params.recurrent_bias)
+    n = numerics.add_bias(n, params.recurrent_bias)
     mixed = jnp.concatenate([r, z, n], axis=-1)
     return super().gate(params, carry, projected, mixed, candidate)

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.types import Array, Bool, Float
 
@@ -107,9 +107,9 @@ class GRUD(base.Cell):
 
   def initial_carry(self, params, batch_shape):
     """Zeros, and the mean as the last value."""
-    hidden = base.zeros(params, batch_shape, self.features)
-    last = base.zeros(params, batch_shape, len(params.mean))
-    return GRUDCarry(hidden, base.like(params.mean, last))
+    hidden = numerics.zeros(params, batch_shape, self.features)
+    last = numerics.zeros(params, batch_shape, len(params.mean))
+    return GRUDCarry(hidden, numerics.like(params.mean, last))
 
   def input_width(self, inputs):
     """That of the variables."""
@@ -136,14 +136,15 @@ class GRUD(base.Cell):
     dtype = params.kernel.dtype
     observed = inputs.observed
     value, elapsed = (x.astype(dtype) for x in (inputs.value, inputs.elapsed))
-    by_input = base.add_bias(
-      elapsed * base.like(params.input_decay, elapsed), params.input_decay_bias
+    by_input = numerics.add_bias(
+      elapsed * numerics.like(params.input_decay, elapsed),
+      params.input_decay_bias,
     )
-    by_hidden = base.affine(
+    by_hidden = numerics.affine(
       elapsed, params.hidden_decay, params.hidden_decay_bias
     )
-    decay = lambda rate: jnp.exp(-jax.nn.relu(base.widen(rate)))
-    gates = base.affine(
+    decay = lambda rate: jnp.exp(-jax.nn.relu(numerics.widen(rate)))
+    gates = numerics.affine(
       observed.astype(dtype), params.observed_kernel, params.bias
     )
     return _Projected(observed, value, decay(by_input), decay(by_hidden), gates)
@@ -152,20 +153,24 @@ class GRUD(base.Cell):
     """What is missing filled in, what is old decayed; then the GRU."""
     h = self.features
     observed, *reals = projected
-    value, d_input, d_hidden, gates = (base.as_carry(x, carry) for x in reals)
+    value, d_input, d_hidden, gates = (
+      numerics.as_carry(x, carry) for x in reals
+    )
     # No arithmetic on the value before it is chosen: it may be a NaN.
     last = jnp.where(observed, value, carry.last)
-    stale = d_input * carry.last + (1 - d_input) * base.like(params.mean, last)
+    stale = d_input * carry.last + (1 - d_input) * numerics.like(
+      params.mean, last
+    )
     filled = jnp.where(observed, value, stale)
     hidden = d_hidden * carry.hidden
 
-    mixed = lambda array, kernel: base.as_carry(
-      base.hidden_product(array, kernel), carry
+    mixed = lambda array, kernel: numerics.as_carry(
+      numerics.hidden_product(array, kernel), carry
     )
     gates = gates + mixed(filled, params.kernel)
     by_h, by_rh = jnp.split(params.recurrent, [2 * h], axis=-1)
     x_rz, x_n = jnp.split(gates, [2 * h], axis=-1)
-    r, z = base.split_gates(jax.nn.sigmoid(x_rz + mixed(hidden, by_h)), 2)
+    r, z = numerics.split_gates(jax.nn.sigmoid(x_rz + mixed(hidden, by_h)), 2)
     n = jnp.tanh(x_n + mixed(r * hidden, by_rh))
     hidden = (1 - z) * n + z * hidden
     return GRUDCarry(hidden, last), hidden.astype(projected.gates.dtype)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.types import Array, Float
 
@@ -63,7 +63,7 @@ class LRU(base.ComplexLinearCell):
 
   def narrow(self, params, dtype):
     """The matrices; a rounded decay would forget."""
-    return base.cast(params, dtype)._replace(
+    return numerics.cast(params, dtype)._replace(
       log_rate=params.log_rate,
       log_phase=params.log_phase,
       log_scale=params.log_scale,
@@ -73,11 +73,13 @@ class LRU(base.ComplexLinearCell):
     """The decay, the same at every time step; x B, scaled; x D."""
     rate, phase = jnp.exp(params.log_rate), jnp.exp(params.log_phase)
     decay = jnp.exp(jax.lax.complex(-rate, phase))
-    drive = base.complex_product(inputs, params.kernel)
-    scale = base.like(jnp.exp(params.log_scale), drive)
+    drive = numerics.complex_product(inputs, params.kernel)
+    scale = numerics.like(jnp.exp(params.log_scale), drive)
     decay = jnp.broadcast_to(decay, drive.shape)
-    return base.Linear(decay, drive * scale, base.product(inputs, params.skip))
+    return base.Linear(
+      decay, drive * scale, numerics.product(inputs, params.skip)
+    )
 
   def readout(self, params, state, skip):
     """Re(h C) + x D."""
-    return base.real_product(state, params.output) + skip
+    return numerics.real_product(state, params.output) + skip

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.cells.structures import Dense, Structure, Structured
 from recurrent.types import Array, Float
@@ -69,12 +69,12 @@ class LSTM(Structured, base.GatedCell):
 
   def initial_carry(self, params, batch_shape):
     """Zeros."""
-    start = base.zeros(params, batch_shape, self.features)
+    start = numerics.zeros(params, batch_shape, self.features)
     return LSTMCarry(hidden=start, cell=start)
 
   def project(self, params, inputs):
     """X W + b."""
-    return base.affine(inputs, params.kernel, params.bias)
+    return numerics.affine(inputs, params.kernel, params.bias)
 
   def recur(self, params, carry):
     """H R."""
@@ -83,7 +83,9 @@ class LSTM(Structured, base.GatedCell):
   def gate(self, params, carry, projected, mixed, candidate=jnp.tanh):
     """The gates and the new cell; `candidate` makes g of its sum."""
     del params
-    i, f, g, o = base.split_gates(base.as_carry(projected + mixed, carry), 4)
+    i, f, g, o = numerics.split_gates(
+      numerics.as_carry(projected + mixed, carry), 4
+    )
     cell = jax.nn.sigmoid(f) * carry.cell + jax.nn.sigmoid(i) * candidate(g)
     hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
     return LSTMCarry(hidden, cell), hidden.astype(projected.dtype)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.cells.lstm import LSTMCarry
 from recurrent.cells.structures import Dense, Structure
@@ -119,16 +119,18 @@ class LSTMVariant(base.GatedCell):
   def initial_carry(self, params, batch_shape):
     """Zeros."""
     return LSTMCarry(
-      hidden=base.zeros(params, batch_shape, self.features),
-      cell=base.zeros(params, batch_shape, self._width),
+      hidden=numerics.zeros(params, batch_shape, self.features),
+      cell=numerics.zeros(params, batch_shape, self._width),
     )
 
   def project(self, params, inputs):
     """X W, normalised if asked, + b."""
-    projected = base.product(inputs, params.kernel)
+    projected = numerics.product(inputs, params.kernel)
     if self.layer_norm:
-      projected = base.layer_norm(projected, params.norm.kernel, self._gates)
-    return base.add_bias(projected, params.bias)
+      projected = numerics.layer_norm(
+        projected, params.norm.kernel, self._gates
+      )
+    return numerics.add_bias(projected, params.bias)
 
   def recur(self, params, carry):
     """H R."""
@@ -137,13 +139,13 @@ class LSTMVariant(base.GatedCell):
   def gate(self, params, carry, projected, mixed, candidate=jnp.tanh):
     """The gates, the new cell, the projection."""
     if self.layer_norm:
-      mixed = base.layer_norm(mixed, params.norm.recurrent, self._gates)
-    sums = base.split_gates(
-      base.as_carry(projected + mixed, carry), self._gates
+      mixed = numerics.layer_norm(mixed, params.norm.recurrent, self._gates)
+    sums = numerics.split_gates(
+      numerics.as_carry(projected + mixed, carry), self._gates
     )
     i, f, g, o = (sums[0], None, *sums[1:]) if self.coupled else sums
     see = lambda index, cell: (
-      cell * base.like(params.peepholes[index], cell)
+      cell * numerics.like(params.peepholes[index], cell)
       if self.peepholes
       else jnp.zeros_like(cell)
     )
@@ -154,9 +156,11 @@ class LSTMVariant(base.GatedCell):
     seen = cell
     if self.layer_norm:
       norm = params.norm
-      seen = base.layer_norm(cell, norm.cell) + base.like(norm.cell_bias, cell)
+      seen = numerics.layer_norm(cell, norm.cell) + numerics.like(
+        norm.cell_bias, cell
+      )
     hidden = o * jnp.tanh(seen)
     if self.memory:
-      hidden = base.hidden_product(hidden, params.projection)
-      hidden = base.as_carry(hidden, carry)
+      hidden = numerics.hidden_product(hidden, params.projection)
+      hidden = numerics.as_carry(hidden, carry)
     return LSTMCarry(hidden, cell), hidden.astype(projected.dtype)

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
-from recurrent.cells import base
+from recurrent import initializers, numerics
 from recurrent.cells.gru import GRUCarry
 from recurrent.cells.structures import Dense, Structure, Structured
 from recurrent.types import Array, Float
@@ -47,11 +46,11 @@ class MGU(Structured):
 
   def initial_carry(self, params, batch_shape):
     """Zeros."""
-    return GRUCarry(base.zeros(params, batch_shape, self.features))
+    return GRUCarry(numerics.zeros(params, batch_shape, self.features))
 
   def project(self, params, inputs):
     """X W + b."""
-    return base.affine(inputs, params.kernel, params.bias)
+    return numerics.affine(inputs, params.kernel, params.bias)
 
   def seen(self, gate: Array) -> Array:
     """The part of h that the candidate sees, given the gate."""
@@ -62,8 +61,8 @@ class MGU(Structured):
     weights = [
       self.structure.take(params.recurrent, slice(k, k + 1)) for k in range(2)
     ]
-    xf, xn = base.split_gates(base.as_carry(projected, carry), 2)
-    product = lambda hidden, weights: base.as_carry(
+    xf, xn = numerics.split_gates(numerics.as_carry(projected, carry), 2)
+    product = lambda hidden, weights: numerics.as_carry(
       self.structure.product(hidden, weights), carry
     )
     f = jax.nn.sigmoid(xf + product(carry.hidden, weights[0]))

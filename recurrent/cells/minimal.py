@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.types import Array, Float
 
@@ -48,8 +48,8 @@ class MinGRU(base.LinearCell):
 
   def project(self, params, inputs):
     """The gate and the candidate."""
-    both = base.widen(base.affine(inputs, params.kernel, params.bias))
-    z, n = base.split_gates(both, 2)
+    both = numerics.widen(numerics.affine(inputs, params.kernel, params.bias))
+    z, n = numerics.split_gates(both, 2)
     # 1 - sigmoid(z) loses its digits where the gate is open.
     return base.Linear(jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * n, None)
 
@@ -84,8 +84,10 @@ class MinLSTM(base.LinearCell):
 
   def project(self, params, inputs):
     """The normalised gates and the candidate."""
-    all_three = base.widen(base.affine(inputs, params.kernel, params.bias))
-    i, f, g = base.split_gates(all_three, 3)
+    all_three = numerics.widen(
+      numerics.affine(inputs, params.kernel, params.bias)
+    )
+    i, f, g = numerics.split_gates(all_three, 3)
     # log f - log i, so that two closed gates are no 0 / 0.
     keep = jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)
     return base.Linear(jax.nn.sigmoid(keep), jax.nn.sigmoid(-keep) * g, None)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.types import Array, Float
 
@@ -70,16 +70,18 @@ class MLSTM(base.MatrixCell):
     """Zeros."""
     width = self.features // self.heads
     return base.LinearCarry(
-      base.zeros(params, batch_shape, self.heads, width, width + 1)
+      numerics.zeros(params, batch_shape, self.heads, width, width + 1)
     )
 
   def project(self, params, inputs):
     """Gated keys, values with a one for n, queries, the output gate."""
-    all_four = base.affine(inputs, params.kernel, params.bias)
-    q, k, v, o = base.split_gates(all_four, 4)
-    q, k, v = (self._in_heads(base.widen(x)) for x in (q, k, v))
-    gates = base.widen(base.affine(inputs, params.gates, params.gate_bias))
-    i, f = base.split_gates(gates, 2)
+    all_four = numerics.affine(inputs, params.kernel, params.bias)
+    q, k, v, o = numerics.split_gates(all_four, 4)
+    q, k, v = (self._in_heads(numerics.widen(x)) for x in (q, k, v))
+    gates = numerics.widen(
+      numerics.affine(inputs, params.gates, params.gate_bias)
+    )
+    i, f = numerics.split_gates(gates, 2)
     i = jnp.exp(INPUT_GATE_CAP * jnp.tanh(i / INPUT_GATE_CAP))
     return base.Outer(
       log_decay=jax.nn.log_sigmoid(f),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.cells.lstm import LSTM, LSTMParams
 from recurrent.types import Array, Float
@@ -66,14 +66,14 @@ class Mogrifier(base.Cell):
 
   def project(self, params, inputs):
     """The inputs: what they become depends on the carry."""
-    base.check_width("inputs", inputs, len(params.lstm.kernel))
+    numerics.check_width("inputs", inputs, len(params.lstm.kernel))
     return inputs
 
   def step(self, params, carry, projected):
     """The rounds, then a time step of the LSTM."""
     inputs, hidden = projected, carry.hidden
     gate = lambda array, kernel: (
-      2 * jax.nn.sigmoid(base.hidden_product(array, kernel))
+      2 * jax.nn.sigmoid(numerics.hidden_product(array, kernel))
     )
     for index in range(self.rounds):
       if index % 2:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.types import Array, Float
 
@@ -49,9 +49,9 @@ class QRNN(base.LinearCell):
 
   def project(self, params, inputs):
     """The three gates."""
-    gates = base.affine(inputs, params.kernel, params.bias)
-    z, f, o = base.split_gates(gates, 3)
-    z, f = base.widen(z), base.widen(f)
+    gates = numerics.affine(inputs, params.kernel, params.bias)
+    z, f, o = numerics.split_gates(gates, 3)
+    z, f = numerics.widen(z), numerics.widen(f)
     drive = jax.nn.sigmoid(-f) * jnp.tanh(z)
     return base.Linear(jax.nn.sigmoid(f), drive, jax.nn.sigmoid(o))
 
@@ -86,9 +86,9 @@ class SRU(base.LinearCell):
 
   def project(self, params, inputs):
     """The gates, the value and the highway."""
-    all_four = base.affine(inputs, params.kernel, params.bias)
-    v, f, r, s = base.split_gates(all_four, 4)
-    v, f = base.widen(v), base.widen(f)
+    all_four = numerics.affine(inputs, params.kernel, params.bias)
+    v, f, r, s = numerics.split_gates(all_four, 4)
+    v, f = numerics.widen(v), numerics.widen(f)
     drive = jax.nn.sigmoid(-f) * v
     return base.Linear(jax.nn.sigmoid(f), drive, (jax.nn.sigmoid(r), s))
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.types import Array, Float
 
@@ -56,14 +56,16 @@ class RGLRU(base.LinearCell):
 
   def narrow(self, params, dtype):
     """All but the rate; a rounded decay would forget."""
-    return base.cast(params, dtype)._replace(rate=params.rate)
+    return numerics.cast(params, dtype)._replace(rate=params.rate)
 
   def project(self, params, inputs):
     """The gates, the decay and the normalised drive."""
-    value = base.affine(inputs, params.kernel, params.bias)
-    gates = base.widen(base.affine(value, params.gates, params.gate_bias))
-    r, i = base.split_gates(jax.nn.sigmoid(gates), 2)
-    rate = base.like(jax.nn.softplus(params.rate), r)
+    value = numerics.affine(inputs, params.kernel, params.bias)
+    gates = numerics.widen(
+      numerics.affine(value, params.gates, params.gate_bias)
+    )
+    r, i = numerics.split_gates(jax.nn.sigmoid(gates), 2)
+    rate = numerics.like(jax.nn.softplus(params.rate), r)
     log_decay = -SHARPNESS * rate * r
     # At a shut gate the root's slope is infinite, and 0 times that is NaN.
     tiny = float(jnp.finfo(log_decay.dtype).tiny)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.types import Array, Float
 
@@ -68,22 +68,22 @@ class RHN(base.Cell):
 
   def initial_carry(self, params, batch_shape):
     """Zeros."""
-    return RHNCarry(base.zeros(params, batch_shape, self.features))
+    return RHNCarry(numerics.zeros(params, batch_shape, self.features))
 
   def project(self, params, inputs):
     """X W + b of the first layer."""
-    return base.affine(inputs, params.kernel, params.bias[0])
+    return numerics.affine(inputs, params.kernel, params.bias[0])
 
   def step(self, params, carry, projected):
     """One time step, L products one after the other."""
     (hidden,) = carry
     for layer in range(self.depth):
-      sums = base.hidden_product(hidden, params.recurrent[layer])
+      sums = numerics.hidden_product(hidden, params.recurrent[layer])
       if layer:
-        sums = base.add_bias(sums, params.bias[layer])
+        sums = numerics.add_bias(sums, params.bias[layer])
       else:
         sums = sums + projected
-      n, t = base.split_gates(base.as_carry(sums, carry), 2)
+      n, t = numerics.split_gates(numerics.as_carry(sums, carry), 2)
       t = jax.nn.sigmoid(t)
       hidden = t * jnp.tanh(n) + (1 - t) * hidden
     return RHNCarry(hidden), hidden.astype(projected.dtype)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.cells.structures import Dense, Structure, Structured
 from recurrent.types import Array, Float
@@ -73,11 +73,11 @@ class RNN(Structured, base.GatedCell):
 
   def initial_carry(self, params, batch_shape):
     """Zeros."""
-    return RNNCarry(base.zeros(params, batch_shape, self.features))
+    return RNNCarry(numerics.zeros(params, batch_shape, self.features))
 
   def project(self, params, inputs):
     """X W + b."""
-    return base.affine(inputs, params.kernel, params.bias)
+    return numerics.affine(inputs, params.kernel, params.bias)
 
   def recur(self, params, carry):
     """H R."""
@@ -87,6 +87,6 @@ class RNN(Structured, base.GatedCell):
     """The activation of the sum."""
     del params
     hidden = ACTIVATIONS[self.activation](
-      base.as_carry(projected + mixed, carry)
+      numerics.as_carry(projected + mixed, carry)
     )
     return RNNCarry(hidden), hidden.astype(projected.dtype)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.types import Array, Float
 
@@ -65,7 +65,7 @@ class S5(base.ComplexLinearCell):
 
   def narrow(self, params, dtype):
     """The matrices; a rounded decay would forget."""
-    return base.cast(params, dtype)._replace(
+    return numerics.cast(params, dtype)._replace(
       log_rate=params.log_rate,
       frequency=params.frequency,
       log_step=params.log_step,
@@ -75,11 +75,13 @@ class S5(base.ComplexLinearCell):
     """The discrete decay, the same at every time step; the drive; x D."""
     pole = jax.lax.complex(-jnp.exp(params.log_rate), params.frequency)
     decay = jnp.exp(pole * jnp.exp(params.log_step).astype(pole.dtype))
-    drive = base.complex_product(inputs, params.kernel)
-    hold = base.like((decay - 1) / pole, drive)
+    drive = numerics.complex_product(inputs, params.kernel)
+    hold = numerics.like((decay - 1) / pole, drive)
     decay = jnp.broadcast_to(decay, drive.shape)
-    return base.Linear(decay, drive * hold, base.product(inputs, params.skip))
+    return base.Linear(
+      decay, drive * hold, numerics.product(inputs, params.skip)
+    )
 
   def readout(self, params, state, skip):
     """2 Re(h C) + x D."""
-    return 2 * base.real_product(state, params.output) + skip
+    return 2 * numerics.real_product(state, params.output) + skip

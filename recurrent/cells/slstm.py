@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.cells.structures import Dense, Structure, Structured
 from recurrent.types import Array, Float
@@ -62,13 +62,13 @@ class SLSTM(Structured, base.GatedCell):
 
   def initial_carry(self, params, batch_shape):
     """Zeros, over the logarithm of nothing."""
-    start = base.zeros(params, batch_shape, self.features)
+    start = numerics.zeros(params, batch_shape, self.features)
     # Finite, since minus infinity has no gradient.
     return SLSTMCarry(start, start, jnp.full_like(start, -1e30))
 
   def project(self, params, inputs):
     """X W + b."""
-    return base.affine(inputs, params.kernel, params.bias)
+    return numerics.affine(inputs, params.kernel, params.bias)
 
   def recur(self, params, carry):
     """H R."""
@@ -77,8 +77,8 @@ class SLSTM(Structured, base.GatedCell):
   def gate(self, params, carry, projected, mixed):
     """The gates over their running sum."""
     del params
-    log_i, f, g, o = base.split_gates(
-      base.as_carry(projected + mixed, carry), 4
+    log_i, f, g, o = numerics.split_gates(
+      numerics.as_carry(projected + mixed, carry), 4
     )
     kept = jax.nn.log_sigmoid(f) + carry.log_normaliser
     old, new = jax.nn.sigmoid(kept - log_i), jax.nn.sigmoid(log_i - kept)

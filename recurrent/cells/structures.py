@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import initializers
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.types import Array, Float, PRNGKey
 
@@ -48,7 +48,7 @@ class Dense(Structure):
 
   def product(self, hidden, weights):
     """One matrix product."""
-    return base.hidden_product(hidden, weights)
+    return numerics.hidden_product(hidden, weights)
 
   def take(self, weights, gates):
     """Columns."""
@@ -92,7 +92,7 @@ class Heads(Structure):
     """A small product a head."""
     batch = hidden.shape[:-1]
     hidden = hidden.astype(weights.dtype).reshape(*batch, self.heads, -1)
-    mixed = base.einsum("...nh,nhgk->...gnk", hidden, weights)
+    mixed = numerics.einsum("...nh,nhgk->...gnk", hidden, weights)
     return mixed.reshape(*batch, -1)
 
   def take(self, weights, gates):
@@ -137,7 +137,7 @@ class Diagonal(Structure):
     """Elementwise, once a gate."""
     shape = (*hidden.shape[:-1], *weights.shape)
     hidden = hidden.astype(weights.dtype)[..., None, :]
-    mixed = base.spread(hidden, shape) * base.spread(weights, shape)
+    mixed = numerics.spread(hidden, shape) * numerics.spread(weights, shape)
     return mixed.reshape(*shape[:-2], -1)
 
   def take(self, weights, gates):
@@ -183,7 +183,7 @@ class LowRank(Structure):
   def product(self, hidden, weights):
     """Two thin products."""
     down, up = weights
-    return base.product(base.hidden_product(hidden, down), up)
+    return numerics.product(numerics.hidden_product(hidden, down), up)
 
   def take(self, weights, gates):
     """Columns of the second."""

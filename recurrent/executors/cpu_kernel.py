@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from recurrent.cells.base import Cell, check_width
+from recurrent.cells.base import Cell
 from recurrent.cells.gru import GRU
 from recurrent.cells.lstm import LSTM
 from recurrent.cells.lstm_variants import LSTMVariant
@@ -27,6 +27,7 @@ from recurrent.executors.fused import run as loop_run
 from recurrent.kernels import cpu as loops
 from recurrent.kernels import transforms
 from recurrent.masking import TimeSteps, zeros
+from recurrent.numerics import check_width
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
 

@@ -19,7 +19,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.interpreters import partial_eval
 
-from recurrent.cells.base import wide_dtype
 from recurrent.executors.scan import time_step
 from recurrent.kernels import transforms
 from recurrent.masking import (
@@ -33,6 +32,7 @@ from recurrent.masking import (
   restart,
   zeros,
 )
+from recurrent.numerics import wide_dtype
 
 # The name of the carries before each time step, by which `unroll` keeps them
 # alone.

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from recurrent import cells, nn
-from recurrent.cells import base
+from recurrent import cells, nn, numerics
 from recurrent.types import (
   Activations,
   Array,
@@ -180,6 +179,6 @@ class LanguageModel(nnx.Module):
   def logits(self, activations: Float[Array, "*B H"]) -> Logits:
     """Float32 logits [*batch, V] of outputs [*batch, H]."""
     kernel = self.embedding[...].T if self.tied else self.output[...]
-    logits = base.product(activations, kernel.astype(self.dtype))
+    logits = numerics.product(activations, kernel.astype(self.dtype))
     logits = logits.astype(jnp.float32)
     return logits + jnp.broadcast_to(self.output_bias[...], logits.shape)

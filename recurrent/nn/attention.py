@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from recurrent import initializers
-from recurrent.cells import base
+from recurrent import initializers, numerics
 from recurrent.masking import blank
 from recurrent.types import (
   Activations,
@@ -178,7 +177,7 @@ class AdditiveAttention(Attention):
     query = _product(query, self.query)
     query, key = query[..., :, None, :], keys.keys[..., None, :, :]
     shape = jnp.broadcast_shapes(query.shape, key.shape)
-    sums = base.spread(query, shape) + base.spread(key, shape)
+    sums = numerics.spread(query, shape) + numerics.spread(key, shape)
     score = self.score[...].astype(query.dtype)
     scores = _einsum("...f,f->...", jnp.tanh(sums), score)
     return _weighted_mean(scores, keys)
@@ -416,7 +415,7 @@ def masked_softmax(
     Weights, float32 at least; zero where the mask is False, and all zero, as
     is their gradient, where it is False everywhere.
   """
-  scores = base.widen(scores)
+  scores = numerics.widen(scores)
   mask = jnp.broadcast_to(mask, scores.shape)
   largest = jnp.max(
     scores, axis=-1, keepdims=True, where=mask, initial=-jnp.inf
@@ -524,7 +523,7 @@ def rotate(
     Su et al., "RoFormer: enhanced transformer with rotary position embedding",
     2021.
   """
-  wide = base.widen(array)
+  wide = numerics.widen(array)
   width = array.shape[-1]
   rates = jnp.asarray(10000.0 ** -(np.arange(0, width, 2) / width), wide.dtype)
   angles = positions[..., None, None].astype(wide.dtype) * jnp.expand_dims(
@@ -636,7 +635,7 @@ def _einsum(formula, a, b):
 
 
 def _product(inputs, param):
-  return base.product(inputs, param[...].astype(inputs.dtype))
+  return numerics.product(inputs, param[...].astype(inputs.dtype))
 
 
 def _check_floating(name, array):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import nnx
 
-from recurrent.cells import base
+from recurrent import numerics
 from recurrent.masking import blank
 from recurrent.nn import attention
 from recurrent.types import Activations, Array, Float, Mask
@@ -50,7 +50,7 @@ def pool_mean(
   outputs: Activations, mask: Mask | None = None
 ) -> Float[Array, "B D"]:
   """The mean over the real time steps, [batch, H], summed in float32."""
-  total = base.widen(blank(mask, outputs)).sum(axis=1)
+  total = numerics.widen(blank(mask, outputs)).sum(axis=1)
   real = _mask_of(outputs, mask).sum(axis=1, keepdims=True, dtype=total.dtype)
   real = jnp.broadcast_to(jnp.maximum(real, 1), total.shape)
   return (total / real).astype(outputs.dtype)
@@ -142,9 +142,9 @@ class Pooling(nnx.Module):
       return POOLINGS[self.kind](outputs, mask)
     outputs = blank(mask, outputs)
     query = self.query[...].astype(outputs.dtype)
-    scores = base.einsum("bth,h->bt", outputs, query)
+    scores = numerics.einsum("bth,h->bt", outputs, query)
     weights = attention.masked_softmax(scores, _mask_of(outputs, mask))
-    return base.einsum("bth,bt->bh", outputs, weights.astype(outputs.dtype))
+    return numerics.einsum("bth,bt->bh", outputs, weights.astype(outputs.dtype))
 
 
 def _mask_of(outputs, mask):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from recurrent.cells import base
+from recurrent import numerics
 from recurrent.masking import blank
 from recurrent.nn import loading
 from recurrent.nn.dropout import dropout
@@ -158,7 +158,7 @@ class Stack(nnx.Module):
       if not jnp.issubdtype(array.dtype, jnp.floating):
         return array[row]
       # The gradient of a look-up is a sum over all that look up one row.
-      return base.widen(array)[row].astype(array.dtype)
+      return numerics.widen(array)[row].astype(array.dtype)
 
     def step(carry, row):
       first = below = table[row].astype(dtype)

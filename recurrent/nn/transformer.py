@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from recurrent.cells import base
+from recurrent import numerics
 from recurrent.masking import blank
 from recurrent.nn import attention
 from recurrent.nn.dropout import dropout
@@ -74,13 +74,13 @@ def rms_norm(array: Float[Array, "*B H"], scale: Float[Array, "H"]) -> Array:
   Reference:
     Zhang & Sennrich, "Root mean square layer normalization", 2019.
   """
-  wide = base.widen(array)
+  wide = numerics.widen(array)
   square = jnp.square(wide).mean(axis=-1, keepdims=True)
   normal = wide * jax.lax.rsqrt(square + 1e-5)
-  return (normal * base.like(scale, normal)).astype(array.dtype)
+  return (normal * numerics.like(scale, normal)).astype(array.dtype)
 
 
-NORMS = {"layer": base.layer_norm, "rms": rms_norm}
+NORMS = {"layer": numerics.layer_norm, "rms": rms_norm}
 
 
 class _Sublayer(nnx.Module):
@@ -128,8 +128,8 @@ class MLP(_Sublayer):
     return self._add(inputs, found, key)
 
   def _affine(self, array, kernel, bias):
-    kernel, bias = base.cast((kernel[...], bias[...]), array.dtype)
-    return base.affine(array, kernel, bias)
+    kernel, bias = numerics.cast((kernel[...], bias[...]), array.dtype)
+    return numerics.affine(array, kernel, bias)
 
 
 class AttentionToAll(_Sublayer):
@@ -183,7 +183,7 @@ class AttentionToPast(_Sublayer):
   def initial_carry(self, batch_size: int) -> TransformerCarry:
     """The carry before the first time step: empty, [batch, ...]."""
     heads = self.heads.heads
-    empty = base.zeros(
+    empty = numerics.zeros(
       self.heads.query_key_value[...],
       (batch_size,),
       self.context,
@@ -248,7 +248,7 @@ class AttentionToPast(_Sublayer):
 
   def step(self, carry, projected, dtype):
     """One time step: the next carry, and outputs [batch, features]."""
-    inputs, query, key, value = base.cast(projected, dtype)
+    inputs, query, key, value = numerics.cast(projected, dtype)
     rows = jnp.arange(len(carry.time_steps))
     slot = carry.time_steps % self.context
     keys, values = (

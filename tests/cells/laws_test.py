@@ -16,7 +16,8 @@ from jax.flatten_util import ravel_pytree
 
 from recurrent import METHODS, unroll
 from recurrent.cells import CELLS, GatedCell
-from recurrent.cells.base import cast, param_shapes
+from recurrent.cells.base import param_shapes
+from recurrent.numerics import cast
 from tests.cells.cases import (
   Case,
   assert_close,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from recurrent import initializers
-from recurrent.cells import CELLS, GatedCell, RNNCarry, base
+from recurrent import initializers, numerics
+from recurrent.cells import CELLS, GatedCell, RNNCarry
 from tests.cells import laws_test
 from tests.cells.cases import methods
 
@@ -31,16 +31,16 @@ class UGRNN(GatedCell):
     return UGRNNParams(kernel, recurrent, jnp.zeros((2 * h,), jnp.float32))
 
   def initial_carry(self, params, batch_shape):
-    return RNNCarry(base.zeros(params, batch_shape, self.features))
+    return RNNCarry(numerics.zeros(params, batch_shape, self.features))
 
   def project(self, params, inputs):
-    return base.affine(inputs, params.kernel, params.bias)
+    return numerics.affine(inputs, params.kernel, params.bias)
 
   def recur(self, params, carry):
-    return base.hidden_product(carry.hidden, params.recurrent)
+    return numerics.hidden_product(carry.hidden, params.recurrent)
 
   def gate(self, params, carry, projected, mixed):
-    g, c = base.split_gates(base.as_carry(projected + mixed, carry), 2)
+    g, c = numerics.split_gates(numerics.as_carry(projected + mixed, carry), 2)
     keep = jax.nn.sigmoid(g)
     hidden = keep * carry.hidden + (1 - keep) * jnp.tanh(c)
     return RNNCarry(hidden), hidden.astype(projected.dtype)

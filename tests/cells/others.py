@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from recurrent import numerics
 from recurrent.cells import (
   GRU,
   LSTM,
@@ -14,7 +15,6 @@ from recurrent.cells import (
   GRUCarry,
   LSTMCarry,
   RNNCarry,
-  base,
 )
 
 
@@ -34,10 +34,14 @@ class PeepholeLSTM(LSTM):
     return PeepholeParams(*super().init(key, in_features), peephole)
 
   def gate(self, params, carry, projected, mixed):
-    i, f, g, o = base.split_gates(base.as_carry(projected + mixed, carry), 4)
+    i, f, g, o = numerics.split_gates(
+      numerics.as_carry(projected + mixed, carry), 4
+    )
     see = lambda k, cell: (
       cell
-      * jnp.broadcast_to(base.as_carry(params.peephole[k], carry), cell.shape)
+      * jnp.broadcast_to(
+        numerics.as_carry(params.peephole[k], carry), cell.shape
+      )
     )
     i = jax.nn.sigmoid(i + see(0, carry.cell))
     f = jax.nn.sigmoid(f + see(1, carry.cell))
@@ -97,7 +101,7 @@ class Heads(GatedCell):
     return HeadsParams(kernel[:, 0], recurrent, jnp.ones((), jnp.float32))
 
   def initial_carry(self, params, batch_shape):
-    return RNNCarry(base.zeros(params, batch_shape, self.features))
+    return RNNCarry(numerics.zeros(params, batch_shape, self.features))
 
   def project(self, params, inputs):
     return {"x": inputs["x"] @ params.kernel, "gap": inputs["gap"]}
@@ -111,7 +115,7 @@ class Heads(GatedCell):
   def gate(self, params, carry, projected, mixed):
     decay = jnp.exp(-jax.nn.softplus(params.scale) * projected["gap"])
     x = projected["x"] + mixed[0] * jnp.broadcast_to(decay, mixed[0].shape)
-    hidden = jnp.tanh(base.as_carry(x, carry))
+    hidden = jnp.tanh(numerics.as_carry(x, carry))
     return RNNCarry(hidden), hidden.astype(projected["x"].dtype)
 
 
@@ -125,7 +129,7 @@ class Counted(RNN):
   """A clockwork: every other unit moves at even time steps only."""
 
   def initial_carry(self, params, batch_shape):
-    hidden = base.zeros(params, batch_shape, self.features)
+    hidden = numerics.zeros(params, batch_shape, self.features)
     return CountedCarry(hidden, jnp.zeros(batch_shape, jnp.int32))
 
   def gate(self, params, carry, projected, mixed):
