@@ -1,7 +1,9 @@
-"""docs/proofs.md names tests that there are."""
+"""docs/proofs.md names tests that exist, and mutants change lines that exist."""
 
 import pathlib
 import re
+
+from tests.mutation import MUTANTS
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -15,3 +17,9 @@ def test_every_test_that_the_proofs_name_is_there():
     assert f"def {test}(" in source, test
   for file in re.findall(r"`([\w/]+_test\.py)", text):
     assert (TESTS / file).exists(), file
+
+
+def test_every_mutant_changes_a_line_that_is_there():
+  for file, old, new in MUTANTS:
+    assert old != new
+    assert old in (TESTS.parent / "recurrent" / file).read_text(), (file, old)
