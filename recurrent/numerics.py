@@ -27,7 +27,6 @@ def cast(params: Params, dtype: jax.typing.DTypeLike) -> Params:
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-@functools.lru_cache(maxsize=1024)
 def zeros(params: Params, batch_shape: tuple[int, ...], *widths: int) -> Array:
   """Zeros [*batch, *widths]: float64 for float64 params, else float32."""
   wide = any(x.dtype == jnp.float64 for x in jax.tree.leaves(params))

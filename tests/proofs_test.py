@@ -1,4 +1,4 @@
-"""docs/proofs.md names tests that exist, and mutants change lines that exist."""
+"""docs/proofs.md names tests, and mutants change lines, that exist."""
 
 import pathlib
 import re

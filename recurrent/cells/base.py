@@ -355,6 +355,7 @@ def check_time_steps(name: str, array: Array, *axes: int | str) -> None:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def param_shapes(cell: Cell, in_features: int) -> Params:
   """Shapes and dtypes of a cell's parameters; nothing is drawn."""
   shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_features))
