@@ -18,6 +18,7 @@ from typing import Any
 from absl import flags
 
 from recurrent.errors import ConfigError
+from recurrent.unroll import RENAMED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +292,8 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 def _nearest(name: str, value: Any, choices: Sequence[str]) -> str:
   """What may have been meant, whatever its case, or nothing."""
+  if name == "method" and value in RENAMED:
+    return f"it is now called {RENAMED[value]}: "
   by_lower = {choice.lower(): choice for choice in choices}
   near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
   return f"did you mean --{name}={by_lower[near[0]]}? " if near else ""

@@ -23,6 +23,14 @@ from recurrent.types import Array, Carry, Mask, Params, Remat
 
 METHODS = ("auto", *executors.EXECUTORS)
 
+# What methods were called up to version 0.1.
+RENAMED = {
+  "kernel": "linear_scan",
+  "native": "cpu_kernel",
+  "pallas": "tpu_kernel",
+  "mosaic_gpu": "gpu_kernel",
+}
+
 # Rows that `remat="gates"` makes the gates of at a time, over time steps and
 # batch: one large product, and the only gates there are in memory.
 GATES_ROWS = 1024
@@ -322,6 +330,8 @@ def check_method(cell: Cell, method: str) -> None:
   Raises:
     ValueError: if there is no such method, or the cell cannot run by it.
   """
+  if method in RENAMED:
+    raise ValueError(f"method {method!r} is now called {RENAMED[method]!r}")
   if method not in METHODS:
     raise ValueError(f"method must be one of {METHODS}, got {method!r}")
   if method != "auto":

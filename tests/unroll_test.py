@@ -25,7 +25,7 @@ from recurrent.cells import (
   structures,
 )
 from recurrent.kernels import cpu
-from recurrent.unroll import resolve_method
+from recurrent.unroll import METHODS, RENAMED, resolve_method
 from tests.cells.cases import Case, assert_close, everything, results
 from tests.cells.others import (
   Counted,
@@ -164,6 +164,13 @@ def test_auto_stands_for_the_fastest_method_that_runs_the_cell():
   assert resolve_method(GRUResetBefore(4), "auto") == "scan"
   for method in ("scan", "fused"):
     assert resolve_method(LSTM(4), method) == method
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_the_old_name_of_a_method_is_refused_with_the_new_one(old, new):
+  assert old not in METHODS and new in METHODS
+  with pytest.raises(ValueError, match=f"{old!r} is now called {new!r}"):
+    call(method=old)
 
 
 def test_what_is_public_is_there():

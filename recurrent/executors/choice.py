@@ -66,7 +66,7 @@ def _is(kind: type) -> Callable[[Cell, Setting], bool]:
   return lambda cell, setting: isinstance(cell, kind)
 
 
-def _native(cell, setting):
+def _in_cpp(cell, setting):
   # A call in C++ is one device's: what is sharded would be gathered for it.
   alone = setting.devices == 1
   return (
@@ -90,7 +90,7 @@ LINEAR = Row(
 )
 NATIVE = Row(
   "cells with a loop in C++, on one device",
-  _native,
+  _in_cpp,
   "cpu_kernel",
   "a time step stays in registers",
 )

@@ -21,7 +21,7 @@ CAPABILITY = "9.0"
 
 def gpu_kernel(*args, **options):
   """As all executors: the carry and the outputs."""
-  return tpu_kernel.by_kernels("gpu_kernel")(*args, **options)
+  return tpu_kernel.by_kernels("gpu")(*args, **options)
 
 
 @functools.lru_cache

@@ -84,7 +84,7 @@ def by_kernels(name):
 
 def tpu_kernel(*args, **options):
   """As all executors: the carry and the outputs."""
-  return by_kernels("tpu_kernel")(*args, **options)
+  return by_kernels("tpu")(*args, **options)
 
 
 def why_not(cell) -> str:

@@ -11,14 +11,14 @@ __all__ = [
   "block_scan",
   "linear_scan",
   "matrix_scan",
-  "gpu_kernel",
-  "tpu_kernel",
+  "gpu",
+  "tpu",
 ]
 
 
 def __getattr__(name: str):
   # The kernels for accelerators import Pallas, which takes as long as the rest
   # of this package: so they are imported when they are first asked for.
-  if name in ("gpu_kernel", "tpu_kernel"):
+  if name in ("gpu", "tpu"):
     return importlib.import_module(f"recurrent.kernels.{name}")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

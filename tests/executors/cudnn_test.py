@@ -81,7 +81,7 @@ def test_only_the_plain_lstm_runs_and_only_in_float32_on_a_gpu():
 
 def test_auto_takes_no_method_that_was_not_timed_on_a_gpu():
   for name in CELLS:
-    assert choose(CELLS[name](6), HERE) not in (
+    assert choose(CELLS[name](6), HERE).method not in (
       "cudnn",
       "gpu_kernel",
       "tpu_kernel",

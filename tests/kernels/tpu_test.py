@@ -251,7 +251,7 @@ def test_it_lowers_to_one_tpu_kernel_a_pass(name):
 
 def test_auto_does_not_choose_it_and_explain_says_that_it_is_slow_here():
   for name in ABLE:
-    assert choose(CELLS[name](6), Setting.here()) != "tpu_kernel"
+    assert choose(CELLS[name](6), Setting.here()).method != "tpu_kernel"
   said = explain(LSTM(6), method="tpu_kernel")
   assert "runs by 'tpu_kernel': asked for" in said
   assert "tpu_kernel: possible, interpreted on cpu: slow" in said

@@ -22,7 +22,7 @@ def _kernel(decay, drive):
   return kernels.linear_scan(decay, drive, jnp.zeros_like(drive[0]))
 
 
-def _mosaic_gpu(decay, drive):
+def _gpu_kernel(decay, drive):
   start = jnp.zeros_like(drive[0])
   return kernels.gpu.linear_scan(decay, drive, start)
 
@@ -44,7 +44,7 @@ def _scan(decay, drive):
 
 HOW = {
   "kernel": _kernel,
-  "gpu_kernel": _mosaic_gpu,
+  "gpu_kernel": _gpu_kernel,
   "associative": _associative,
   "scan": _scan,
 }

@@ -1,7 +1,7 @@
 """Layers over time in C++, for CPUs: compiled at first use, then kept.
 
 `loops.cc` says what they do. They are compiled for the machine at hand by the
-C++ compiler on its path, which takes up to a minute, once, into `native` in the
+C++ compiler on its path, which takes up to a minute, once, into `cpu_kernel` in the
 cache folder (`recurrent.cache`). `RECURRENT_NATIVE=0` in the environment turns
 them off. `unavailable` says why they cannot be had, if so.
 """
