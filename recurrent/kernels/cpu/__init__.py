@@ -1,9 +1,10 @@
-"""Layers over time in C++, for CPUs: compiled at first use, then kept.
+"""Layers over time in C++ for CPUs, compiled when they are first used.
 
-`loops.cc` says what they do. They are compiled for the machine at hand by the
-C++ compiler on its path, which takes up to a minute, once, into `cpu_kernel` in the
-cache folder (`recurrent.cache`). `RECURRENT_NATIVE=0` in the environment turns
-them off. `unavailable` says why they cannot be had, if so.
+The sources are `loops.cc` and `products.cc`. The C++ compiler on the path
+compiles them for this machine, which takes up to a minute, and the library is
+kept in the folder `cpu_kernel` of the cache (`recurrent.cache`). Setting
+`RECURRENT_NATIVE=0` in the environment turns them off. `unavailable` returns
+the reason if the loops cannot be used.
 """
 
 import ctypes
