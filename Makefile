@@ -17,8 +17,8 @@ WORKDIR ?= runs/pydoc
 LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; \
   print("%d%d" % sys.version_info[:2])' 2>/dev/null).txt
 
-.PHONY: train test lint unit laws mutants faults tpu-compile benchmark-loop \
-  lock clean
+.PHONY: train test lint unit laws mutants faults sanitize tpu-compile \
+  benchmark-loop lock clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m experiments.language_model --workdir=$(WORKDIR)
@@ -51,6 +51,11 @@ mutants: $(VENV)/installed
 # Twenty runs killed at random instants; about ten minutes.
 faults: $(VENV)/installed
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.experiments.interruption_test --trials=20
+
+# 10,000 random calls of the loops in C++ under AddressSanitizer and UBSan; some
+# minutes, most of them for the compiler.
+sanitize: $(VENV)/installed
+	$(BIN)/python -m tests.kernels.native_fuzz --tries=10000
 
 # The TPU kernels through libtpu's compiler, without a TPU; about ten minutes,
 # and 700 MB for libtpu, which stays apart from the environment.

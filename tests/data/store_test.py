@@ -1,6 +1,5 @@
 import multiprocessing
 import os
-import pathlib
 import time
 
 import pytest
@@ -14,16 +13,6 @@ VERSION = str(builders.Pydoc.VERSION)
 
 def shard(folder):
   return folder / "pydoc" / VERSION / "pydoc-train.array_record-00000-of-00001"
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch):
-  monkeypatch.setenv("RECURRENT_CACHE", "/one")
-  monkeypatch.setenv("XDG_CACHE_HOME", "/two")
-  assert store.cache_dir() == pathlib.Path("/one")
-  monkeypatch.delenv("RECURRENT_CACHE")
-  assert store.cache_dir() == pathlib.Path("/two/recurrent")
-  monkeypatch.delenv("XDG_CACHE_HOME")
-  assert store.cache_dir() == pathlib.Path.home() / ".cache/recurrent"
 
 
 def test_ours_is_prepared_once_and_in_silence(cache, capfd):

@@ -237,6 +237,8 @@ def spoilt(random, call: Call) -> Call:
   else:
     new = old._replace(shape=another_shape(random, old.shape))
     right = new.shape == old.shape or (old.absent and new.shape == NONE)
+    if old.absent and old.shape == NONE and not right:
+      right = None  # it may be what it would be if it were there
   where = "arguments" if name in call.arguments else "results"
   # `saved` and others are both, of different passes: never in one call.
   changed = getattr(call, where) | {name: new}

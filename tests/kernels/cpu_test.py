@@ -1,6 +1,10 @@
 """The loops in C++ against the plain scan, in every way they share work out."""
 
 import os
+import stat
+import subprocess
+import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +14,12 @@ import pytest
 from recurrent import executors, unroll
 from recurrent.cells import GRU, LRU, LSTM, RNN, Heads, LSTMVariant
 from recurrent.executors import Setting
-from recurrent.kernels import cpu
+from recurrent.kernels import native
 from tests.cells.cases import Case, assert_close, drawn_by_init, everything
+from tests.kernels import native_fuzz
 
 pytestmark = pytest.mark.skipif(
-  cpu.unavailable() != "", reason=f"it {cpu.unavailable()}"
+  native.unavailable() != "", reason=f"it {native.unavailable()}"
 )
 HERE = Setting(jnp.dtype("float32"), jnp.dtype("float32"), "cpu", 1)
 
@@ -60,13 +65,13 @@ def test_it_is_the_plain_scan(make, batch, time, features, reverse):
   case = draw(cell, batch, time, np.float64)
   want = everything(cell, method="scan", reverse=reverse)(case)
   for remat in (None, "gates"):
-    how = {"method": "cpu_kernel", "reverse": reverse, "remat": remat}
+    how = {"method": "native", "reverse": reverse, "remat": remat}
     assert_close(everything(cell, **how)(case), want, 1e-12)
   narrow = lambda x: x.astype(np.float32) if x.dtype == np.float64 else x
-  got = everything(cell, method="cpu_kernel", reverse=reverse)(
+  got = everything(cell, method="native", reverse=reverse)(
     jax.tree.map(narrow, case)
   )
-  # float32 rounds at 6e-8, times the time steps and the root of the units.
+  # float32 rounds at 6e-8, times the ticks and the root of the units.
   assert_close(got, want, 5e-6)
 
 
@@ -83,7 +88,7 @@ def test_its_own_sigmoids_are_right_wherever_they_are_asked(cell):
   inputs = jnp.asarray(sums)[:, None, None]
   got, want = (
     unroll(cell, params, None, inputs, method=method)[1]
-    for method in ("cpu_kernel", "scan")
+    for method in ("native", "scan")
   )
   np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-30)
 
@@ -115,26 +120,21 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_plain_scan(
 
   def run(method):
     def loss(params, carry, inputs):
-      last, outputs = unroll(cell, params, carry, inputs, method=method)
-      return sum(x.sum() for x in jax.tree.leaves((last, outputs))), (
-        last,
-        outputs,
-      )
+      made = unroll(cell, params, carry, inputs, method=method)
+      return sum(x.sum() for x in jax.tree.leaves(made)), made
 
     return jax.grad(loss, (0, 1, 2), has_aux=True)(params, carry, inputs)
 
-  (d_got, got), (d_want, want) = run("cpu_kernel"), run("scan")
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), got, want
-  )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), d_got, d_want
+    lambda got, want: np.testing.assert_allclose(got, want, 1e-5, 1e-5),
+    run("native"),
+    run("scan"),
   )
 
 
 def test_auto_takes_it_on_one_cpu_in_float32_and_says_so():
   for cell in (RNN(4), LSTM(4), GRU(4), LSTMVariant(4, coupled=True)):
-    assert executors.choose(cell, HERE).method == "cpu_kernel"
+    assert executors.choose(cell, HERE).method == "native"
   for setting in (
     HERE._replace(devices=8),
     HERE._replace(platform="tpu"),
@@ -152,35 +152,191 @@ def test_what_it_cannot_run_is_refused():
   inputs = jnp.ones((1, 2, 2), jnp.bfloat16)
   params = LSTM(4).init(jax.random.key(0), 2)
   with pytest.raises(ValueError, match="not in bfloat16"):
-    unroll(LSTM(4), params, None, inputs, method="cpu_kernel")
+    unroll(LSTM(4), params, None, inputs, method="native")
   cell = LRU(4)
   params = cell.init(jax.random.key(0), 2)
   with pytest.raises(ValueError, match="has no loop in C"):
-    unroll(cell, params, None, jnp.ones((1, 2, 2)), method="cpu_kernel")
+    unroll(cell, params, None, jnp.ones((1, 2, 2)), method="native")
 
 
 @pytest.fixture
 def afresh(monkeypatch, tmp_path):
   """A machine that has not compiled the loops yet."""
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  cpu.unavailable.cache_clear()
+  monkeypatch.setenv("RECURRENT_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+  (tmp_path / "temporary").mkdir()
+  native.unavailable.cache_clear()
   yield tmp_path
   monkeypatch.undo()
-  cpu.unavailable.cache_clear()
+  native.unavailable.cache_clear()
+
+
+@pytest.fixture
+def tiny(tmp_path):
+  """The source of a library that is compiled at once."""
+  source = tmp_path / "tiny.cc"
+  source.write_text('extern "C" int answer() { return 42; }\n')
+  return source
+
+
+def answer(source):
+  found = native.functions(source, ["answer"])
+  return found and found["answer"]()
+
+
+def kept(folder):
+  return list((folder / "cache").rglob("*.so"))
+
+
+def spoil(folder, monkeypatch):
+  """Puts rubbish in the place of the library; the path of the new one.
+
+  In another folder: the first is loaded.
+  """
+  (folder / "cache").rename(folder / "elsewhere")
+  monkeypatch.setenv("RECURRENT_CACHE", str(folder / "elsewhere"))
+  (library,) = folder.glob("elsewhere/cpu_kernel/*.so")
+  library.unlink()
+  library.write_bytes(b"rubbish")
+  return library
 
 
 def test_without_a_compiler_the_fused_loop_runs(afresh, monkeypatch):
   monkeypatch.setenv("PATH", str(afresh))
-  assert "needs a C++ compiler" in cpu.unavailable()
+  assert "needs a C++ compiler" in native.unavailable()
   assert executors.choose(LSTM(4), HERE).method == "fused"
 
 
 def test_a_compiler_that_fails_is_quoted(afresh, monkeypatch):
   compiler = afresh / "c++"
-  compiler.write_text(
-    '#!/bin/sh\ntest "$1" = --version && exit 0\necho broken >&2; exit 1\n'
-  )
+  compiler.write_text("#!/bin/sh\necho broken >&2; exit 1\n")
   compiler.chmod(0o755)
   monkeypatch.setenv("PATH", f"{afresh}{os.pathsep}{os.environ['PATH']}")
-  assert cpu.unavailable() == "did not compile: broken"
-  assert not list(afresh.glob("recurrent/*.so"))
+  assert native.unavailable() == "did not compile: broken"
+  assert not kept(afresh) and not list(afresh.glob("temporary/*"))
+
+
+def test_the_environment_turns_the_loops_off(afresh, monkeypatch):
+  monkeypatch.setenv("RECURRENT_NATIVE", "0")
+  assert native.unavailable() == "is turned off by RECURRENT_NATIVE=0"
+  assert executors.choose(LSTM(4), HERE).method == "fused"
+  assert not kept(afresh)
+
+
+def test_a_library_is_compiled_once_and_one_line_says_so(afresh, tiny, caplog):
+  assert answer(tiny) == 42
+  (library,) = kept(afresh)
+  assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
+  (line,) = caplog.messages
+  assert "compiling tiny.cc" in line and str(library.parent) in line
+  assert answer(tiny) == 42
+  assert len(caplog.messages) == 1 and kept(afresh) == [library]
+
+
+def test_a_library_that_was_compiled_needs_no_compiler(
+  afresh, tiny, monkeypatch
+):
+  answer(tiny)
+  monkeypatch.setenv("PATH", str(afresh))
+  assert answer(tiny) == 42
+
+
+def test_what_cannot_be_kept_leaves_no_folder_and_the_remedy_is_said(
+  afresh, tiny, caplog
+):
+  (afresh / "cache").write_text("a file is no folder")
+  assert answer(tiny) == 42
+  assert "cannot be kept" in caplog.text and "RECURRENT_CACHE" in caplog.text
+  assert not list(afresh.glob("temporary/*"))
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_no_library_comes_from_a_folder_where_others_may_write(
+  afresh, tiny, caplog, monkeypatch, mode
+):
+  answer(tiny)
+  spoil(afresh, monkeypatch).parent.chmod(mode)
+  assert answer(tiny) == 42
+  assert "chmod 700" in caplog.text
+
+
+def test_a_library_that_does_not_load_did_not_fail_to_compile(
+  afresh, tiny, monkeypatch
+):
+  answer(tiny)
+  library = spoil(afresh, monkeypatch)
+  said = native.register(tiny, ["answer"])
+  assert said.startswith("did not load: ") and str(library) in said
+
+
+def test_random_calls_work_or_are_refused():
+  found = native_fuzz.check(seed=1, count=500)
+  assert min(found.values()) > 100
+
+
+LAYER = {
+  "inputs": (2, 3, 4),
+  "kernel": (4, 20),
+  "input_bias": (20,),
+  "recurrent": (5, 20),
+  "bias": (0,),
+  "mask": (2, 3),
+  "resets": (2, 3),
+  "initial_hidden": (2, 5),
+  "initial_cell": (2, 5),
+  "hidden": (2, 5),
+  "cell": (2, 5),
+}
+
+
+@pytest.mark.parametrize(
+  ("name", "shape", "said"),
+  [
+    ("inputs", (2, 3, 3), r"kernel must be \[3, 20\], got \[4, 20\]"),
+    ("kernel", (20, 4), r"kernel must be \[4, 20\], got \[20, 4\]"),
+    ("recurrent", (20, 5), "recurrent must be"),
+    ("input_bias", (19,), "input_bias must be"),
+    ("mask", (3, 2), r"mask must be \[2, 3\] or \[0\]"),
+    ("hidden", (1, 5), "hidden must be"),
+    ("inputs", (2, 3), "inputs must have 3 axes"),
+  ],
+)
+def test_a_wrong_shape_is_an_error_that_names_it(name, shape, said):
+  arrays = [
+    jnp.zeros(size, bool if x in ("mask", "resets") else jnp.float32)
+    for x, size in (LAYER | {name: shape}).items()
+  ]
+  none = jax.ShapeDtypeStruct((0,), jnp.float32)
+  at = jax.ShapeDtypeStruct((2, 5), jnp.float32)
+  results = jax.ShapeDtypeStruct((2, 3, 5), jnp.float32), at, at
+  call = jax.ffi.ffi_call("recurrent_lstm_forward_f32", (*results, *[none] * 3))
+  with pytest.raises(jax.errors.JaxRuntimeError, match=said):
+    jax.block_until_ready(
+      call(*arrays, reverse=False, kind=np.int64(0), threads=np.int64(1))
+    )
+
+
+@pytest.mark.processes
+def test_beside_busy_processes_it_makes_the_same_bits():
+  cell = LSTM(200)
+  params = cell.init(jax.random.key(0), 30)
+  inputs = jax.random.normal(jax.random.key(1), (1, 100, 30))
+
+  @jax.jit
+  def run(params, inputs):
+    outputs = lambda *args: unroll(cell, *args, method="native")[1]
+    values, pullback = jax.vjp(lambda p, x: outputs(p, None, x), params, inputs)
+    return values, pullback(values)
+
+  want = run(params, inputs)
+  busy = [
+    subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    for _ in range(2 * (os.cpu_count() or 1))
+  ]
+  try:
+    for _ in range(20):
+      jax.tree.map(np.testing.assert_array_equal, run(params, inputs), want)
+  finally:
+    for process in busy:
+      process.kill()
+      process.wait()

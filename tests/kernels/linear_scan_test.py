@@ -135,3 +135,26 @@ def test_blocks_are_small_matrix_products(reverse, time):
   for t in reversed(order) if reverse else order:
     state = np.einsum("ij...,j...->i...", blocks[:, :, t], state) + drives[:, t]
     np.testing.assert_allclose([x[t] for x in got], state, rtol=1e-12)
+
+
+@pytest.mark.parametrize("way", [x for x in WAYS if x in ("chunks", "C++")])
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+@pytest.mark.usefixtures("x64")
+def test_rounding_does_not_add_up_over_many_time_steps(way, dtype):
+  time = 100_000
+  decay = np.full((time, 2), 1 - 1e-7, dtype)
+  drive = np.random.default_rng(0).uniform(0.5, 1.5, (time, 2)).astype(dtype)
+  start = np.ones(2, dtype)
+
+  def run(drive):
+    states = WAYS[way](decay, drive, start)
+    return states.real.sum(), states
+
+  gradient, states = jax.grad(run, has_aux=True)(drive)
+  wide = np.complex128 if dtype == np.complex64 else np.float64
+  args = [x.astype(wide) for x in (decay, drive, start)]
+  want = by_hand(*args, None, False)
+  np.testing.assert_allclose(states, want, 5e-6)
+  ones = np.ones_like(args[1])
+  want = by_hand(args[0], ones, np.zeros_like(args[2]), None, True)
+  np.testing.assert_allclose(gradient, want, 5e-6)

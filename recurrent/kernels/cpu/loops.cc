@@ -23,8 +23,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
-#include <vector>
+#include <type_traits>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -231,14 +232,14 @@ struct Coupled {  // the LSTM with f = 1 - i
                          Vec<F>* saved, int) {
     Vec<F> i = Sigmoid(x[0] + h[0]), g = Tanh(x[1] + h[1]);
     Vec<F> o = Sigmoid(x[2] + h[2]);
-    Vec<F> cell = old.cell + i * (g - old.cell);
+    Vec<F> cell = (1 - i) * old.cell + i * g;
     saved[0] = i, saved[1] = g, saved[2] = o;
     return {o * Tanh(cell), cell};
   }
   static TimeStep<F> Backward(const Vec<F>* saved, TimeStep<F> old, TimeStep<F> d,
                           Vec<F>* d_x, Vec<F>* d_h, int) {
     Vec<F> i = saved[0], g = saved[1], o = saved[2];
-    Vec<F> seen = Tanh(old.cell + i * (g - old.cell));
+    Vec<F> seen = Tanh((1 - i) * old.cell + i * g);
     Vec<F> d_cell = d.cell + d.hidden * o * (1 - seen * seen);
     d_x[0] = d_cell * (g - old.cell) * i * (1 - i);
     d_x[1] = d_cell * i * (1 - g * g);
@@ -480,14 +481,14 @@ struct Plan {
       pack(Cut(blocks, piece), Cut(blocks, piece + 1));
     };
     if (by_rows) {
-      Crew::Get().Run(threads, 2, threads, true,
+      Crew::Get().Run(threads, 2, threads, true, false,
                       [&](int64_t phase, int64_t piece) {
                         if (phase == 0) return pack_piece(piece);
                         const Share share = Of(piece);
                         for (int64_t k = 0; k < steps; ++k) step(share, k);
                       });
     } else {
-      Crew::Get().Run(threads, steps, threads, true,
+      Crew::Get().Run(threads, steps, threads, true, true,
                       [&](int64_t phase, int64_t piece) {
                         // A piece reads no weights but its own.
                         if (phase == 0) pack_piece(piece);
@@ -743,40 +744,11 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
 // h = decay * h + drive, elementwise, and its reverse pass. Memory is all it
 // costs: threads take stretches of a row, whose state stays in the first cache.
 //
-// The state of a float32 recurrence is a double: over many time steps the
-// rounding of a sum in float32 adds up, most where decays are near one. For
-// doubles there is nothing wider that is as fast.
-
-template <class F>
-struct Widened {
-  using Type = double;
-};
-template <class F>
-struct Widened<std::complex<F>> {
-  using Type = std::complex<double>;
-};
-template <class F>
-using Wide = typename Widened<F>::Type;
+// Each state has a second part, what rounding has taken from the first: over
+// many time steps with decays near one that adds up. The second part of a
+// complex state would cost more than a state in double.
 
 constexpr int64_t kStretch = 1024;
-
-template <class Work>
-void Stretches(int64_t time, int64_t width, int64_t most, Work work) {
-  // As for the cells: a thread costs some 10 microseconds to wake.
-  int64_t threads = 1;
-  if (time * width >= 100000) {
-    threads = Processors(std::min({most, width / 16, Crew::kMostPieces}));
-  }
-  auto cut = [&](int64_t piece) {
-    return piece == threads ? width : width * piece / threads / 16 * 16;
-  };
-  Crew::Get().Run(threads, 1, threads, true, [&](int64_t, int64_t piece) {
-    for (int64_t from = cut(piece), to = cut(piece + 1); from < to;
-         from += kStretch) {
-      work(from, std::min(kStretch, to - from));
-    }
-  });
-}
 
 // The compiler's own product of complex numbers asks each for NaN first.
 template <class F>
@@ -789,65 +761,186 @@ inline std::complex<F> Times(std::complex<F> a, std::complex<F> b) {
           a.real() * b.imag() + a.imag() * b.real()};
 }
 
+template <class F, class W>
+struct Plain {
+  W value;
+  static Plain Of(F x) { return {W(x)}; }
+  F Rounded() const { return F(value); }
+  // a * this + b
+  Plain Next(F a, F b) const { return {Times(W(a), value) + W(b)}; }
+  // b after a reset
+  Plain Or(F b, bool reset) const { return {reset ? W(b) : value}; }
+};
+
 template <class F>
-void LinearForward(int64_t time, int64_t width, bool reverse, int64_t threads,
-                   const F* decay, const F* drive, const F* start,
-                   const bool* resets, F* hidden) {
-  using W = Wide<F>;
-  Stretches(time, width, threads, [&](int64_t from, int64_t count) {
-    W state[kStretch];
-    std::copy_n(start + from, count, state);
-    for (int64_t time_step = 0; time_step < time; ++time_step) {
-      int64_t at = (reverse ? time - 1 - time_step : time_step) * width + from;
-      const F *a = decay + at, *b = drive + at;
-      F* h = hidden + at;
-      if (resets) {
-        const bool* r = resets + at;
-        for (int64_t i = 0; i < count; ++i) {
-          state[i] = r[i] ? W(b[i]) : Times(W(a[i]), state[i]) + W(b[i]);
-          h[i] = F(state[i]);
-        }
-      } else {
-        for (int64_t i = 0; i < count; ++i) {
-          state[i] = Times(W(a[i]), state[i]) + W(b[i]);
-          h[i] = F(state[i]);
-        }
-      }
+struct Compensated {
+  F high, low;
+  static Compensated Of(F x) { return {x, F(0)}; }
+  F Rounded() const { return high; }
+  // The second product is exact, but for what is as small beside `b` as
+  // rounding is beside the sum. After an overflow nothing is left to add.
+  Compensated Next(F a, F b) const {
+    const F rest = std::fma(a, low, b);
+    const F sum = std::fma(a, high, rest);
+    const F lost = std::fma(a, high, -sum) + rest;
+    return {sum, std::abs(lost) <= std::numeric_limits<F>::max() ? lost : F(0)};
+  }
+  Compensated Or(F b, bool reset) const {
+    return {reset ? b : high, reset ? F(0) : low};
+  }
+};
+
+template <class F>
+struct StateOf {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  using Type = Compensated<F>;
+#else
+  using Type = Plain<F, double>;
+#endif
+};
+template <class F>
+struct StateOf<std::complex<F>> {
+  using Type = Plain<std::complex<F>, std::complex<double>>;
+};
+template <class F>
+using State = typename StateOf<F>::Type;
+
+// States side by side: each part by itself, as vectors need it.
+template <class F, class S>
+struct States {
+  decltype(S::value) values[kStretch];
+  S Get(int64_t i) const { return {values[i]}; }
+  void Set(int64_t i, S s) { values[i] = s.value; }
+};
+template <class F>
+struct States<F, Compensated<F>> {
+  F highs[kStretch], lows[kStretch];
+  Compensated<F> Get(int64_t i) const { return {highs[i], lows[i]}; }
+  void Set(int64_t i, Compensated<F> s) { highs[i] = s.high, lows[i] = s.low; }
+};
+
+template <class Work>
+void Stretches(int64_t time, int64_t width, int64_t most, Work work) {
+  // As for the cells: a thread costs some 10 microseconds to wake.
+  int64_t threads = 1;
+  if (time * width >= 100000) {
+    threads = Processors(std::min({most, width / 16, Crew::kMostPieces}));
+  }
+  auto cut = [&](int64_t piece) {
+    return piece == threads ? width : width * piece / threads / 16 * 16;
+  };
+  auto work_piece = [&](int64_t, int64_t piece) {
+    for (int64_t from = cut(piece), to = cut(piece + 1); from < to;
+         from += kStretch) {
+      work(from, std::min(kStretch, to - from));
     }
-  });
+  };
+  Crew::Get().Run(threads, 1, threads, true, false, work_piece);
+}
+
+// Resets are bytes: with truth values the compiler makes no vectors of a loop.
+
+// Calls `work(first, count constant)` for all time steps, some at once, so that
+// states are read and written once for all of those.
+template <class Work>
+void Unrolled(int64_t time, Work work) {
+  constexpr int kAtOnce = 4;
+  int64_t first = 0;
+  for (; first + kAtOnce <= time; first += kAtOnce) {
+    work(first, std::integral_constant<int, kAtOnce>());
+  }
+  for (; first < time; ++first) work(first, std::integral_constant<int, 1>());
 }
 
 template <class F>
+void LinearForward(int64_t time, int64_t width, bool reverse, int64_t threads,
+                   const F* decay, const F* drive, const F* start,
+                   const uint8_t* resets, F* hidden) {
+  Stretches(time, width, threads, [&](int64_t from, int64_t count) {
+    States<F, State<F>> states;
+    for (int64_t i = 0; i < count; ++i) {
+      states.Set(i, State<F>::Of(start[from + i]));
+    }
+    Unrolled(time, [&](int64_t first, auto steps) {
+      constexpr int kSteps = decltype(steps)::value;
+      int64_t at[kSteps];
+      for (int k = 0; k < kSteps; ++k) {
+        at[k] = (reverse ? time - 1 - first - k : first + k) * width + from;
+      }
+      auto all = [&](auto with_resets) {
+#pragma GCC ivdep
+        for (int64_t i = 0; i < count; ++i) {
+          State<F> state = states.Get(i);
+          for (int k = 0; k < kSteps; ++k) {
+            const F b = drive[at[k] + i];
+            state = state.Next(decay[at[k] + i], b);
+            if (with_resets) state = state.Or(b, resets[at[k] + i] != 0);
+            hidden[at[k] + i] = state.Rounded();
+          }
+          states.Set(i, state);
+        }
+      };
+      resets ? all(std::true_type()) : all(std::false_type());
+    });
+  });
+}
+
+// The cotangent of a state is that of its output and, by the decay of the time
+// step after, that of the next state: the same recurrence, backwards.
+template <class F>
 void LinearBackward(int64_t time, int64_t width, bool reverse, int64_t threads,
-                    const F* decay, const F* start, const bool* resets,
+                    const F* decay, const F* start, const uint8_t* resets,
                     const F* hidden, const F* d_hidden, F* d_decay, F* d_drive,
                     F* d_start) {
-  using W = Wide<F>;
+  const int64_t next = reverse ? -width : width;
   Stretches(time, width, threads, [&](int64_t from, int64_t count) {
-    W into[kStretch] = {};  // the cotangent that comes from the time step after
-    for (int64_t time_step = time - 1; time_step >= 0; --time_step) {
-      auto place = [&](int64_t k) {
-        return (reverse ? time - 1 - k : k) * width + from;
-      };
-      int64_t at = place(time_step);
-      const F *a = decay + at, *d = d_hidden + at;
-      const F* before = time_step ? hidden + place(time_step - 1) : start + from;
-      F *to_decay = d_decay + at, *to_drive = d_drive + at;
-      for (int64_t i = 0; i < count; ++i) {
-        W g = W(d[i]) + into[i];
-        to_drive[i] = F(g);
-        to_decay[i] = Times(F(g), before[i]);
-        into[i] = Times(W(a[i]), g);
+    States<F, State<F>> states;  // cotangents of the time step after
+    for (int64_t i = 0; i < count; ++i) states.Set(i, State<F>::Of(F(0)));
+    Unrolled(time, [&](int64_t first, auto steps) {
+      constexpr int kSteps = decltype(steps)::value;
+      int64_t at[kSteps];
+      const F* before[kSteps];
+      const F* after[kSteps];  // decays; at the end any will do: times zero
+      const uint8_t* cut[kSteps];
+      for (int k = 0; k < kSteps; ++k) {
+        const int64_t time_step = time - 1 - first - k;
+        at[k] = (reverse ? first + k : time_step) * width + from;
+        before[k] = time_step ? hidden + at[k] - next : start + from;
+        after[k] = decay + at[k] + (time_step + 1 < time ? next : 0);
+        cut[k] = resets ? resets + (after[k] - decay) : nullptr;
       }
-      if (resets) {
-        const bool* r = resets + at;
+      auto all = [&](auto with_resets, auto at_end) {
+#pragma GCC ivdep
         for (int64_t i = 0; i < count; ++i) {
-          to_decay[i] = r[i] ? F(0) : to_decay[i];
-          into[i] = r[i] ? W(0) : into[i];
+          State<F> state = states.Get(i);
+          for (int k = 0; k < kSteps; ++k) {
+            const F b = d_hidden[at[k] + i];
+            state = state.Next(after[k][i], b);
+            if (at_end && k == 0) state = State<F>::Of(b);
+            if (with_resets) state = state.Or(b, cut[k][i] != 0);
+            const F d = state.Rounded();
+            const F to_decay = Times(d, before[k][i]);
+            d_drive[at[k] + i] = d;
+            d_decay[at[k] + i] =
+                with_resets && resets[at[k] + i] != 0 ? F(0) : to_decay;
+          }
+          states.Set(i, state);
         }
+      };
+      using Yes = std::true_type;
+      using No = std::false_type;
+      if (first == 0) {
+        resets ? all(Yes(), Yes()) : all(No(), Yes());
+      } else {
+        resets ? all(Yes(), No()) : all(No(), No());
       }
+    });
+    const int64_t at = (reverse ? (time - 1) * width : 0) + from;
+    for (int64_t i = 0; i < count; ++i) {
+      const bool none = time == 0 || (resets && resets[at + i]);
+      d_start[from + i] =
+          none ? F(0) : states.Get(i).Next(decay[at + i], F(0)).Rounded();
     }
-    for (int64_t i = 0; i < count; ++i) d_start[from + i] = F(into[i]);
   });
 }
 
@@ -870,6 +963,10 @@ F* Data(Out<type>& array) {
 
 inline const bool* Data(Flags& flags) {
   return flags.element_count() ? flags.typed_data() : nullptr;
+}
+
+inline const uint8_t* Bytes(Flags& flags) {
+  return reinterpret_cast<const uint8_t*>(Data(flags));
 }
 
 constexpr int64_t kMany = INT64_MAX;
@@ -1022,7 +1119,7 @@ ffi::Error RunLinearForward(In<type> decay, In<type> drive, In<type> start,
     const int64_t width = start.element_count();
     if (width == 0) return ffi::Error::Success();
     LinearForward(all[0], width, reverse, threads, decay.typed_data(),
-                  drive.typed_data(), start.typed_data(), Data(resets),
+                  drive.typed_data(), start.typed_data(), Bytes(resets),
                   hidden->typed_data());
     return ffi::Error::Success();
   });
@@ -1051,7 +1148,7 @@ ffi::Error RunLinearBackward(In<type> decay, In<type> start, Flags resets,
     const int64_t width = start.element_count();
     if (width == 0) return ffi::Error::Success();
     LinearBackward(all[0], width, reverse, threads, decay.typed_data(),
-                   start.typed_data(), Data(resets), hidden.typed_data(),
+                   start.typed_data(), Bytes(resets), hidden.typed_data(),
                    d_hidden.typed_data(), d_decay->typed_data(),
                    d_drive->typed_data(), d_start->typed_data());
     return ffi::Error::Success();

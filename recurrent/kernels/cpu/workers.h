@@ -53,10 +53,12 @@ class Crew {
 
   // Calls `work(phase, piece)` for all of them, by up to so many threads. One
   // job has the threads at a time: another waits for them if `wait`, and else
-  // is done by the calling thread alone.
+  // is done by the calling thread alone. If pieces are `brief`, beside the time
+  // that a busy process has a processor for, a late thread stays away for a
+  // while; threads that have long ones to do are better late than absent.
   template <class Work>
   void Run(int64_t threads, int64_t phases, int64_t pieces, bool wait,
-           const Work& work) {
+           bool brief, const Work& work) {
     std::unique_lock<std::mutex> alone(busy_, std::defer_lock);
     if (threads > 1 && pieces > 1 && pieces <= kMostPieces && phases > 0) {
       if (wait) {
@@ -77,6 +79,7 @@ class Crew {
     };
     job_ = &work;
     phases_ = phases;
+    brief_.store(brief, std::memory_order_relaxed);
     first_ = TurnOf(now_.load(std::memory_order_relaxed)) + 1;
     began_ = Clock();
     threads_wanted_.store(threads, std::memory_order_relaxed);
@@ -146,7 +149,8 @@ class Crew {
     const uint64_t turn = TurnOf(now);
     const int64_t pieces = PiecesOf(now);
     const bool last = turn + 1 == first_ + phases_;
-    const bool late = late_.load() == turn;
+    const bool late = brief_.load(std::memory_order_relaxed) &&
+                      late_.load() == turn;
     if (late) late_thread_.store(me, std::memory_order_relaxed);
     left_.store(pieces, std::memory_order_relaxed);
     now_.store(Word(turn + 1, last ? 0 : pieces));
@@ -186,15 +190,20 @@ class Crew {
     const int64_t since = Clock();
     // A phase may well take as long as those before it, and some longer.
     const int64_t phase = TurnOf(now) - first_.load(std::memory_order_relaxed);
-    const int64_t patience =
-        kPatience + 2 * (since - began_.load(std::memory_order_relaxed)) /
-                        std::max<int64_t>(1, phase + 1);
+    const int64_t mean = (since - began_.load(std::memory_order_relaxed)) /
+                         std::max<int64_t>(1, phase + 1);
+    const int64_t patience = kPatience + 2 * std::min(mean, kPatience);
     for (int spins = 0; now_.load(std::memory_order_acquire) == now;) {
       Pause();
-      if (++spins % 64 || Clock() - since < patience) continue;
+      if (++spins % 64) continue;
+      const int64_t waited = Clock() - since;
+      // Who is awaited may be in the queue of this very processor.
+      if (waited > kPatience / 4) std::this_thread::yield();
+      if (waited < patience) continue;
       late_since_.store(since, std::memory_order_relaxed);
       uint64_t before = late_.load();
-      const bool noticed = before < TurnOf(now) &&
+      const bool noticed = brief_.load(std::memory_order_relaxed) &&
+                           before < TurnOf(now) &&
                            late_.compare_exchange_strong(before, TurnOf(now));
       {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -261,6 +270,7 @@ class Crew {
   const void* job_ = nullptr;
   std::atomic<uint64_t> first_{0};  // the number of the job's first phase
   std::atomic<int64_t> began_{0};
+  std::atomic<bool> brief_{false};
   int64_t phases_ = 0;
 };
 
