@@ -215,7 +215,7 @@ def _rows(start: _Start) -> int:
 
 
 def _no_outputs(cell, start) -> Array:
-  """The outputs of no row at all, which not every method could cut in pieces."""
+  """The outputs of no row at all, of which not every method can make chunks."""
   one = lambda x: jax.ShapeDtypeStruct((1, *x.shape[2:]), x.dtype)
 
   def step(params, inputs):
@@ -272,8 +272,6 @@ def _explicit_mesh(x):
   """The mesh whose explicit axes an array may be sharded over, or None."""
   mesh = jax.typeof(x).sharding.mesh
   return mesh if mesh.explicit_axes else None
-
-
 
 
 def resolve_method(

@@ -7,8 +7,6 @@ transpositions here undo those of `unroll`, and XLA drops both pairs. Gradients
 of weights and inputs are bulk products, as in `"fused"`.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -104,8 +102,7 @@ def _by_loops(cell, reverse, save, params, initial, carry, inputs, flags):
 
 
 def _by_jax(cell, reverse, save, params, initial, carry, inputs, flags):
-  """As `_by_loops`, but that it saves zeros for gates: `_pull_by_jax` has its
-  own."""
+  """As `_by_loops`; gates are zeros, since `_pull_by_jax` makes its own."""
   ticks = _ticks(cell, params, inputs, flags)
   args = cell, reverse, True, params, initial, carry, ticks
   batch, time = inputs.shape[:2]
@@ -169,8 +166,7 @@ def _backward(cell, reverse, recompute, kept, cotangents):
 
 
 def _pull_by_loops(cell, reverse, recompute, params, inputs, flags, saved, d):
-  """Cotangents of the projected inputs, of the products with the recurrent
-  weights, of the first carry and of the initial one."""
+  """Cotangents: projected inputs, recurrent products, first carry, initial."""
   d_carry, d_outputs = d
   if recompute:
     saved = _gates(cell, params, inputs, saved[1]), saved[1]

@@ -8,7 +8,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-
 from jax.ad_checkpoint import checkpoint_name
 
 from recurrent import kernels
@@ -63,9 +62,7 @@ def by_kernels(scan, linear_scan):
     return out, (*args, (checkpoint_name(carries, CARRIES), mixed))
 
   def backward(*args):
-    return transforms.kernel(
-      fast_backward, loop_backward, args[:3], *args[3:]
-    )
+    return transforms.kernel(fast_backward, loop_backward, args[:3], *args[3:])
 
   passes = transforms.Passes(run, forward, tangent, backward)
 

@@ -123,9 +123,7 @@ def with_own_gradient(
   """
 
   def scan(decay, drive, start, *, resets=None, reverse=False):
-    return transforms.call(
-      passes, (reverse,), decay, drive, start, resets
-    )
+    return transforms.call(passes, (reverse,), decay, drive, start, resets)
 
   def forward(reverse, decay, drive, start, resets):
     states = run(reverse, decay, drive, start, resets)
@@ -237,9 +235,7 @@ def by_kernel(
 
   def whole(*args):
     static, args = args[:1], args[1:]
-    return transforms.kernel(
-      run, _in_chunks, static, *args, platform=platform
-    )
+    return transforms.kernel(run, _in_chunks, static, *args, platform=platform)
 
   def pull(*args):
     static, args = args[:1], args[1:]

@@ -276,13 +276,13 @@ def kernel(
     What `fast` does.
   """
   leaves, tree = jax.tree.flatten(vary_alike(args))
-  fast, plain = (_Flat(f, static, tree) for f in (fast, plain))
+  run, other = (_Flat(f, static, tree) for f in (fast, plain))
   structs = [jax.ShapeDtypeStruct(*x) for x in _types(leaves)]
-  types, tree = jax.tree.flatten(jax.eval_shape(fast.whole, structs))
+  types, out_tree = jax.tree.flatten(jax.eval_shape(run.whole, structs))
   outs = kernel_p.bind(
-    *leaves, fast=fast, plain=plain, platform=platform, types=_types(types)
+    *leaves, fast=run, plain=other, platform=platform, types=_types(types)
   )
-  return tree.unflatten(outs)
+  return jax.tree.unflatten(out_tree, outs)
 
 
 class _Flat(NamedTuple):
@@ -348,9 +348,7 @@ def _kernel_batch(operands, axes, *, fast, plain, types, **params):
   axes = _plain_axes(axes)
   fast, plain = (_MappedFlat(f, axes) for f in (fast, plain))
   types = _wider(types, size)
-  outs = kernel_p.bind(
-    *operands, fast=fast, plain=plain, types=types, **params
-  )
+  outs = kernel_p.bind(*operands, fast=fast, plain=plain, types=types, **params)
   return outs, [0] * len(outs)
 
 
@@ -384,16 +382,14 @@ def _wider(types, size) -> tuple[_Type, ...]:
 
 
 def _typed(types, operands):
-  """JAX's types of results, varying over the axes of a mesh as the operands do."""
+  """JAX's types of results, which vary over a mesh as the operands do."""
   like = operands[0]
   return [
     like.update(
       shape=x.shape,
       dtype=x.dtype,
       weak_type=False,
-      sharding=like.sharding.update(
-        spec=PartitionSpec(*[None] * len(x.shape))
-      ),
+      sharding=like.sharding.update(spec=PartitionSpec(*[None] * len(x.shape))),
     )
     for x in types
   ]

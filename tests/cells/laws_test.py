@@ -341,9 +341,9 @@ def test_no_rows_have_no_outputs_and_gradients_of_zero(name, method):
     (np.zeros((0, 5, *output_shape(cell))), cell.initial_carry(params, (0,))),
   )
   for remat in (None, 2):
-    got = jit(functools.partial(results, cell=cell, method=method, remat=remat))(
-      case
-    )
+    got = jit(
+      functools.partial(results, cell=cell, method=method, remat=remat)
+    )(case)
     assert got.outputs.shape == (0, 5, *output_shape(cell))
     assert avals(got.carry) == avals(case.carry)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(got))

@@ -63,5 +63,7 @@ def test_what_is_lowered_for_a_tpu_calls_nothing_of_this_cpu(name, gradient):
     if len(platforms) == 1:
       text = traced.lower(lowering_platforms=platforms).as_text()
     else:
-      text = export.export(run, platforms=platforms)(leaves, *ARGS).mlir_module()
+      text = export.export(run, platforms=platforms)(
+        leaves, *ARGS
+      ).mlir_module()
     assert "@recurrent_" not in text

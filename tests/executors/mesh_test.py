@@ -23,8 +23,7 @@ pytestmark = pytest.mark.several_devices
 
 BATCH, TIME, WIDTH = 8, 6, 3
 ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
-# One of each kind: in C++, with a vector of gates, linear, complex, of
-# matrices, with inputs or a carry that are no vectors, neither gated nor linear.
+# One of each kind: gated, linear, of matrices, with inputs that are no vectors.
 NAMES = ("lstm", "gru", "rnn", "lru", "min_gru", "mlstm", "gru_d", "conv_lstm")
 WAYS = [
   (name, method)

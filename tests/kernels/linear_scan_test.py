@@ -12,7 +12,6 @@ from recurrent.kernels import (
 )
 from recurrent.kernels.linear_scan import in_chunks, in_loops
 
-
 WAYS = {
   "associative": associative_scan,
   "chunks": in_chunks,

@@ -292,21 +292,20 @@ def linear_backward(
   all_ticks, at = (
     jax.ShapeDtypeStruct(x.shape, hidden.dtype) for x in (hidden, start)
   )
-  return tuple(
-    jax.ffi.ffi_call(
-      f"recurrent_linear_backward_{LINEAR_DTYPES[hidden.dtype]}",
-      (all_ticks, all_ticks, at),
-      vmap_method="sequential",
-    )(
-      decay,
-      start,
-      _flags(resets, hidden.shape),
-      hidden,
-      d_hidden,
-      reverse=reverse,
-      threads=np.int64(threads()),
-    )
+  d_decay, d_drive, d_start = jax.ffi.ffi_call(
+    f"recurrent_linear_backward_{LINEAR_DTYPES[hidden.dtype]}",
+    (all_ticks, all_ticks, at),
+    vmap_method="sequential",
+  )(
+    decay,
+    start,
+    _flags(resets, hidden.shape),
+    hidden,
+    d_hidden,
+    reverse=reverse,
+    threads=np.int64(threads()),
   )
+  return d_decay, d_drive, d_start
 
 
 def _flags(resets, shape):
