@@ -55,7 +55,7 @@ def layer(cell, batch, steps, in_features):
     run = jax.jit(jax.grad(loss, (0, 1)))
     return lambda: run(params, inputs)
 
-  return {"C++": gradient("native"), "XLA": gradient("fused")}
+  return {"C++": gradient("cpu_kernel"), "XLA": gradient("fused")}
 
 
 def tokens(features, dtype, count=200):

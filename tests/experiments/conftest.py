@@ -12,8 +12,8 @@ def _as_users_have_it(standard_promotion, tmp_path_factory, monkeypatch):
   root = tmp_path_factory.getbasetemp().parent / "cache"
   # The loops in C++ need not be compiled for each run of the tests.
   with contextlib.suppress(OSError):
-    native = cache.private_folder("native")
+    library = cache.private_folder("cpu_kernel")
     root.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
-      (root / "native").symlink_to(native)
+      (root / "cpu_kernel").symlink_to(library)
   monkeypatch.setenv("RECURRENT_CACHE", str(root))

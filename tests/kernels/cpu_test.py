@@ -14,12 +14,12 @@ import pytest
 from recurrent import executors, unroll
 from recurrent.cells import GRU, LRU, LSTM, RNN, Heads, LSTMVariant
 from recurrent.executors import Setting
-from recurrent.kernels import native
+from recurrent.kernels import cpu
 from tests.cells.cases import Case, assert_close, drawn_by_init, everything
-from tests.kernels import native_fuzz
+from tests.kernels import cpu_fuzz
 
 pytestmark = pytest.mark.skipif(
-  native.unavailable() != "", reason=f"it {native.unavailable()}"
+  cpu.unavailable() != "", reason=f"it {cpu.unavailable()}"
 )
 HERE = Setting(jnp.dtype("float32"), jnp.dtype("float32"), "cpu", 1)
 
@@ -65,13 +65,13 @@ def test_it_is_the_plain_scan(make, batch, time, features, reverse):
   case = draw(cell, batch, time, np.float64)
   want = everything(cell, method="scan", reverse=reverse)(case)
   for remat in (None, "gates"):
-    how = {"method": "native", "reverse": reverse, "remat": remat}
+    how = {"method": "cpu_kernel", "reverse": reverse, "remat": remat}
     assert_close(everything(cell, **how)(case), want, 1e-12)
   narrow = lambda x: x.astype(np.float32) if x.dtype == np.float64 else x
-  got = everything(cell, method="native", reverse=reverse)(
+  got = everything(cell, method="cpu_kernel", reverse=reverse)(
     jax.tree.map(narrow, case)
   )
-  # float32 rounds at 6e-8, times the ticks and the root of the units.
+  # float32 rounds at 6e-8, times the time steps and the root of the units.
   assert_close(got, want, 5e-6)
 
 
@@ -88,7 +88,7 @@ def test_its_own_sigmoids_are_right_wherever_they_are_asked(cell):
   inputs = jnp.asarray(sums)[:, None, None]
   got, want = (
     unroll(cell, params, None, inputs, method=method)[1]
-    for method in ("native", "scan")
+    for method in ("cpu_kernel", "scan")
   )
   np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-30)
 
@@ -127,14 +127,14 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_plain_scan(
 
   jax.tree.map(
     lambda got, want: np.testing.assert_allclose(got, want, 1e-5, 1e-5),
-    run("native"),
+    run("cpu_kernel"),
     run("scan"),
   )
 
 
 def test_auto_takes_it_on_one_cpu_in_float32_and_says_so():
   for cell in (RNN(4), LSTM(4), GRU(4), LSTMVariant(4, coupled=True)):
-    assert executors.choose(cell, HERE).method == "native"
+    assert executors.choose(cell, HERE).method == "cpu_kernel"
   for setting in (
     HERE._replace(devices=8),
     HERE._replace(platform="tpu"),
@@ -152,11 +152,11 @@ def test_what_it_cannot_run_is_refused():
   inputs = jnp.ones((1, 2, 2), jnp.bfloat16)
   params = LSTM(4).init(jax.random.key(0), 2)
   with pytest.raises(ValueError, match="not in bfloat16"):
-    unroll(LSTM(4), params, None, inputs, method="native")
+    unroll(LSTM(4), params, None, inputs, method="cpu_kernel")
   cell = LRU(4)
   params = cell.init(jax.random.key(0), 2)
   with pytest.raises(ValueError, match="has no loop in C"):
-    unroll(cell, params, None, jnp.ones((1, 2, 2)), method="native")
+    unroll(cell, params, None, jnp.ones((1, 2, 2)), method="cpu_kernel")
 
 
 @pytest.fixture
@@ -165,10 +165,10 @@ def afresh(monkeypatch, tmp_path):
   monkeypatch.setenv("RECURRENT_CACHE", str(tmp_path / "cache"))
   monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
   (tmp_path / "temporary").mkdir()
-  native.unavailable.cache_clear()
+  cpu.unavailable.cache_clear()
   yield tmp_path
   monkeypatch.undo()
-  native.unavailable.cache_clear()
+  cpu.unavailable.cache_clear()
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def tiny(tmp_path):
 
 
 def answer(source):
-  found = native.functions(source, ["answer"])
+  found = cpu.functions(source, ["answer"])
   return found and found["answer"]()
 
 
@@ -203,7 +203,7 @@ def spoil(folder, monkeypatch):
 
 def test_without_a_compiler_the_fused_loop_runs(afresh, monkeypatch):
   monkeypatch.setenv("PATH", str(afresh))
-  assert "needs a C++ compiler" in native.unavailable()
+  assert "needs a C++ compiler" in cpu.unavailable()
   assert executors.choose(LSTM(4), HERE).method == "fused"
 
 
@@ -212,13 +212,13 @@ def test_a_compiler_that_fails_is_quoted(afresh, monkeypatch):
   compiler.write_text("#!/bin/sh\necho broken >&2; exit 1\n")
   compiler.chmod(0o755)
   monkeypatch.setenv("PATH", f"{afresh}{os.pathsep}{os.environ['PATH']}")
-  assert native.unavailable() == "did not compile: broken"
+  assert cpu.unavailable() == "did not compile: broken"
   assert not kept(afresh) and not list(afresh.glob("temporary/*"))
 
 
 def test_the_environment_turns_the_loops_off(afresh, monkeypatch):
-  monkeypatch.setenv("RECURRENT_NATIVE", "0")
-  assert native.unavailable() == "is turned off by RECURRENT_NATIVE=0"
+  monkeypatch.setenv("RECURRENT_CPU_KERNEL", "0")
+  assert cpu.unavailable() == "is turned off by RECURRENT_CPU_KERNEL=0"
   assert executors.choose(LSTM(4), HERE).method == "fused"
   assert not kept(afresh)
 
@@ -265,12 +265,12 @@ def test_a_library_that_does_not_load_did_not_fail_to_compile(
 ):
   answer(tiny)
   library = spoil(afresh, monkeypatch)
-  said = native.register(tiny, ["answer"])
+  said = cpu.register(tiny, ["answer"])
   assert said.startswith("did not load: ") and str(library) in said
 
 
 def test_random_calls_work_or_are_refused():
-  found = native_fuzz.check(seed=1, count=500)
+  found = cpu_fuzz.check(seed=1, count=500)
   assert min(found.values()) > 100
 
 
@@ -324,7 +324,7 @@ def test_beside_busy_processes_it_makes_the_same_bits():
 
   @jax.jit
   def run(params, inputs):
-    outputs = lambda *args: unroll(cell, *args, method="native")[1]
+    outputs = lambda *args: unroll(cell, *args, method="cpu_kernel")[1]
     values, pullback = jax.vjp(lambda p, x: outputs(p, None, x), params, inputs)
     return values, pullback(values)
 

@@ -3,8 +3,8 @@
 The sources are `loops.cc` and `products.cc`. The C++ compiler on the path
 compiles them for this machine, which takes up to a minute, and the library is
 kept in the folder `cpu_kernel` of the cache (`recurrent.cache`). Setting
-`RECURRENT_NATIVE=0` in the environment turns them off. `unavailable` returns
-the reason if the loops cannot be used.
+`RECURRENT_CPU_KERNEL=0` in the environment turns them off. `unavailable`
+returns the reason if the loops cannot be used.
 """
 
 import ctypes
@@ -72,8 +72,8 @@ def register(source: pathlib.Path, names: Sequence[str]) -> str:
   Returns:
     Why it cannot be had on this machine, as "it ..."; empty if it can.
   """
-  if os.environ.get("RECURRENT_NATIVE") == "0":
-    return "is turned off by RECURRENT_NATIVE=0"
+  if os.environ.get("RECURRENT_CPU_KERNEL") == "0":
+    return "is turned off by RECURRENT_CPU_KERNEL=0"
   try:
     found = functions(source, names)
   except ImportError as error:
@@ -127,7 +127,7 @@ def functions(
     f"it is kept in {folder}"
     if folder
     else f"it cannot be kept ({problem}): set RECURRENT_CACHE to a folder that"
-    " you can write, or do without it by RECURRENT_NATIVE=0",
+    " you can write, or do without it by RECURRENT_CPU_KERNEL=0",
   )
   with tempfile.TemporaryDirectory(prefix="recurrent", dir=folder) as work:
     made = pathlib.Path(work) / name
