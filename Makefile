@@ -55,7 +55,7 @@ faults: $(VENV)/installed
 # 10,000 random calls of the loops in C++ under AddressSanitizer and UBSan; some
 # minutes, most of them for the compiler.
 sanitize: $(VENV)/installed
-	$(BIN)/python -m tests.kernels.native_fuzz --tries=10000
+	$(BIN)/python -m tests.kernels.cpu_fuzz --tries=10000
 
 # The TPU kernels through libtpu's compiler, without a TPU; about ten minutes,
 # and 700 MB for libtpu, which stays apart from the environment.
