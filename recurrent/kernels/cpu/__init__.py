@@ -30,7 +30,7 @@ from recurrent.types import Array
 
 SOURCE = pathlib.Path(__file__).with_name("loops.cc")
 FLAGS = (
-  *("-O3", "-march=cpu_kernel", "-std=c++17", "-shared", "-fPIC", "-pthread"),
+  *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"),
   *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 KINDS = ("rnn", "lstm", "gru", "lstm_coupled")
@@ -166,7 +166,7 @@ def _digest(source):
 
 
 def _processor() -> str:
-  """What `-march=cpu_kernel` depends on."""
+  """What `-march=native` depends on."""
   try:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:

@@ -1,7 +1,7 @@
 // Checks of what XLA passes to a handler: buffers have any shape there.
 
-#ifndef RECURRENT_KERNELS_NATIVE_CHECKS_H_
-#define RECURRENT_KERNELS_NATIVE_CHECKS_H_
+#ifndef RECURRENT_KERNELS_CPU_CHECKS_H_
+#define RECURRENT_KERNELS_CPU_CHECKS_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -110,4 +110,4 @@ xla::ffi::Error Guarded(Run run) {
 
 }  // namespace
 
-#endif  // RECURRENT_KERNELS_NATIVE_CHECKS_H_
+#endif  // RECURRENT_KERNELS_CPU_CHECKS_H_

@@ -448,7 +448,7 @@ struct Plan {
        int64_t most)
       : rows(batch), blocks(blocks) {
     // A thread costs some 10 microseconds to wake.
-    threads = work < 4e6 ? 1 : Processors(std::min(most, Crew::kMostPieces));
+    threads = work < 4e6 ? 1 : Processors(std::min(most, Workers::kMostPieces));
     by_rows = batch >= 8 * threads && weight_bytes <= (4 << 20);
     // Nor is a time step worth a phase that takes less than it: some 0.3.
     if (!by_rows && weight_bytes * batch < (64 << 10)) threads = 1;
@@ -481,14 +481,14 @@ struct Plan {
       pack(Cut(blocks, piece), Cut(blocks, piece + 1));
     };
     if (by_rows) {
-      Crew::Get().Run(threads, 2, threads, true, false,
+      Workers::Get().Run(threads, 2, threads, true, false,
                       [&](int64_t phase, int64_t piece) {
                         if (phase == 0) return pack_piece(piece);
                         const Share share = Of(piece);
                         for (int64_t k = 0; k < steps; ++k) step(share, k);
                       });
     } else {
-      Crew::Get().Run(threads, steps, threads, true, true,
+      Workers::Get().Run(threads, steps, threads, true, true,
                       [&](int64_t phase, int64_t piece) {
                         // A piece reads no weights but its own.
                         if (phase == 0) pack_piece(piece);
@@ -824,7 +824,7 @@ void Stretches(int64_t time, int64_t width, int64_t most, Work work) {
   // As for the cells: a thread costs some 10 microseconds to wake.
   int64_t threads = 1;
   if (time * width >= 100000) {
-    threads = Processors(std::min({most, width / 16, Crew::kMostPieces}));
+    threads = Processors(std::min({most, width / 16, Workers::kMostPieces}));
   }
   auto cut = [&](int64_t piece) {
     return piece == threads ? width : width * piece / threads / 16 * 16;
@@ -835,7 +835,7 @@ void Stretches(int64_t time, int64_t width, int64_t most, Work work) {
       work(from, std::min(kStretch, to - from));
     }
   };
-  Crew::Get().Run(threads, 1, threads, true, false, work_piece);
+  Workers::Get().Run(threads, 1, threads, true, false, work_piece);
 }
 
 // Resets are bytes: with truth values the compiler makes no vectors of a loop.

@@ -165,13 +165,13 @@ ffi::Error Run(ffi::Buffer<ffi::F32> inputs, ffi::Buffer<type> panels,
     // What a core does in some 5 microseconds is not worth sharing.
     const double work = 1.0 * depth * columns * (rows + 1);
     const int64_t workers =
-        work < 4e5 ? 1 : Processors(std::min(threads, Crew::kMostPieces / 4));
+        work < 4e5 ? 1 : Processors(std::min(threads, Workers::kMostPieces / 4));
     // Who is done first takes more of them.
     const int64_t pieces = workers > 1 ? std::min(all, 4 * workers) : 1;
     auto work_piece = [&](int64_t, int64_t piece) {
       Product(call, all * piece / pieces, all * (piece + 1) / pieces);
     };
-    Crew::Get().Run(workers, 1, pieces, false, true, work_piece);
+    Workers::Get().Run(workers, 1, pieces, false, true, work_piece);
     return ffi::Error::Success();
   });
 }

@@ -10,8 +10,8 @@
 // frees a processor; and the late thread stays away for ten times as long, so
 // that beside busy processes fewer threads run, and wait little.
 
-#ifndef RECURRENT_KERNELS_NATIVE_CREW_H_
-#define RECURRENT_KERNELS_NATIVE_CREW_H_
+#ifndef RECURRENT_KERNELS_CPU_WORKERS_H_
+#define RECURRENT_KERNELS_CPU_WORKERS_H_
 
 #include <algorithm>
 #include <atomic>
@@ -41,14 +41,14 @@ inline int64_t Processors(int64_t most) {
   return std::max<int64_t>(1, std::min(count, most));
 }
 
-class Crew {
+class Workers {
  public:
   // Of one phase; the slots that hold who has claimed what are that many.
   static constexpr int64_t kMostPieces = 1024;
 
-  static Crew& Get() {
-    static Crew* crew = new Crew;  // never destroyed: its threads outlive main
-    return *crew;
+  static Workers& Get() {
+    static Workers* workers = new Workers;  // never destroyed: its threads outlive main
+    return *workers;
   }
 
   // Calls `work(phase, piece)` for all of them, by up to so many threads. One
@@ -276,4 +276,4 @@ class Crew {
 
 }  // namespace
 
-#endif  // RECURRENT_KERNELS_NATIVE_CREW_H_
+#endif  // RECURRENT_KERNELS_CPU_WORKERS_H_
