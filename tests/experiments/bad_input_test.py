@@ -24,7 +24,6 @@ from tests.experiments.scripts import TINY, call, refused
     ("--clip_norm=-1", "out of range"),
     ("--dropout=1", "below 1"),
     ("--output_dropout=nan", "out of range"),
-    ("--plateau_min=1", "below 1"),
     ("--cell=lstn", "--cell=lstn is unknown"),
     ("--cell=gru_d", "--cell=gru_d is unknown"),
     ("--optimizer=adamww", "did you mean --optimizer=adamw?"),
