@@ -82,3 +82,18 @@ def test_only_the_plain_lstm_runs_and_only_in_float32_on_a_gpu():
 def test_auto_takes_no_method_that_was_not_timed_on_a_gpu():
   for name in CELLS:
     assert choose(CELLS[name](6), HERE) not in ("cudnn", "mosaic_gpu", "pallas")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_forward_derivatives_are_the_scans_and_second_ones_are_refused():
+  case = drawn(LSTM(6))
+
+  def value(inputs, method):
+    args = case.params, case.carry, inputs
+    return (unroll(LSTM(6), *args, method=method)[1] ** 2).sum()
+
+  slope = lambda f: jax.jit(lambda x: jax.jvp(f, (x,), (x,))[1])(case.inputs)
+  by = lambda method: lambda x: value(x, method)
+  assert_close(slope(by("cudnn")), slope(by("scan")), 1e-5)
+  with pytest.raises(ValueError, match='"cudnn" has no second derivative'):
+    slope(jax.grad(by("cudnn")))
