@@ -86,3 +86,18 @@ def test_auto_takes_no_method_that_was_not_timed_on_a_gpu():
       "gpu_kernel",
       "tpu_kernel",
     )
+
+
+@pytest.mark.usefixtures("gpu")
+def test_forward_derivatives_are_the_scans_and_second_ones_are_refused():
+  case = drawn(LSTM(6))
+
+  def value(inputs, method):
+    args = case.params, case.carry, inputs
+    return (unroll(LSTM(6), *args, method=method)[1] ** 2).sum()
+
+  slope = lambda f: jax.jit(lambda x: jax.jvp(f, (x,), (x,))[1])(case.inputs)
+  by = lambda method: lambda x: value(x, method)
+  assert_close(slope(by("cudnn")), slope(by("scan")), 1e-5)
+  with pytest.raises(ValueError, match='"cudnn" has no second derivative'):
+    slope(jax.grad(by("cudnn")))
