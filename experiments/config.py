@@ -8,7 +8,9 @@ command lines.
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
+import operator
 import re
 import sys
 import typing
@@ -18,14 +20,16 @@ from typing import Any
 from absl import flags
 
 from recurrent.errors import ConfigError
-from recurrent.unroll import RENAMED
+from recurrent.unroll import METHODS, RENAMED
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
   """A configuration whose values are checked by name.
 
-  Numbers are finite and at least 0 unless a table here says more.
+  Numbers are finite and at least 0 unless a table here says more. A class
+  states only what it adds: its tables are merged with those of its bases, and
+  an entry of a subclass replaces that of a base.
 
   Args:
     workdir: directory of the run.
@@ -41,6 +45,13 @@ class Checked:
   SMOKE: typing.ClassVar[dict[str, Any]] = {}
   # A flag that says nothing unless another has one of these values.
   NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {}
+
+  def __init_subclass__(cls, **options):
+    super().__init_subclass__(**options)
+    for name in ("POSITIVE", "BELOW_ONE", "CHOICES", "SMOKE", "NEEDS"):
+      tables = [vars(base).get(name) for base in reversed(cls.__mro__)]
+      tables = [table for table in tables if table is not None]
+      setattr(cls, name, functools.reduce(operator.or_, tables))
 
   def check(self) -> None:
     """Raises ConfigError at the first value that cannot be meant."""
@@ -135,27 +146,18 @@ class RunConfig(Checked):
     " smoke".split()
   )
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
-    "steps batch_size log_every eval_every accumulate plateau_patience"
-    " plateau_window".split()
+    "steps batch_size log_every eval_every".split()
   )
-  BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(
-    "ema b1 b2 plateau_factor plateau_min".split()
-  )
+  BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(("ema",))
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
-    "dtype": ("float32", "bfloat16")
+    "dtype": ("float32", "bfloat16"),
+    "method": METHODS,
   }
   SMOKE: typing.ClassVar[dict[str, Any]] = {
     "steps": 4,
     "batch_size": 8,
     "log_every": 2,
     "eval_every": 2,
-  }
-  NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {
-    "final_learning_rate": ("schedule", ("cosine",)),
-    "plateau_factor": ("schedule", ("plateau",)),
-    "plateau_patience": ("schedule", ("plateau",)),
-    "plateau_window": ("schedule", ("plateau",)),
-    "plateau_min": ("schedule", ("plateau",)),
   }
 
   def identity(self) -> dict[str, Any]:

@@ -27,9 +27,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments import config as config_lib
 from experiments import runner
-from recurrent import cells, data, decoding, losses, optim, restart, sharding
+from recurrent import cells, data, decoding, losses, restart, sharding
 from recurrent.data import tokenizers
 from recurrent.errors import ConfigError
 from recurrent.executors import Setting
@@ -39,7 +38,6 @@ from recurrent.models import LanguageModel
 from recurrent.training import dynamic, loop
 from recurrent.types import Carry, PRNGKey
 from recurrent.unroll import (
-  METHODS,
   check_method,
   check_remat,
   resolve_method,
@@ -125,33 +123,24 @@ class Config(runner.TrainConfig):
   # What is evaluated is an average over some 500 steps at a high rate.
   ema: float = 0.998
 
-  POSITIVE: typing.ClassVar[frozenset[str]] = (
-    config_lib.RunConfig.POSITIVE
-    | frozenset("layers features embedding_features seq_len eval_rows".split())
+  POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
+    "layers features embedding_features seq_len eval_rows".split()
   )
-  BELOW_ONE: typing.ClassVar[frozenset[str]] = (
-    config_lib.RunConfig.BELOW_ONE
-    | frozenset(
-      "dropout embedding_dropout embedding_row_dropout output_dropout"
-      " recurrent_dropout weight_drop update_dropout zoneout"
-      " memory_zoneout".split()
-    )
+  BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(
+    "dropout embedding_dropout embedding_row_dropout output_dropout"
+    " recurrent_dropout weight_drop update_dropout zoneout"
+    " memory_zoneout".split()
   )
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
-    **config_lib.RunConfig.CHOICES,
     "cell": cells.vector_cells(),
     "tokenizer": tuple(data.TOKENIZERS),
-    "method": METHODS,
-    "schedule": optim.SCHEDULES,
   }
   SMOKE: typing.ClassVar[dict[str, Any]] = {
-    **config_lib.RunConfig.SMOKE,
     "features": 16,
     "embedding_features": 8,
     "seq_len": 16,
   }
   NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {
-    **config_lib.RunConfig.NEEDS,
     "dataset": ("text_file", ("",)),
     "data_dir": ("text_file", ("",)),
     "vocab_size": ("tokenizer", ("word", "sentencepiece")),

@@ -12,7 +12,8 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,6 +48,23 @@ Interrupted = Callable[[], bool]
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(config_lib.RunConfig, optim.OptimizerConfig):
   """What every training script takes: a run and an optimiser."""
+
+  POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
+    "accumulate plateau_patience plateau_window".split()
+  )
+  BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(
+    "b1 b2 plateau_factor plateau_min".split()
+  )
+  CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
+    "schedule": optim.SCHEDULES
+  }
+  NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {
+    "final_learning_rate": ("schedule", ("cosine",)),
+    "plateau_factor": ("schedule", ("plateau",)),
+    "plateau_patience": ("schedule", ("plateau",)),
+    "plateau_window": ("schedule", ("plateau",)),
+    "plateau_min": ("schedule", ("plateau",)),
+  }
 
 
 class Task(NamedTuple):

@@ -62,3 +62,33 @@ def test_what_differs_from_the_defaults_makes_the_same_configuration():
     "steps": 7,
   }
   assert language_model.Config(**kept) == given
+
+
+def test_a_class_adds_to_the_tables_of_its_bases_and_may_replace_entries():
+  @dataclasses.dataclass(frozen=True)
+  class Base(config.Checked):
+    width: int = 1
+    kind: str = "a"
+
+    NEEDS_WORKDIR = False
+    POSITIVE = frozenset(("width",))
+    CHOICES = {"kind": ("a", "b")}
+
+  @dataclasses.dataclass(frozen=True)
+  class Other(config.Checked):
+    rate: float = 0.5
+
+    BELOW_ONE = frozenset(("rate",))
+
+  @dataclasses.dataclass(frozen=True)
+  class Both(Base, Other):
+    height: int = 1
+
+    POSITIVE = frozenset(("height",))
+    CHOICES = {"kind": ("a", "c")}
+
+  Both(kind="c").check()
+  for wrong in ({"width": 0}, {"height": 0}, {"rate": 1.5}, {"kind": "b"}):
+    with pytest.raises(ConfigError):
+      Both(**wrong).check()
+  Base(kind="b").check()
