@@ -60,24 +60,24 @@ def run(config: Config) -> dict[str, Any]:
   name = experiment.__name__.rpartition(".")[-1]
   trained = runner.read_config(config.workdir, name, experiment.Config)
   task = experiment.make_task(trained)
-  if config.dynamic and task.evaluate_dynamically is None:
+  if config.dynamic and "dynamic" not in task.modes:
     raise ConfigError(
       f"--dynamic: {task.name} is not meant to learn while it is scored",
       "leave --dynamic out",
     )
   narrow = config.weights != "float32"
-  if narrow and task.evaluate_packed is None:
+  if narrow and "packed" not in task.modes:
     raise ConfigError(
       f"--weights={config.weights}: {task.name} decodes nothing",
       "leave --weights out",
     )
   graphdef, params, step = runner.load_params(trained, task.make_model)
   if config.dynamic:
-    found = task.evaluate_dynamically(
+    found = task.modes["dynamic"](
       graphdef, params, config.split, config.dynamic, config.dynamic_decay
     )
   elif narrow:
-    found = task.evaluate_packed(graphdef, params, config.split, config.weights)
+    found = task.modes["packed"](graphdef, params, config.split, config.weights)
   else:
     evaluate = task.make_evaluate(graphdef, sharding.make_mesh(1))
     found = evaluate(params, config.split, lambda: False) or {}

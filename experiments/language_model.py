@@ -359,8 +359,7 @@ def make_task(config: Config) -> runner.Task:
     splits=("valid", "test"),
     data_sha256=hashlib.sha256(tokens["train"].tobytes()).hexdigest(),
     save=lambda path: tokenizer.save(path / "tokenizer.json"),
-    evaluate_dynamically=evaluate_dynamically,
-    evaluate_packed=evaluate_packed,
+    modes={"dynamic": evaluate_dynamically, "packed": evaluate_packed},
     next_command="experiments.generate --prompt='The '",
   )
 

@@ -13,9 +13,9 @@ import os
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -73,9 +73,9 @@ class Task(NamedTuple):
   Attributes:
     name: of the experiment, by which `evaluate` and `generate` find it.
     make_model: draws a fresh model.
-    make_carry: the initial carry of a batch, from a model.
     loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
-    metrics: names of what `loss` measures.
+    metrics: names of what `loss` measures. The step adds the loss itself, as
+      `train_loss`, and the norm of the gradient.
     batches: the global batch of each step.
     units: what a step consumes, and how much of it: ("tokens", 2048).
     make_evaluate: from (graphdef, mesh) to `evaluate(params, split,
@@ -83,23 +83,22 @@ class Task(NamedTuple):
       with `nnx.merge(graphdef, params)` are all variables of the model, which
       is in evaluation mode (`nnx.Module.eval`).
     objective: the metric of the valid split to minimise.
-    describe: from the means of a row to what is written of it.
+    data_sha256: of the training data. A run refuses to resume with other data.
+    make_carry: the initial carry of a batch, from a model; by default empty.
+    describe: from the means of all metrics over some steps to what is written
+      of them; by default the means.
     make_sample: from graphdef to `sample(params, step) -> text` that shows
-      what the model does.
+      what the model does; by default no text.
     splits: splits of the final result.
-    data_sha256: of the training data: other data, another run.
     save: saves what belongs to the data, such as a tokenizer, in the workdir.
-    evaluate_dynamically: `(graphdef, params, split, learning_rate, decay) ->
-      metrics`, learning from what has been scored; None where that is not
-      meant.
-    evaluate_packed: `(graphdef, params, split, weights) -> metrics` with
-      matrices of that dtype, as in decoding; None where nothing is decoded.
+    modes: other ways to score a split, `(graphdef, params, split, *options) ->
+      metrics` by name. `evaluate` knows "dynamic", whose options are a learning
+      rate and a decay, and "packed", whose option is a dtype of the weights.
     next_command: module and flags to try on the finished run.
   """
 
   name: str
   make_model: Callable[[nnx.Rngs], nnx.Module]
-  make_carry: Callable[[Any], Carry]
   loss: step.Loss
   metrics: tuple[str, ...]
   batches: loop.Batches
@@ -109,13 +108,15 @@ class Task(NamedTuple):
     Callable[[PyTree, str, Interrupted], dict[str, float] | None],
   ]
   objective: str
-  describe: Callable[[dict[str, float]], dict[str, float]]
-  make_sample: Callable[[nnx.GraphDef], Callable[[PyTree, int], str]]
-  splits: tuple[str, ...]
   data_sha256: str
-  save: Callable[[Path], None]
-  evaluate_dynamically: Callable[..., dict[str, float]] | None = None
-  evaluate_packed: Callable[..., dict[str, float]] | None = None
+  make_carry: Callable[[Any], Carry] = lambda model: ()
+  describe: Callable[[dict[str, float]], dict[str, float]] = lambda means: means
+  make_sample: Callable[[nnx.GraphDef], Callable[[PyTree, int], str]] = (
+    lambda graphdef: lambda params, step: ""
+  )
+  splits: tuple[str, ...] = ("valid", "test")
+  save: Callable[[Path], None] = lambda path: None
+  modes: Mapping[str, Callable[..., dict[str, float]]] = MappingProxyType({})
   next_command: str = "experiments.evaluate"
 
 
@@ -309,7 +310,10 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
         put=lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
         evaluate=lambda params, stop: evaluate(params, "valid", stop),
         on_evaluation=lambda at_step, params: sample(params, at_step),
-        describe=lambda means, at_step: task.describe(means),
+        describe=lambda means, at_step: {
+          "train_loss": means.pop(step.LOSS),
+          **task.describe(means),
+        },
       ),
       loop.Schedule(
         steps=config.steps,
@@ -481,7 +485,7 @@ def initialiser(config, task, optimizer):
       model,
       optimizer,
       task.make_carry(model),
-      [*task.metrics, step.GRAD_NORM],
+      [*task.metrics, *step.MEASURED],
       ema=config.ema > 0,
     )
 

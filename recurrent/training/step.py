@@ -21,7 +21,8 @@ Loss = Callable[
   tuple[Float[Array, ""], tuple[Carry, dict[str, Mean]]],
 ]
 
-GRAD_NORM = "grad_norm"
+# What a step measures itself: the loss, and the global norm of its gradient.
+LOSS, GRAD_NORM = MEASURED = "loss", "grad_norm"
 
 
 class Status(NamedTuple):
@@ -91,7 +92,11 @@ def make_train_step(
       # a decay of at most (1 + t) / (10 + t), as TensorFlow's has it.
       weight = jnp.maximum(weight, 9 / (9 + age))
       ema = optax.incremental_update(params, ema, weight)
-    metrics = {**metrics, GRAD_NORM: Mean.of(optax.tree.norm(grads))}
+    metrics = {
+      **metrics,
+      LOSS: Mean.of(value),
+      GRAD_NORM: Mean.of(optax.tree.norm(grads)),
+    }
     new = state._replace(
       params=params,
       opt_state=opt_state,
@@ -131,10 +136,10 @@ def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:
   """Raises ConfigError unless a loss measures what it was said to.
 
   Args:
-    wanted: names that the state has sums of; GRAD_NORM is not the loss's.
+    wanted: names that the state has sums of; those in `MEASURED` are the step's.
     found: names that the loss returns.
   """
-  said, measured = sorted(set(wanted) - {GRAD_NORM}), sorted(found)
+  said, measured = sorted(set(wanted) - {*MEASURED}), sorted(found)
   if said != measured:
     raise ConfigError(
       f"Task.metrics names {said}, but the loss returns {measured}",

@@ -90,18 +90,13 @@ def make_task(config):
   return runner.Task(
     name="toy",
     make_model=lambda rngs: Model(config.noisy, rngs),
-    make_carry=lambda model: (),
     loss=loss,
     metrics=("squares",),
     batches=Batches(config.batch_size),
     units=("rows", config.batch_size),
     make_evaluate=make_evaluate,
     objective="valid_squares",
-    describe=lambda means: {"train_loss": means["squares"]},
-    make_sample=lambda graphdef: lambda params, step: "",
-    splits=("valid", "test"),
     data_sha256="drawn",
-    save=lambda path: None,
   )
 
 
