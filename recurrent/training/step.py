@@ -136,7 +136,7 @@ def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:
   """Raises ConfigError unless a loss measures what it was said to.
 
   Args:
-    wanted: names that the state has sums of; those in `MEASURED` are the step's.
+    wanted: names that the state has sums of, `MEASURED` among them.
     found: names that the loss returns.
   """
   said, measured = sorted(set(wanted) - {*MEASURED}), sorted(found)
