@@ -281,7 +281,7 @@ class AttentionToPast(_Sublayer):
     )
 
   def _slots(self, time_steps):
-    """Time steps since each slot was written, and whether it is taken; [B, W]."""
+    """The age in time steps of each slot, and whether it is taken; [B, W]."""
     slots = jnp.arange(self.context, dtype=jnp.int32)[None]
     age = (time_steps[:, None] - 1 - slots) % self.context
     return age, age < time_steps[:, None]
