@@ -1,4 +1,4 @@
-"""One network per family of tasks, each `model(carry, inputs)`."""
+"""Complete networks, each called as `model(carry, inputs)`."""
 
 from recurrent.models.language_model import LanguageModel
 

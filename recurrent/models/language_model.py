@@ -26,21 +26,25 @@ class LanguageModel(nnx.Module):
 
   Args:
     vocab_size: number of tokens V.
-    cell: name in `recurrent.cells.CELLS`, of one that takes vectors, or what
-      makes such a cell of a width.
+    cell: name in `recurrent.cells.CELLS`, or a function from the width H to a
+      cell. The cell's inputs must be vectors (`Cell.takes_vectors`).
     layers: number of recurrent layers.
     features: width H of every layer.
-    embedding_features: width of the embedding; with `tied` it is H.
-    tied: the output matrix is the embedding's transpose.
-    residual: adds a layer's inputs to its outputs.
-    dropout: rate between layers, fresh at each time step.
-    embedding_dropout: rate on the embedding, one mask for all time steps.
-    embedding_row_dropout: rate at which a token's whole row is dropped.
-    output_dropout: rate on the last layer's outputs, one mask for all time
-      steps.
+    embedding_features: width of the embedding; ignored with `tied`, where the
+      width is H.
+    tied: whether the output matrix is the transpose of the embedding.
+    residual: whether to add a layer's inputs to its outputs, where their widths
+      agree.
+    dropout: dropout rate between layers, with a new mask at each time step.
+    embedding_dropout: dropout rate on the embedded tokens, with one mask for
+      all time steps.
+    embedding_row_dropout: rate at which whole rows of the embedding are
+      dropped.
+    output_dropout: dropout rate on the last layer's outputs, with one mask for
+      all time steps.
     method: executor, see `recurrent.unroll`.
     remat: what the reverse pass computes again, see `recurrent.unroll`.
-    dtype: what the network computes in; parameters and carry are float32.
+    dtype: dtype to compute in; parameters and carry are float32.
     rngs: source of the keys that draw the parameters.
 
   Reference:
@@ -75,8 +79,8 @@ class LanguageModel(nnx.Module):
     self.embedding_dropout = embedding_dropout
     self.embedding_row_dropout = embedding_row_dropout
     self.output_dropout = output_dropout
-    # Unit variance in, as the layers' initialisers expect; a tied embedding is
-    # an output matrix too and starts as one.
+    # The layers' initialisers expect inputs of unit variance. A tied embedding
+    # is also the output matrix and is scaled as such.
     scale = width**-0.5 if tied else 1.0
     self.embedding = nnx.Param(
       scale * jax.random.normal(rngs.params(), (vocab_size, width))
@@ -115,7 +119,7 @@ class LanguageModel(nnx.Module):
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[Carry, Float[Array, "B T V"]]:
-    """Logits of the token after each token.
+    """Computes the logits of each next token.
 
     Args:
       carry: from the window before, or None to begin.
@@ -141,18 +145,20 @@ class LanguageModel(nnx.Module):
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[Carry, Activations, Activations]:
-    """The last layer's outputs; arguments as those of a call.
+    """Computes the last layer's outputs, from the arguments of `__call__`.
 
     Returns:
-      The carry after the last token, and the outputs [batch, time, H] before
-      and after dropout, of which the latter make the logits.
+      The carry after the last token, and the last layer's outputs
+      [batch, time, H], first before and then after dropout. The logits are
+      computed from those after dropout.
     """
     keys = [None] * 3 if key is None else jax.random.split(key, 3)
     row_key = None if key is None else jax.random.fold_in(key, 3)
     table = nn.embedding_dropout(
       row_key, self.embedding[...], self.embedding_row_dropout
     )
-    # Cast after the look-up: a row's gradient is a sum over all its tokens.
+    # The cast follows the look-up, so that the gradient of a row, a sum over
+    # all occurrences of its token, is summed in the table's dtype.
     inputs = table[tokens].astype(self.dtype)
     inputs = nn.dropout(keys[0], inputs, self.embedding_dropout, locked=True)
     carry, raw = self.stack(
@@ -164,9 +170,10 @@ class LanguageModel(nnx.Module):
   def decoder(
     self,
   ) -> Callable[[Carry, Int[Array, "B"]], tuple[Carry, Float[Array, "B V"]]]:
-    """The model as decoders call it: `step(carry, token) -> (carry, logits)`.
+    """Returns a decoding function `step(carry, token) -> (carry, logits)`.
 
-    The same function as `__call__` over one time step, without dropout.
+    It computes what `__call__` does for one time step, without dropout, from
+    tokens [batch] to logits [batch, V].
     """
     step = self.stack.step_over(self.embedding[...], self.dtype)
 
@@ -177,7 +184,7 @@ class LanguageModel(nnx.Module):
     return decode
 
   def logits(self, activations: Float[Array, "*B H"]) -> Logits:
-    """Float32 logits [*batch, V] of outputs [*batch, H]."""
+    """Computes float32 logits [*batch, V] from outputs [*batch, H]."""
     kernel = self.embedding[...].T if self.tied else self.output[...]
     logits = numerics.product(activations, kernel.astype(self.dtype))
     logits = logits.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Flax NNX modules: cells with parameters, layers, attention, dropout."""
+"""Flax NNX modules: recurrent layers, attention, pooling, dropout."""
 
 from recurrent.nn.attention import (
   AdditiveAttention,

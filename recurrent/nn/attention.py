@@ -1,13 +1,15 @@
-"""Attention: additive, multiplicative, with many heads, over oneself.
+"""Attention: additive, multiplicative, multi-head, and self-attention.
 
-The first three share one interface, made for decoders: what does not depend on
-the query is computed once, and a step pays for the query alone.
+The first three attend to an encoded sequence and share one interface, made for
+decoders. The keys and values do not depend on the query, so they are computed
+once; each decoding step then computes only what depends on its query.
 
   keys = attention.precompute(encoded, mask)
   context, weights = attention(keys, query)
 
-Scores and their softmax are float32 at least. What a mask hides is zeroed
-before any arithmetic; with everything hidden, weights and context are zero.
+Scores and their softmax are computed in float32 at least. Masked positions are
+set to zero before any arithmetic. If all positions are masked, the weights and
+the context are zero.
 """
 
 import math
@@ -35,12 +37,13 @@ SCORES = ("dot", "general")
 
 
 class Keys(NamedTuple):
-  """What queries are compared with, and what they then read.
+  """The keys and values of an encoded sequence, with its mask.
 
   Attributes:
-    keys: [*batch, S, ...], S the length of what is attended to.
-    values: [*batch, S, ...].
-    mask: [*batch, S], True where there is something to attend to.
+    keys: [*batch, S, ...], where S is the length of the encoded sequence.
+      Queries are compared with these.
+    values: [*batch, S, ...], of which the context is the weighted mean.
+    mask: [*batch, S], True where a position may be attended to.
   """
 
   keys: Array
@@ -49,11 +52,11 @@ class Keys(NamedTuple):
 
 
 class Attention(nnx.Module):
-  """What attention over an encoded sequence has in common.
+  """Base class of attention over an encoded sequence.
 
   Args:
-    query_features: width of the queries.
-    encoded_features: width of what is attended to.
+    query_features: width Q of the queries.
+    encoded_features: width E of the encoded sequence.
 
   Raises:
     ValueError: if a width is not a positive integer.
@@ -68,14 +71,14 @@ class Attention(nnx.Module):
     encoded: Float[Array, "*B S E"],
     mask: Bool[Array, "*B S"] | None = None,
   ) -> Keys:
-    """All that does not depend on the query.
+    """Computes the keys and values, which do not depend on the query.
 
     Args:
       encoded: [*batch, S, encoded_features].
       mask: [*batch, S], True where `encoded` is real; None: everywhere.
 
     Returns:
-      `Keys`, for any number of calls.
+      `Keys`, which any number of calls can use.
 
     Raises:
       ValueError: if an argument has the wrong shape or dtype.
@@ -96,12 +99,12 @@ class Attention(nnx.Module):
   def __call__(
     self, keys: Keys, query: Float[Array, "... Q"]
   ) -> tuple[Float[Array, "... C"], Float[Array, "... S"]]:
-    """Reads what a query points at.
+    """Computes the mean of the values, weighted by their match with a query.
 
     Args:
       keys: from `precompute`.
       query: [*batch, query_features], or [*batch, T, query_features] for T
-        queries at once; of the dtype of what was encoded.
+        queries at once; its dtype must be that of `encoded`.
 
     Returns:
       The context [*batch, C] or [*batch, T, C], and the weights over S,
@@ -140,11 +143,11 @@ class Attention(nnx.Module):
 
 
 class AdditiveAttention(Attention):
-  """score = v . tanh(query W + encoded U).
+  """Additive attention: score = v . tanh(query W + encoded U).
 
   Args:
     query_features: width of the queries.
-    encoded_features: width of what is attended to, and of the context.
+    encoded_features: width of the encoded sequence and of the context.
     features: width of v.
     rngs: source of the keys that draw the parameters.
 
@@ -184,13 +187,13 @@ class AdditiveAttention(Attention):
 
 
 class MultiplicativeAttention(Attention):
-  """score = query . encoded, or query . (W encoded).
+  """Multiplicative attention: score = query . (encoded W) or query . encoded.
 
   Args:
     query_features: width of the queries.
-    encoded_features: width of what is attended to, and of the context.
-    score: "general", or "dot", which has no parameters and needs both widths
-      to be the same.
+    encoded_features: width of the encoded sequence and of the context.
+    score: "general" for query . (encoded W); "dot" for query . encoded, which
+      has no parameters and needs both widths to be equal.
     rngs: source of the key that draws W.
 
   Raises:
@@ -230,15 +233,17 @@ class MultiplicativeAttention(Attention):
 
 
 class MultiHeadAttention(Attention):
-  """softmax(Q K^T / sqrt(d)) V in each head; all heads times one matrix.
+  """Multi-head attention: softmax(Q K^T / sqrt(d)) V in each head.
 
-  This is attention to another sequence; `SelfAttention` is to the same.
+  The results of all heads are concatenated and multiplied by an output matrix.
+  The queries and the encoded sequence are two different sequences; for
+  attention of a sequence to itself there is `SelfAttention`.
 
   Args:
     query_features: width of the queries.
-    encoded_features: width of what is attended to.
+    encoded_features: width of the encoded sequence.
     features: width of all heads together, and of the context.
-    heads: their number.
+    heads: number of heads.
     rngs: source of the keys that draw the parameters.
 
   Raises:
@@ -276,18 +281,21 @@ class MultiHeadAttention(Attention):
 
 
 class SelfAttention(nnx.Module):
-  """Multi-head attention of a sequence to itself, time steps that count only.
+  """Multi-head attention of a sequence to itself.
+
+  Masked time steps are not attended to and do not count as positions.
 
   Args:
     features: width of inputs and outputs.
     heads: number of heads.
-    causal: no time step sees a later one.
-    window: with `causal`, each time step sees itself and the window - 1 real
-      time steps before it; None: all. Long sequences run in blocks of a window,
-      each of
-      which sees itself and the one before: memory is O(time * window).
-    rotary: scores depend on how many real time steps lie between two, by rotary
-      positions; otherwise the order of what a time step sees does not matter.
+    causal: whether a time step attends only to itself and earlier ones.
+    window: with `causal`, each time step attends to itself and the window - 1
+      real time steps before it; None: to all earlier ones. Sequences longer
+      than the window are computed in blocks of that length, each of which
+      attends to itself and the block before: memory is O(time * window).
+    rotary: whether to use rotary positions: a score then depends on the number
+      of real time steps between query and key. Without them attention ignores
+      the order of the time steps it attends to.
     rngs: source of the keys that draw the parameters.
 
   Raises:
@@ -338,10 +346,11 @@ class SelfAttention(nnx.Module):
 
     Args:
       inputs: [batch, time, features].
-      mask: [batch, time], True where a time step is real. No time step sees
-        another, whatever it holds, and its outputs are zero.
-      resets: [batch, time], True where a sequence begins: no time step sees one
-        of another sequence. At a masked time step a reset does nothing.
+      mask: [batch, time], True where a time step is real. No time step attends
+        to a masked one, whose outputs are zero.
+      resets: [batch, time], True where a sequence begins: time steps attend
+        only within their own sequence. A reset at a masked time step has no
+        effect.
 
     Returns:
       Outputs [batch, time, features].
@@ -362,24 +371,24 @@ class SelfAttention(nnx.Module):
       visible &= jnp.tri(time, dtype=bool)[None]
     places = jnp.arange(time, dtype=jnp.int32)
     if mask is not None:
-      # Time steps that are not real do not count.
+      # Masked time steps do not count as positions.
       places = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
     context, _ = attend(*self._turned(inputs, places), visible)
     return blank(mask, self.merge(context))
 
   def project(self, inputs: Float[Array, "*B D"]) -> tuple[Array, Array, Array]:
-    """Queries, keys and values, each [*batch, heads, features / heads]."""
+    """Computes query, key and value, each [*batch, heads, features / heads]."""
     all_three = _product(inputs, self.query_key_value)
     query, key, value = _heads(all_three, 3, self.heads)
     return query, key, value
 
   def merge(self, context: Float[Array, "*B N K"]) -> Float[Array, "*B D"]:
-    """What all heads found, times the output matrix."""
+    """Concatenates the heads' contexts and applies the output matrix."""
     flat = context.reshape(*context.shape[:-2], self.features)
     return _product(flat, self.output)
 
   def _turned(self, inputs, places) -> tuple[Array, Array, Array]:
-    """`project`, and with `rotary` queries and keys turned by their places."""
+    """`project`; with `rotary`, query and key are rotated by position."""
     query, key, value = self.project(inputs)
     if self.rotary:
       query, key = rotate(query, places), rotate(key, places)
@@ -405,15 +414,15 @@ class SelfAttention(nnx.Module):
 def masked_softmax(
   scores: Float[Array, "*B S"], mask: Bool[Array, "*B S"]
 ) -> Float[Array, "*B S"]:
-  """exp(score) over its sum, over the last axis where the mask is True.
+  """Softmax over the last axis, of the entries where the mask is True.
 
   Args:
     scores: [*batch, S].
-    mask: [*batch, S], or with axes of size one.
+    mask: [*batch, S], or a shape that broadcasts to it.
 
   Returns:
-    Weights, float32 at least; zero where the mask is False, and all zero, as
-    is their gradient, where it is False everywhere.
+    Weights [*batch, S], float32 at least; zero where the mask is False. If the
+    mask is False for a whole row, its weights and their gradient are zero.
   """
   scores = numerics.widen(scores)
   mask = jnp.broadcast_to(mask, scores.shape)
@@ -432,13 +441,14 @@ def attend(
   values: Float[Array, "*B S N K"],
   visible: Bool[Array, "*B T S"],
 ) -> tuple[Float[Array, "*B T N K"], Float[Array, "*B N T S"]]:
-  """softmax(Q K^T / sqrt(K)) V, each query over what is visible to it.
+  """Computes softmax(Q K^T / sqrt(K)) V over the keys visible to each query.
 
   Args:
     query: [*batch, T, heads, K].
     keys: [*batch, S, heads, K].
     values: [*batch, S, heads, K].
-    visible: [*batch, T, S], or with axes of size one.
+    visible: [*batch, T, S], or a shape that broadcasts to it; True where query
+      t may attend to key s.
 
   Returns:
     The context [*batch, T, heads, K] in the dtype of the values, and weights
@@ -461,18 +471,20 @@ def attend_locally(
   segments: Int[Array, "B T"],
   key_segments: Int[Array, "B S"],
 ) -> Float[Array, "B T N K"]:
-  """Each time step attends to itself and the window - 1 time steps before it.
+  """Attends from each time step to itself and the window - 1 before it.
 
-  The window is S - T: the keys of one window before the first query come
-  first. A query sees keys of its own segment only. In blocks of a window, each
-  of which sees itself and the one before; no array is [T, T].
+  The window is S - T: `keys` and `values` begin with the `window` time steps
+  before the first query. A query attends to keys of its own segment only. The
+  queries are processed in blocks of one window, each of which attends to the
+  keys of its own block and of the block before, so that no array is [T, T].
 
   Args:
     query: [batch, T, heads, K].
     keys: [batch, S, heads, K].
     values: [batch, S, heads, K].
-    segments: [batch, T].
-    key_segments: [batch, S]; what no query is to see has one of its own.
+    segments: [batch, T], number of each query's segment.
+    key_segments: [batch, S], number of each key's segment. A key that no query
+      may attend to has a number that no query has.
 
   Returns:
     The context [batch, T, heads, K].
@@ -496,7 +508,7 @@ def attend_locally(
   keys, values, key_segments = map(
     with_the_one_before, (keys, values, key_segments)
   )
-  # A query's own key stands `window` places after its own in the block.
+  # In its block's keys, query i's own key has index i + `window`.
   ahead = np.arange(window + size)[None, :] - np.arange(size)[:, None]
   band = jnp.asarray((ahead > 0) & (ahead <= window))[None, None]
   same = cut(segments)[..., :, None] == key_segments[..., None, :]
@@ -507,17 +519,17 @@ def attend_locally(
 def rotate(
   array: Float[Array, "*B S N K"], positions: Int[Array, "*B S"]
 ) -> Float[Array, "*B S N K"]:
-  """Turns feature pair i of K / 2 by the angle position / 10000^(2 i / K).
+  """Rotates feature pair i by the angle position / 10000^(2 i / K).
 
-  The product of a query and a key that were turned so depends on where they
-  stand to each other only. Pair i is features i and i + K / 2.
+  Pair i consists of features i and i + K / 2. The dot product of a rotated
+  query and a rotated key depends on the difference of their positions only.
 
   Args:
     array: [*batch, S, heads, K], K even.
     positions: [*batch, S], or [S] for all rows.
 
   Returns:
-    An array like the one given.
+    The rotated array, of the same shape and dtype.
 
   Reference:
     Su et al., "RoFormer: enhanced transformer with rotary position embedding",
@@ -539,7 +551,7 @@ def rotate(
 def count_resets(
   resets: Mask | None, shape: tuple[int, int]
 ) -> Int[Array, "B T"]:
-  """The number of each time step's sequence in its row, [batch, time]."""
+  """Numbers the sequences in each row, from 0 or 1 on: [batch, time]."""
   if resets is None:
     return jnp.zeros(shape, jnp.int32)
   return jnp.cumsum(resets, axis=1, dtype=jnp.int32)
@@ -552,13 +564,13 @@ def compact(mask: Mask, tree: PyTree) -> PyTree:
 
 
 def expand(mask: Mask, array: Array) -> Array:
-  """Moves time steps back from the front; zero where the mask is False."""
+  """Inverse of `compact` for one array; zero where the mask is False."""
   place = jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
   return blank(mask, take(array, jnp.maximum(place, 0)))
 
 
 def take(array: Num[Array, "B S ..."], index: Int[Array, "B T"]) -> Array:
-  """The time steps `index` of each row, [batch, T, ...]."""
+  """Takes the time steps `index` of each row; returns [batch, T, ...]."""
   index = jnp.expand_dims(index, range(2, array.ndim))
   return jnp.take_along_axis(array, index, axis=1)
 
@@ -571,10 +583,10 @@ def check_sequence(
   *,
   name: str = "inputs",
 ) -> None:
-  """Refuses inputs that are not a sequence, and flags that do not fit.
+  """Checks that inputs are [batch, time, features] and that flags match them.
 
   Raises:
-    ValueError: that names the argument.
+    ValueError: if an argument has the wrong shape or dtype; it is named.
   """
   if inputs.ndim != 3 or inputs.shape[1] < 1 or inputs.shape[2] != features:
     raise ValueError(
@@ -587,10 +599,10 @@ def check_sequence(
 
 
 def check_flags(name: str, flags: Any, shape: tuple[int, ...]) -> None:
-  """Refuses flags of another shape or dtype.
+  """Checks that flags are None, or Boolean and of a given shape.
 
   Raises:
-    ValueError: that names them.
+    ValueError: if the flags have another shape or dtype; they are named.
   """
   if flags is not None and (flags.shape != shape or flags.dtype != jnp.bool_):
     raise ValueError(
@@ -599,7 +611,7 @@ def check_flags(name: str, flags: Any, shape: tuple[int, ...]) -> None:
 
 
 def check_positive(name: str, number: Any) -> int:
-  """The number, if it is a positive integer.
+  """Returns the number if it is a positive integer.
 
   Raises:
     ValueError: if it is not.
@@ -610,12 +622,12 @@ def check_positive(name: str, number: Any) -> int:
 
 
 def drawn(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-  """A parameter of unit variance out for unit variance in, [fan_in, ...]."""
+  """Draws a parameter [fan_in, ...] that preserves unit variance."""
   return nnx.Param(initializers.uniform_fan_in(rngs.params(), shape))
 
 
 def _weighted_mean(scores, keys):
-  """Context and weights from scores [*batch, T, S]."""
+  """The context and the attention weights, from scores [*batch, T, S]."""
   weights = masked_softmax(scores, keys.mask[..., None, :])
   values = keys.values
   context = _einsum("...ts,...sf->...tf", weights.astype(values.dtype), values)
@@ -623,13 +635,13 @@ def _weighted_mean(scores, keys):
 
 
 def _heads(array, parts, heads):
-  """[*batch, parts * H] as `parts` arrays [*batch, heads, H / heads]."""
+  """Splits [*batch, parts * H] into `parts` arrays [*batch, heads, H/heads]."""
   parted = jnp.split(array, parts, axis=-1)
   return [x.reshape(*x.shape[:-1], heads, -1) for x in parted]
 
 
 def _einsum(formula, a, b):
-  """`jnp.einsum`, summed in float32 at least and left so."""
+  """`jnp.einsum` with sums, and the result, in float32 at least."""
   wide = jnp.float32 if a.dtype.itemsize < 4 else a.dtype
   return jnp.einsum(formula, a, b, preferred_element_type=wide)
 

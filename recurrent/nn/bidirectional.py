@@ -1,4 +1,4 @@
-"""`Bidirectional`: one cell from the past, one from the future."""
+"""`Bidirectional`: one cell run forward in time and one run backward."""
 
 from collections.abc import Callable, Sequence
 
@@ -30,12 +30,13 @@ MERGES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 class Bidirectional(nnx.Module):
-  """Two layers over one sequence, in opposite directions.
+  """Runs two recurrent layers over one sequence, in opposite directions.
 
   Args:
     cell: any cell; each direction draws its own parameters.
     in_features: width D of the inputs.
-    merge: "concat" (2 H wide), "sum", "average" or "product" of both outputs.
+    merge: how the outputs of both directions are combined: "concat" (2 H
+      features), "sum", "average" or "product" (H features).
     method: see `recurrent.unroll`.
     remat: see `recurrent.unroll`.
     learn_carry: see `Recurrent`.
@@ -83,8 +84,8 @@ class Bidirectional(nnx.Module):
     """Sets the parameters of both directions; see `Recurrent.load`.
 
     Args:
-      params: of the forward and of the backward layer, such as one layer of
-        what `converters.from_torch` returns.
+      params: the parameters of the forward and of the backward layer, such as
+        one entry of the list that `converters.from_torch` returns.
 
     Raises:
       ValueError: as `Recurrent.load` does.
@@ -92,7 +93,7 @@ class Bidirectional(nnx.Module):
     loading.assign(self.params, params)
 
   def initial_carry(self, batch_size: int) -> tuple[Carry, Carry]:
-    """The carries before the first and before the last time step."""
+    """The initial carries of the forward and of the backward layer."""
     return (
       self.forward.initial_carry(batch_size),
       self.backward.initial_carry(batch_size),
@@ -110,16 +111,18 @@ class Bidirectional(nnx.Module):
     """Runs both directions.
 
     Args:
-      carry: of both directions, or None to begin.
+      carry: the carries of the forward and of the backward layer; None: the
+        initial carries.
       inputs: [batch, time, D].
       mask: [batch, time], True where a time step is real.
-      resets: [batch, time], True where a sequence begins. The backward layer
-        starts afresh at the last real time step of each.
+      resets: [batch, time], True where a sequence begins. The backward layer is
+        reset at the last real time step of each sequence.
       key: draws the noise of the cells; None for evaluation.
 
     Returns:
-      The carries after the last and after the first time step, and the merged
-      outputs; they are zero where the mask is False.
+      The carries, of the forward layer after the last time step and of the
+      backward layer after the first, and the merged outputs [batch, time, H]
+      (2 H features with "concat"), which are zero where the mask is False.
     """
     past, future = (None, None) if carry is None else carry
     ends = None if resets is None else sequence_ends(resets, mask)
@@ -136,21 +139,21 @@ class Bidirectional(nnx.Module):
 def sequence_ends(
   begins: Bool[Array, "B T"], mask: Mask | None = None
 ) -> Bool[Array, "B T"]:
-  """Where sequences end that lie one after another in a row.
+  """Finds the last time steps of sequences that are packed into rows.
 
   Args:
-    begins: [batch, time], True at the first time step of a sequence. At a time
-      step that is not real it means nothing, as in `recurrent.unroll`.
+    begins: [batch, time], True at the first time step of a sequence. It is
+      ignored at masked time steps, as in `recurrent.unroll`.
     mask: [batch, time], True where a time step is real.
 
   Returns:
-    [batch, time], True at the last real time step before another sequence's
-    first.
+    [batch, time], True at the last real time step of each sequence that another
+    sequence follows in the same row.
   """
   mask = jnp.ones_like(begins) if mask is None else mask
   number = jnp.cumsum(begins & mask, axis=1, dtype=jnp.int32)
-  # Numbers only grow, so the next real time step has the least of those to
-  # come.
+  # Sequence numbers never decrease along a row, so the number of the next real
+  # time step is the minimum over all later real time steps.
   none = jnp.int32(begins.shape[1] + 1)
   real = jnp.where(mask, number, none)
   ahead = jax.lax.cummin(real, axis=1, reverse=True)[:, 1:]

@@ -1,4 +1,4 @@
-"""Dropout as a function of a key: no key, no dropout."""
+"""Dropout functions; each returns its inputs unchanged if the key is None."""
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,15 @@ def dropout(
   """Zeroes entries with probability `rate` and scales the rest up.
 
   Args:
-    key: PRNG key, or None in evaluation: the inputs come back as they are.
-    inputs: [batch, time, ...], or any other array without `locked`.
+    key: PRNG key, or None in evaluation: the inputs are returned unchanged.
+    inputs: [batch, time, ...]; without `locked`, an array of any shape.
     rate: probability of a zero, in [0, 1).
-    locked: one mask for all time steps of a row (variational dropout) instead
-      of a fresh one for each. Of [batch, features], a single time step, it is
-      the same.
+    locked: whether one mask is drawn for all time steps of a row (variational
+      dropout) instead of a new one for each. Inputs [batch, features] are a
+      single time step, for which `locked` makes no difference.
 
   Returns:
-    Array like `inputs`, of the same mean.
+    Array of the shape and dtype of `inputs`, with the same expected value.
 
   Raises:
     ValueError: if `rate` is outside [0, 1).
@@ -43,15 +43,17 @@ def dropout(
 def embedding_dropout(
   key: PRNGKey | None, table: Float[Array, "V D"], rate: float
 ) -> Float[Array, "V D"]:
-  """Zeroes rows of an embedding, so a token vanishes wherever it stands.
+  """Zeroes whole rows of an embedding table and scales the others up.
+
+  A token whose row is dropped is dropped wherever it occurs in the batch.
 
   Args:
-    key: PRNG key, or None in evaluation: the table comes back as it is.
-    table: [V, D], one row a token.
-    rate: probability of a row of zeros, in [0, 1); the rest is scaled up.
+    key: PRNG key, or None in evaluation: the table is returned unchanged.
+    table: [V, D], one row per token.
+    rate: probability that a row is set to zero, in [0, 1).
 
   Returns:
-    A table like the one given.
+    Table of the same shape and dtype.
 
   Raises:
     ValueError: if `rate` is outside [0, 1).
@@ -70,16 +72,16 @@ def embedding_dropout(
 def word_dropout(
   key: PRNGKey | None, tokens: Tokens, rate: float, unknown: int
 ) -> Tokens:
-  """Puts the token `unknown` in the place of others, each by itself.
+  """Replaces tokens, independently of each other, by the token `unknown`.
 
   Args:
-    key: PRNG key, or None in evaluation: the tokens come back as they are.
+    key: PRNG key, or None in evaluation: the tokens are returned unchanged.
     tokens: [batch, time] ids.
     rate: probability of a replacement, in [0, 1).
-    unknown: the id that stands for a token not to be seen.
+    unknown: id of the token for unknown words, which replaces the others.
 
   Returns:
-    Ids like those given.
+    Ids of the same shape and dtype.
 
   Raises:
     ValueError: if `rate` is outside [0, 1).

@@ -1,4 +1,4 @@
-"""Arrays into the parameters of a module, with their structure checked."""
+"""Loads arrays into the parameters of a module, and checks their structure."""
 
 import functools
 from collections.abc import Iterator
@@ -13,20 +13,21 @@ from recurrent.types import PyTree
 
 
 def assign(variables: PyTree, arrays: PyTree, name: str = "params") -> None:
-  """Sets the values of variables to arrays, all of them or none.
+  """Sets the values of variables to arrays; on an error none is changed.
 
-  The variables stay the objects they are, so an optimiser that was made for
-  them trains the new values.
+  The variable objects are kept, so an optimiser that was created for them
+  trains the new values.
 
   Args:
     variables: pytree of `nnx.Variable`.
-    arrays: the same tree of arrays, or of variables whose values are copied. A
-      list or tuple of one may stand where a NamedTuple is wanted.
-    name: of the tree, in errors.
+    arrays: pytree of the same structure, of arrays or of variables whose values
+      are copied. In place of a NamedTuple it may have a list or tuple that
+      holds only that NamedTuple.
+    name: name of the tree in error messages.
 
   Raises:
     ValueError: if a part of `arrays` is missing, left over, or of another
-      type, shape or dtype; it names the leaf.
+      type, shape or dtype; the message names the leaf.
   """
   pairs = [*_pairs(variables, arrays, name)]
   for variable, array in pairs:
@@ -43,12 +44,12 @@ def _is_variable(value):
 
 
 def _pairs(wanted, given, name) -> Iterator[tuple[nnx.Variable, Any]]:
-  """Each variable with its array, both checked."""
+  """Yields each variable with its array, whose shape and dtype are checked."""
   if _is_variable(wanted):
     yield wanted, _checked(wanted.get_value(), given, name)
   elif hasattr(wanted, "_fields"):
     if type(given) in (list, tuple) and len(given) == 1:
-      (given,) = given  # One direction, as the converters give a layer.
+      (given,) = given  # The converters return a layer as a list of directions.
     if type(given) is not type(wanted):
       raise ValueError(
         f"{name} must be {type(wanted).__name__}, got {_describe(given)}"
@@ -77,7 +78,7 @@ def _pairs(wanted, given, name) -> Iterator[tuple[nnx.Variable, Any]]:
 
 
 def _checked(like, given, name):
-  """The array, if it can take the place of `like`."""
+  """Returns the array, if it has the shape and dtype of `like`."""
   array = given.get_value() if _is_variable(given) else given
   if not hasattr(array, "dtype"):
     raise ValueError(f"{name} must be an array, got {_describe(array)}")
@@ -89,7 +90,7 @@ def _checked(like, given, name):
 
 
 def _describe(value) -> str:
-  """A value's type; of a plain list or tuple its length too."""
+  """The name of a value's type, and the length of a plain list or tuple."""
   if type(value) in (list, tuple):
     return f"a {type(value).__name__} of {len(value)}"
   return type(value).__name__

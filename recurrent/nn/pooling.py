@@ -1,8 +1,8 @@
-"""Pooling over time: one vector a row, from the outputs of its time steps.
+"""Pooling over time: outputs [batch, time, H] to one vector per row.
 
-All take outputs [batch, time, H] and a mask, and no time step that is not real
-has a part in the result or a gradient. A row without a real time step is
-pooled to zeros.
+All functions take outputs [batch, time, H] and an optional mask [batch, time].
+Masked time steps affect neither the result nor any gradient. A row whose time
+steps are all masked is pooled to zeros.
 """
 
 from collections.abc import Callable
@@ -19,21 +19,21 @@ from recurrent.types import Activations, Array, Float, Mask
 def pool_last(
   outputs: Activations, mask: Mask | None = None
 ) -> Float[Array, "B D"]:
-  """The outputs of the last real time step of each row, [batch, H]."""
+  """Returns the outputs of each row's last real time step, [batch, H]."""
   return _at_end(outputs, mask, reverse=False)
 
 
 def pool_ends(
   outputs: Activations, mask: Mask | None = None
 ) -> Float[Array, "B D"]:
-  """What each direction of a bidirectional layer has found in all of a row.
+  """Returns the final outputs of both directions of a layer, [batch, H].
 
-  That is the outputs of the last real time step in the forward half of the
-  features, and those of the first in the backward half, as `nn.Bidirectional`
-  with `merge="concat"` puts them side by side.
+  The outputs must be those of `nn.Bidirectional` with `merge="concat"`. Of the
+  first half of the features, the forward layer's, the last real time step is
+  taken; of the second half, the backward layer's, the first real time step.
 
   Raises:
-    ValueError: if the features are not two halves.
+    ValueError: if the number of features is odd.
   """
   if outputs.shape[-1] % 2:
     raise ValueError(
@@ -49,7 +49,10 @@ def pool_ends(
 def pool_mean(
   outputs: Activations, mask: Mask | None = None
 ) -> Float[Array, "B D"]:
-  """The mean over the real time steps, [batch, H], summed in float32."""
+  """Returns the mean over the real time steps, [batch, H].
+
+  It is summed in float32 at least.
+  """
   total = numerics.widen(blank(mask, outputs)).sum(axis=1)
   real = _mask_of(outputs, mask).sum(axis=1, keepdims=True, dtype=total.dtype)
   real = jnp.broadcast_to(jnp.maximum(real, 1), total.shape)
@@ -59,7 +62,7 @@ def pool_mean(
 def pool_max(
   outputs: Activations, mask: Mask | None = None
 ) -> Float[Array, "B D"]:
-  """The largest of each feature over the real time steps, [batch, H]."""
+  """Returns each feature's maximum over the real time steps, [batch, H]."""
   mask = _mask_of(outputs, mask)
   shown = jnp.broadcast_to(mask[..., None], outputs.shape)
   largest = jnp.max(outputs, axis=1, where=shown, initial=-jnp.inf)
@@ -75,13 +78,17 @@ POOLINGS: dict[str, Callable[..., Array]] = {
 
 
 class Pooling(nnx.Module):
-  """Outputs [batch, time, H] to one vector a row, [batch, H].
+  """Pools outputs [batch, time, H] over time to [batch, H].
 
-  "last": the last real time step. "ends": the same for the outputs of
-  `Bidirectional`: of the forward half the last real time step, of the backward
-  half the first. "mean", "max": over all real time steps. "attention": their
-  mean weighted by softmax(outputs . query), the query being a parameter; it
-  starts at zero, so the weights start equal.
+  The kinds of pooling are:
+
+  - "last": the last real time step.
+  - "ends": for the outputs of `Bidirectional` with `merge="concat"`, the last
+    real time step of the forward half and the first of the backward half.
+  - "mean", "max": the mean or maximum over all real time steps.
+  - "attention": the mean over all real time steps, weighted by
+    softmax(outputs . query). The query is a parameter that is initialised to
+    zero, so that all weights are equal at first.
 
   Example:
     >>> import jax.numpy as jnp
@@ -93,7 +100,7 @@ class Pooling(nnx.Module):
     ...  for kind in ("last", "mean", "max")]
     [3.0, 2.0, 3.0]
     >>> pooling = nn.Pooling("attention", 1)
-    >>> pooling.query[...] += 10  # it looks for large outputs
+    >>> pooling.query[...] += 10  # gives large outputs large weights
     >>> round(float(pooling(outputs, mask)[0, 0]), 3)
     3.0
 
@@ -102,7 +109,8 @@ class Pooling(nnx.Module):
     features: width H of the outputs.
 
   Raises:
-    ValueError: if there is no such kind, or the width does not fit it.
+    ValueError: if the kind is unknown, `features` is not a positive integer,
+      or it is odd and the kind is "ends".
 
   Reference:
     attention: Raffel & Ellis, "Feed-forward networks with attention can solve
@@ -124,7 +132,7 @@ class Pooling(nnx.Module):
   def __call__(
     self, outputs: Activations, mask: Mask | None = None
   ) -> Float[Array, "B D"]:
-    """Pools over time.
+    """Pools the outputs over time.
 
     Args:
       outputs: [batch, time, features].
@@ -152,7 +160,7 @@ def _mask_of(outputs, mask):
 
 
 def _at_end(outputs, mask, reverse):
-  """The last real time step of each row, or the first if `reverse`."""
+  """Takes the last real time step of each row, or the first if `reverse`."""
   if mask is None:
     return outputs[:, 0 if reverse else -1]
   # argmax finds the first True.

@@ -1,4 +1,4 @@
-"""`Recurrent`: the one place where a Flax NNX module meets a cell."""
+"""`Recurrent`: a Flax NNX module that runs a cell over a sequence."""
 
 import dataclasses
 from typing import Any
@@ -23,19 +23,21 @@ from recurrent.unroll import compute_dtype, unroll
 
 
 class Recurrent(nnx.Module):
-  """A cell with its parameters, run over a sequence.
+  """Recurrent layer: a cell with its parameters, run over a sequence.
 
-  `params` holds the parameters as `nnx.Param`, in the cell's NamedTuple, and
-  `start` the learnt initial carry or None. Plain arrays assigned to either are
-  loaded into the variables, which an optimiser goes on to train.
+  The attribute `params` is the cell's NamedTuple with an `nnx.Param` in place
+  of each array. The attribute `start` is the learnt initial carry, or None.
+  Assigning plain arrays to either sets the values of the existing variables,
+  so that an optimiser that was created for them goes on to train them.
 
   Args:
-    cell: any cell; static, equal by value.
+    cell: any cell.
     in_features: width D of the inputs.
-    reverse: from the last time step to the first.
+    reverse: whether to run from the last time step to the first.
     method: see `recurrent.unroll`.
     remat: see `recurrent.unroll`.
-    learn_carry: the initial carry is a parameter, which starts as the cell's.
+    learn_carry: whether the initial carry is a parameter. It is initialised to
+      the cell's own initial carry.
     rngs: source of the keys that draw the parameters.
   """
 
@@ -55,7 +57,7 @@ class Recurrent(nnx.Module):
     self.method = method
     self.remat = remat
     params = cell.init(rngs.params(), in_features)
-    # `optim.decayed` reads the metadata.
+    # `optim.decayed` reads this metadata to exempt a parameter from decay.
     undecayed = lambda array: nnx.Param(array, decayed=False)
     self.params = nnx.data(
       jax.tree.map_with_path(
@@ -74,27 +76,27 @@ class Recurrent(nnx.Module):
 
   def __setattr__(self, name: str, value: Any) -> None:
     if name in ("params", "start"):
-      field = isinstance(value, dataclasses.Field)  # What nnx.data returns.
+      field = isinstance(value, dataclasses.Field)  # From `nnx.data`.
       plain = value.metadata["nnx_value"] if field else value
       if not loading.is_assigned(plain):
         return loading.assign(getattr(self, name), plain, name)
     return super().__setattr__(name, value)
 
   def load(self, params: Params) -> None:
-    """Sets the parameters to given arrays, such as converted weights.
+    """Sets the parameters to copies of given arrays, such as converted weights.
 
     Args:
-      params: the cell's NamedTuple of arrays, whose shapes and dtypes are those
-        of the present parameters; the arrays are copied.
+      params: the cell's NamedTuple of arrays, with the shapes and dtypes of the
+        present parameters.
 
     Raises:
       ValueError: if a leaf is missing, left over, or of another type, shape or
-        dtype; nothing is changed then.
+        dtype. No parameter is changed then.
     """
     loading.assign(self.params, params)
 
   def cell_params(self) -> Params:
-    """The cell's NamedTuple of plain arrays."""
+    """The parameters as the cell's NamedTuple of plain arrays."""
     return _plain(self.params)
 
   def initial_carry(self, batch_size: int) -> Carry:
@@ -117,10 +119,19 @@ class Recurrent(nnx.Module):
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[Carry, Float[Array, "B T H"]]:
-    """Runs the cell; arguments and results as in `recurrent.unroll`.
+    """Runs the cell over a sequence, as `recurrent.unroll` does.
 
-    The key draws the noise of a cell that has some (`recurrent.cells.noise`),
-    once for the whole window; None for evaluation.
+    Args:
+      carry: the cell's carry, [batch, ...]; None: the initial carry.
+      inputs: [batch, time, D].
+      mask: [batch, time], True where a time step is real.
+      resets: [batch, time], True where a sequence begins.
+      key: PRNG key for the noise of the cell, if it has any (see
+        `recurrent.cells.noise`); it is drawn once for the whole sequence. None
+        for evaluation, without noise.
+
+    Returns:
+      The carry after the last time step, and the outputs [batch, time, H].
     """
     params, inputs = self.cell.perturb(self.cell_params(), inputs, key)
     batch = jax.tree.leaves(inputs)[0].shape[0]
@@ -138,14 +149,14 @@ class Recurrent(nnx.Module):
     )
 
   def project(self, inputs: Any) -> Any:
-    """What `step` consumes, for inputs with any batch axes."""
+    """Computes what `step` takes, for inputs with any batch axes."""
     params = self.cell.narrow(self.cell_params(), compute_dtype(inputs))
     return self.cell.project(params, inputs)
 
   def step(
     self, carry: Carry, projected: Any, dtype: jax.typing.DTypeLike
   ) -> tuple[Carry, Float[Array, "*B H"]]:
-    """One time step after `project`, as decoders need it, in `dtype`."""
+    """Runs one time step on the result of `project`, computed in `dtype`."""
     params = self.cell.narrow(self.cell_params(), dtype)
     return self.cell.step(params, carry, projected)
 

@@ -1,4 +1,4 @@
-"""`Residual`: a layer's inputs added to its outputs."""
+"""`Residual`: adds a layer's inputs to its outputs."""
 
 from typing import Any
 
@@ -10,10 +10,11 @@ from recurrent.types import Activations, Array, Carry, Float, Mask, PRNGKey
 
 
 class Residual(nnx.Module):
-  """outputs = inputs + layer(inputs).
+  """Residual connection around a layer: outputs = inputs + layer(inputs).
 
   Args:
-    layer: `Recurrent`, or any layer with its methods, as wide as its inputs.
+    layer: `Recurrent`, or any layer with its methods, whose outputs are as wide
+      as its inputs.
 
   Reference:
     He et al., "Deep residual learning for image recognition", 2016; between
@@ -25,7 +26,7 @@ class Residual(nnx.Module):
 
   @property
   def params(self) -> Any:
-    """The layer's."""
+    """The layer's parameters."""
     return self.layer.params
 
   def load(self, params: Any) -> None:
@@ -33,7 +34,7 @@ class Residual(nnx.Module):
     self.layer.load(params)
 
   def initial_carry(self, batch_size: int) -> Carry:
-    """The layer's."""
+    """The layer's initial carry, [batch, ...]."""
     return self.layer.initial_carry(batch_size)
 
   def __call__(
@@ -45,9 +46,10 @@ class Residual(nnx.Module):
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[Carry, Activations]:
-    """Runs the layer; arguments and results are its own.
+    """Runs the layer and adds its inputs to its outputs.
 
-    At a time step that is not real the outputs are zero, as the layer's are.
+    Arguments and results are those of the layer. The outputs are zero at masked
+    time steps.
 
     Raises:
       ValueError: if the layer's outputs are not as wide as its inputs.
@@ -58,13 +60,13 @@ class Residual(nnx.Module):
     return carry, _add(blank(mask, inputs), outputs)
 
   def project(self, inputs: Float[Array, "*B D"]) -> Any:
-    """What `step` consumes."""
+    """Computes what `step` takes, for inputs with any batch axes."""
     return inputs, self.layer.project(inputs)
 
   def step(
     self, carry: Carry, projected: Any, dtype: jax.typing.DTypeLike
   ) -> tuple[Carry, Float[Array, "*B D"]]:
-    """One time step after `project`."""
+    """Runs one time step on the result of `project`, computed in `dtype`."""
     inputs, projected = projected
     carry, outputs = self.layer.step(carry, projected, dtype)
     return carry, _add(inputs, outputs)

@@ -1,4 +1,4 @@
-"""`Stack`: layers one upon another, each with a carry."""
+"""`Stack`: a sequence of layers, each with its own carry."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,16 +24,18 @@ from recurrent.types import (
 
 
 class Stack(nnx.Module):
-  """Layers in order, with dropout between them and optional residuals.
+  """Runs layers one after another, with dropout and optional residuals.
 
   Args:
-    layers: `Recurrent`, `TransformerBlock` or others with their methods, from
-      the inputs up.
-    dropout: rate between two layers, a fresh mask at each time step.
-    residual: adds each layer's inputs to its outputs, where widths agree; for
-      single layers, and with an error elsewhere, there is `Residual`.
-    skip: every layer but the first sees the inputs too, beside the outputs of
-      the layer below, and the outputs of all layers come out side by side.
+    layers: `Recurrent`, `TransformerBlock` or other layers with their methods,
+      the first one nearest to the inputs.
+    dropout: dropout rate between two layers, with a new mask at each time step.
+    residual: whether to add each layer's inputs to its outputs wherever their
+      widths agree. `Residual` does so for a single layer, and raises an error
+      if the widths differ.
+    skip: whether every layer but the first takes the inputs of the stack,
+      concatenated with the outputs of the layer below. The outputs are then the
+      concatenated outputs of all layers.
 
   Raises:
     ValueError: if both `residual` and `skip` are asked for.
@@ -59,7 +61,7 @@ class Stack(nnx.Module):
 
   @property
   def params(self) -> tuple[Any, ...]:
-    """The parameters of each layer, which must be recurrent.
+    """The parameters of each layer.
 
     Raises:
       ValueError: if a layer has no `params`, such as a `TransformerBlock`.
@@ -75,8 +77,8 @@ class Stack(nnx.Module):
     """Sets the parameters of all layers; see `Recurrent.load`.
 
     Args:
-      params: what each layer's own `load` takes, the lowest layer first, such
-        as the lists that `converters.from_torch` returns.
+      params: for each layer, from the first to the last, the argument of its
+        own `load`, such as the lists that `converters.from_torch` returns.
 
     Raises:
       ValueError: as `Recurrent.load` does, and if a layer has no `params`.
@@ -84,7 +86,7 @@ class Stack(nnx.Module):
     loading.assign(self.params, params)
 
   def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
-    """One carry a layer, each [batch, ...]."""
+    """The initial carry of each layer, each [batch, ...]."""
     return tuple(layer.initial_carry(batch_size) for layer in self.layers)
 
   def __call__(
@@ -99,17 +101,18 @@ class Stack(nnx.Module):
     """Runs all layers over a sequence.
 
     Args:
-      carry: one carry a layer, or None for the initial ones.
+      carry: one carry per layer; None: the initial carries.
       inputs: [batch, time, features].
       mask: [batch, time], as in `recurrent.unroll`.
       resets: [batch, time], as in `recurrent.unroll`.
       key: draws the dropout masks and the cells' noise; None for evaluation.
 
     Returns:
-      One carry a layer, and the outputs of the last layer.
+      One carry per layer, and the outputs of the last layer, or with `skip`
+      those of all layers, concatenated.
     """
     carries = [None] * len(self.layers) if carry is None else carry
-    # Garbage at time steps that are not real must not get past a layer.
+    # Residual and skip connections would pass on NaN at masked time steps.
     first = below = blank(mask, inputs)
     new_carries, outputs = [], []
     for index, layer in enumerate(self.layers):
@@ -138,18 +141,20 @@ class Stack(nnx.Module):
     [tuple[Carry, ...], Int[Array, "B"]],
     tuple[tuple[Carry, ...], Float[Array, "B H"]],
   ]:
-    """A step whose inputs are rows of a table, as in decoding tokens.
+    """Returns a step function whose inputs are rows of a table, for decoding.
 
-    What the first layer makes of a row does not depend on the carry, so it is
-    computed for the whole table once and then looked up.
+    The first layer's projection of a row does not depend on the carry, so it is
+    computed once for all rows of the table, and each step looks it up.
 
     Args:
-      table: the inputs there can be, such as an embedding. A row is looked up
-        before it is cast, so that its gradient is summed in the table's dtype.
-      dtype: what to compute in; None: the table's dtype.
+      table: [V, D], all possible inputs, such as an embedding. A row is looked
+        up before it is cast, so that its gradient is summed in the table's
+        dtype.
+      dtype: dtype to compute in; None: the table's.
 
     Returns:
-      `step(carry, row) -> (carry, outputs)`.
+      `step(carry, row) -> (carry, outputs)`, for indices `row` [batch] and
+      outputs [batch, H].
     """
     dtype = table.dtype if dtype is None else jnp.dtype(dtype)
     projected_table = self.layers[0].project(table.astype(dtype))
@@ -157,7 +162,8 @@ class Stack(nnx.Module):
     def look_up(array, row):
       if not jnp.issubdtype(array.dtype, jnp.floating):
         return array[row]
-      # The gradient of a look-up is a sum over all that look up one row.
+      # The gradient of a look-up is a sum over all look-ups of one row, so it
+      # is computed in float32 at least.
       return numerics.widen(array)[row].astype(array.dtype)
 
     def step(carry, row):

@@ -1,12 +1,14 @@
-"""A Transformer's layers, which stand in a `Stack` as `Recurrent` does.
+"""Transformer layers with the interface of `Recurrent`, for use in a `Stack`.
 
-  TransformerBlock         sees the past: for language models
-  TransformerEncoderBlock  sees both sides: for what is there as a whole
-  TransformerDecoderBlock  sees the past, and what was encoded: for translation
+  TransformerBlock         causal attention, for language models
+  TransformerEncoderBlock  attention in both directions, for whole sequences
+  TransformerDecoderBlock  causal attention and attention to an encoded
+                           sequence, for translation
 
-The carry of the first is the keys and values of the last time steps. So it
-trains on windows that follow each other, and decodes like a recurrent layer.
-The third carries what was encoded as well.
+The carry of `TransformerBlock` holds the keys and values of the last time
+steps, so that the layer can be trained on consecutive windows and can decode
+one token at a time, as a recurrent layer does. The carry of
+`TransformerDecoderBlock` also holds the encoded sequence's keys and values.
 """
 
 from typing import NamedTuple
@@ -31,15 +33,15 @@ from recurrent.types import (
 
 
 class TransformerCarry(NamedTuple):
-  """The last `context` time steps of each row, as a ring; W is `context`.
+  """Ring buffer of the keys and values of the last W = `context` time steps.
 
   Attributes:
-    keys: [batch, W, heads, K], not yet rotated; zero in slots that are free.
-    values: [batch, W, heads, K], likewise.
-    time_steps: [batch], time steps since the row's start, less a multiple of W
-      so that it stays below 2 W. It says which slots are taken, all if it is W
-      or
-      more, and which is next: count mod W.
+    keys: [batch, W, heads, K], before rotation; zero in free slots.
+    values: [batch, W, heads, K], zero in free slots.
+    time_steps: [batch], number of time steps since the start of the row's
+      sequence. Once it reaches W it is kept in [W, 2 W) by subtracting
+      multiples of W. The next slot to write is `time_steps` mod W, and all
+      slots are taken once `time_steps` is at least W.
   """
 
   keys: Float[Array, "B W N K"]
@@ -48,11 +50,11 @@ class TransformerCarry(NamedTuple):
 
 
 class DecoderCarry(NamedTuple):
-  """Carry of a `TransformerDecoderBlock`: every leaf is [batch, ...].
+  """Carry of a `TransformerDecoderBlock`; every leaf is [batch, ...].
 
   Attributes:
     past: keys and values of the last time steps.
-    encoded: keys and values of what was encoded; never changed.
+    encoded: keys and values of the encoded sequence, which no step changes.
   """
 
   past: TransformerCarry
@@ -60,7 +62,7 @@ class DecoderCarry(NamedTuple):
 
 
 class Projected(NamedTuple):
-  """What `step` consumes: all that one time step is alone."""
+  """Argument of `step`: all that is computed from one time step's inputs."""
 
   inputs: Float[Array, "*B D"]
   query: Float[Array, "*B N K"]
@@ -69,7 +71,7 @@ class Projected(NamedTuple):
 
 
 def rms_norm(array: Float[Array, "*B H"], scale: Float[Array, "H"]) -> Array:
-  """Each [H] over the root of its mean square, times scale.
+  """Divides by the root mean square over the last axis, and scales.
 
   Reference:
     Zhang & Sennrich, "Root mean square layer normalization", 2019.
@@ -84,7 +86,7 @@ NORMS = {"layer": numerics.layer_norm, "rms": rms_norm}
 
 
 class _Sublayer(nnx.Module):
-  """outputs = inputs + dropout(found), `found` being made of norm(inputs)."""
+  """Base class: outputs = inputs + dropout(f(norm(inputs))) for some f."""
 
   def __init__(self, features: int, norm: str, dropout: float):
     if norm not in NORMS:
@@ -102,7 +104,7 @@ class _Sublayer(nnx.Module):
 
 
 class MLP(_Sublayer):
-  """x + mlp(norm(x)): mlp(x) = gelu(x W + b) U + c, maybe with a gate."""
+  """x + mlp(norm(x)); mlp(x) = gelu(x W + b) U + c, optionally with a gate."""
 
   def __init__(self, features, norm, dropout, width, gated, rngs):
     super().__init__(features, norm, dropout)
@@ -115,7 +117,7 @@ class MLP(_Sublayer):
     self.output_bias = nnx.Param(jnp.zeros((features,)))
 
   def __call__(self, inputs, key=None):
-    """Outputs like the inputs, [*batch, features]."""
+    """Returns outputs of the inputs' shape, [*batch, features]."""
     inside = self._affine(
       self._normalise(inputs), self.inside, self.inside_bias
     )
@@ -133,7 +135,7 @@ class MLP(_Sublayer):
 
 
 class AttentionToAll(_Sublayer):
-  """x + attention(norm(x)), each time step seeing its whole sequence."""
+  """x + attention(norm(x)) over the whole sequence, in both directions."""
 
   def __init__(self, features, norm, dropout, heads, rngs):
     super().__init__(features, norm, dropout)
@@ -142,13 +144,13 @@ class AttentionToAll(_Sublayer):
     )
 
   def __call__(self, inputs, mask, resets, key):
-    """Outputs like the inputs, [batch, time, features]."""
+    """Returns outputs of the inputs' shape, [batch, time, features]."""
     found = self.heads(self._normalise(inputs), mask=mask, resets=resets)
     return self._add(inputs, found, key)
 
 
 class AttentionToEncoded(_Sublayer):
-  """x + attention(norm(x), encoded)."""
+  """x + attention(norm(x), encoded): attention to an encoded sequence."""
 
   def __init__(self, features, norm, dropout, heads, encoded_features, rngs):
     super().__init__(features, norm, dropout)
@@ -157,15 +159,16 @@ class AttentionToEncoded(_Sublayer):
     )
 
   def __call__(self, encoded, inputs, key=None):
-    """Outputs like the inputs: [batch, features] or [batch, time, features]."""
+    """Returns outputs of the inputs' shape, [batch, (time,) features]."""
     found, _ = self.heads(encoded, self._normalise(inputs))
     return self._add(inputs, found, key)
 
 
 class AttentionToPast(_Sublayer):
-  """x + attention(norm(x)) to the last `context` time steps, which it carries.
+  """x + attention(norm(x)) over the last `context` time steps.
 
-  Methods are those of `TransformerBlock`; outputs are before its MLP.
+  The carry holds their keys and values. The methods are those of
+  `TransformerBlock`, whose MLP is applied to the outputs afterwards.
   """
 
   def __init__(self, features, norm, dropout, heads, context, rngs):
@@ -181,7 +184,7 @@ class AttentionToPast(_Sublayer):
     )
 
   def initial_carry(self, batch_size: int) -> TransformerCarry:
-    """The carry before the first time step: empty, [batch, ...]."""
+    """The empty carry before the first time step, [batch, ...]."""
     heads = self.heads.heads
     empty = numerics.zeros(
       self.heads.query_key_value[...],
@@ -193,7 +196,7 @@ class AttentionToPast(_Sublayer):
     return TransformerCarry(empty, empty, jnp.zeros((batch_size,), jnp.int32))
 
   def __call__(self, carry, inputs, mask, resets, key):
-    """The carry after the last time step, and outputs like the inputs."""
+    """Returns the last carry, and outputs of the inputs' shape."""
     batch, time, _ = inputs.shape
     initial = self.initial_carry(batch)
     carry = initial if carry is None else carry
@@ -206,7 +209,8 @@ class AttentionToPast(_Sublayer):
     number = jnp.full((batch,), time, jnp.int32)
     if mask is not None:
       number = mask.sum(axis=1, dtype=jnp.int32)
-      # With all real time steps in front, places differ as positions do.
+      # With the real time steps moved to the front, differences of indices are
+      # differences of positions.
       inputs, resets = attention.compact(mask, blank(mask, (inputs, resets)))
     segments = attention.count_resets(resets, (batch, time))
     projected = self.project(inputs)
@@ -243,11 +247,11 @@ class AttentionToPast(_Sublayer):
     return TransformerCarry(keys, values, time_steps), outputs
 
   def project(self, inputs: Float[Array, "*B D"]) -> Projected:
-    """What `step` consumes, for inputs with any batch axes."""
+    """Computes what `step` takes, for inputs with any batch axes."""
     return Projected(inputs, *self.heads.project(self._normalise(inputs)))
 
   def step(self, carry, projected, dtype):
-    """One time step: the next carry, and outputs [batch, features]."""
+    """Runs one time step; returns the carry and outputs [batch, features]."""
     inputs, query, key, value = numerics.cast(projected, dtype)
     rows = jnp.arange(len(carry.time_steps))
     slot = carry.time_steps % self.context
@@ -257,8 +261,8 @@ class AttentionToPast(_Sublayer):
     )
     time_steps = self._fold(carry.time_steps + 1)
     age, taken = self._slots(time_steps)
-    # Keys are turned by their age, when they are read: positions then stay
-    # below `context`, however long the sequence is.
+    # Keys are stored unrotated and rotated here by minus their age, so that
+    # positions stay below `context` in sequences of any length.
     context, _ = attention.attend(
       query[:, None],
       attention.rotate(keys.astype(dtype), -age),
@@ -269,7 +273,7 @@ class AttentionToPast(_Sublayer):
     return TransformerCarry(keys, values, time_steps), outputs
 
   def _fold(self, time_steps):
-    """Less a multiple of W, so that nothing overflows."""
+    """Subtracts multiples of W from counts of 2 W or more: no overflow."""
     return jnp.where(
       time_steps < self.context,
       time_steps,
@@ -277,13 +281,13 @@ class AttentionToPast(_Sublayer):
     )
 
   def _slots(self, time_steps):
-    """Steps since each slot was written, and whether it is taken; [B, W]."""
+    """The age in time steps of each slot, and whether it is taken; [B, W]."""
     slots = jnp.arange(self.context, dtype=jnp.int32)[None]
     age = (time_steps[:, None] - 1 - slots) % self.context
     return age, age < time_steps[:, None]
 
   def _in_order(self, carry):
-    """Keys and values, the newest last, and which of them are there."""
+    """Keys and values with the newest last, and whether each slot is taken."""
     places = jnp.arange(self.context, dtype=jnp.int32)[None]
     slots = (carry.time_steps[:, None] + places) % self.context
     both = tuple(attention.take(x, slots) for x in carry[:2])
@@ -293,10 +297,10 @@ class AttentionToPast(_Sublayer):
 class TransformerBlock(nnx.Module):
   """h = x + attention(norm(x)); outputs = h + mlp(norm(h)).
 
-  Attention is causal, to the last `context` real time steps of the sequence,
-  the present one among them; more never count, however the sequence is cut.
-  Positions are relative (rotary). mlp(x) = gelu(x W + b) U + c, or, gated,
-  (gelu(x W + b) * (x V + d)) U + c.
+  Attention is causal, over the last `context` real time steps including the
+  present one; a sequence that is run in several windows gives the same outputs
+  as in one. Positions are relative (rotary). The MLP is
+  mlp(x) = gelu(x W + b) U + c, or (gelu(x W + b) * (x V + d)) U + c if gated.
 
   Example:
     >>> import jax.numpy as jnp
@@ -306,18 +310,18 @@ class TransformerBlock(nnx.Module):
     >>> carry, outputs = block(None, jnp.ones((1, 5, 8)))
     >>> inputs = jnp.ones((1, 8))  # one time step more
     >>> carry, outputs = block.step(carry, block.project(inputs), inputs.dtype)
-    >>> outputs.shape, int(carry.time steps[0])
+    >>> outputs.shape, int(carry.time_steps[0])
     ((1, 8), 6)
 
   Args:
     features: width of inputs and outputs.
     heads: number of heads.
-    context: number of time steps that a time step sees; the length of the
-      carry.
+    context: number of time steps that each time step attends to, including
+      itself; the length of the carry.
     mlp_features: width inside the MLP; None: 4 times `features`.
     norm: "layer" (layer norm, a scale and no bias) or "rms".
-    gated: a gate in the MLP.
-    dropout: rate on what attention and MLP add.
+    gated: whether the MLP has a gate.
+    dropout: dropout rate on the outputs of attention and MLP.
     rngs: source of the keys that draw the parameters.
 
   Raises:
@@ -349,7 +353,7 @@ class TransformerBlock(nnx.Module):
     self.mlp = MLP(*shared, mlp_features, gated, rngs)
 
   def initial_carry(self, batch_size: int) -> TransformerCarry:
-    """The carry before the first time step: empty, [batch, ...]."""
+    """The empty carry before the first time step, [batch, ...]."""
     return self.attention.initial_carry(batch_size)
 
   def __call__(
@@ -361,15 +365,15 @@ class TransformerBlock(nnx.Module):
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[TransformerCarry, Activations]:
-    """Runs over a sequence.
+    """Runs the block over a sequence.
 
     Args:
       carry: from the window before, or None to begin.
       inputs: [batch, time, features].
-      mask: [batch, time], as in `recurrent.unroll`: a time step that is not
-        real is not stored, is not counted, and has zero outputs.
-      resets: [batch, time], as in `recurrent.unroll`: no time step from there
-        on sees one before.
+      mask: [batch, time], as in `recurrent.unroll`: a masked time step is not
+        stored or counted, and its outputs are zero.
+      resets: [batch, time], as in `recurrent.unroll`: from a reset on, no time
+        step attends to one before the reset.
       key: draws the dropout masks; None for evaluation.
 
     Returns:
@@ -384,7 +388,7 @@ class TransformerBlock(nnx.Module):
     return carry, blank(mask, self.mlp(hidden, keys[1]))
 
   def project(self, inputs: Float[Array, "*B D"]) -> Projected:
-    """What `step` consumes, for inputs with any batch axes."""
+    """Computes what `step` takes, for inputs with any batch axes."""
     return self.attention.project(inputs)
 
   def step(
@@ -393,7 +397,7 @@ class TransformerBlock(nnx.Module):
     projected: Projected,
     dtype: jax.typing.DTypeLike,
   ) -> tuple[TransformerCarry, Float[Array, "B D"]]:
-    """One time step after `project`, as decoders need it, in `dtype`."""
+    """Runs one time step on the result of `project`, computed in `dtype`."""
     carry, hidden = self.attention.step(carry, projected, dtype)
     return carry, self.mlp(hidden)
 
@@ -402,8 +406,8 @@ class TransformerEncoderBlock(nnx.Module):
   """`TransformerBlock` with attention to both sides, over the whole sequence.
 
   h = x + attention(norm(x)); outputs = h + mlp(norm(h)). Positions are relative
-  (rotary). What comes later is seen, so nothing is carried: the carry is empty,
-  and there is no `step`. Memory is O(time ** 2).
+  (rotary). Time steps attend to later ones too, so the layer cannot run step by
+  step: its carry is empty and it has no `step`. Memory is O(time ** 2).
 
   Example:
     >>> import jax.numpy as jnp
@@ -423,8 +427,8 @@ class TransformerEncoderBlock(nnx.Module):
     heads: number of heads.
     mlp_features: width inside the MLP; None: 4 times `features`.
     norm: "layer" (layer norm, a scale and no bias) or "rms".
-    gated: a gate in the MLP.
-    dropout: rate on what attention and MLP add.
+    gated: whether the MLP has a gate.
+    dropout: dropout rate on the outputs of attention and MLP.
     rngs: source of the keys that draw the parameters.
 
   Raises:
@@ -452,7 +456,7 @@ class TransformerEncoderBlock(nnx.Module):
     self.mlp = MLP(*shared, mlp_features, gated, rngs)
 
   def initial_carry(self, batch_size: int) -> tuple[()]:
-    """Nothing: there is no carry."""
+    """Returns (): this layer has no carry."""
     del batch_size
     return ()
 
@@ -465,15 +469,16 @@ class TransformerEncoderBlock(nnx.Module):
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[tuple[()], Activations]:
-    """Runs over a sequence.
+    """Runs the block over a sequence.
 
     Args:
       carry: () or None.
       inputs: [batch, time, features].
-      mask: [batch, time], True where a time step is real. No other is seen or
-        counted, and its outputs are zero.
-      resets: [batch, time], True where a sequence begins; those of one row do
-        not see each other. At a masked time step a reset does nothing.
+      mask: [batch, time], True where a time step is real. A masked time step
+        is not attended to or counted, and its outputs are zero.
+      resets: [batch, time], True where a sequence begins; time steps attend
+        only within their own sequence. A reset at a masked time step has no
+        effect.
       key: draws the dropout masks; None for evaluation.
 
     Returns:
@@ -488,7 +493,8 @@ class TransformerEncoderBlock(nnx.Module):
       )
     attention.check_sequence(inputs, self.features, mask, resets)
     keys = _split(key, 2)
-    # NaN would come back in the gradient of the norm if it were hidden later.
+    # The inputs are masked before the norm: if they were masked after it, a NaN
+    # at a masked time step would reach the norm's gradient.
     hidden = self.attention(blank(mask, inputs), mask, resets, keys[0])
     return (), blank(mask, self.mlp(hidden, keys[1]))
 
@@ -499,9 +505,9 @@ class TransformerDecoderBlock(nnx.Module):
   g = x + attention(norm(x)); h = g + attention(norm(g), encoded);
   outputs = h + mlp(norm(h)). The first attention is that of `TransformerBlock`.
 
-  The keys and values of what is encoded are computed once, by `begin`, and are
-  in the carry, [batch, S, ...]. So a decoder treats it as any other carry, and
-  beams that are reordered keep what they attend to.
+  The keys and values of the encoded sequence are computed once, by `begin`, and
+  are part of the carry, [batch, S, ...]. Decoders therefore need no special
+  case, and beam search reorders them with the rest of the carry.
 
   Example:
     >>> import jax.numpy as jnp
@@ -526,13 +532,14 @@ class TransformerDecoderBlock(nnx.Module):
 
   Args:
     features: width of inputs and outputs.
-    heads: number of heads, of each attention.
-    context: number of time steps that a time step sees, itself among them.
-    encoded_features: width of what is encoded.
+    heads: number of heads in each attention.
+    context: number of time steps that each time step attends to, including
+      itself.
+    encoded_features: width of the encoded sequence.
     mlp_features: width inside the MLP; None: 4 times `features`.
     norm: "layer" (layer norm, a scale and no bias) or "rms".
-    gated: a gate in the MLP.
-    dropout: rate on what each attention and the MLP add.
+    gated: whether the MLP has a gate.
+    dropout: dropout rate on the outputs of each attention and of the MLP.
     rngs: source of the keys that draw the parameters.
 
   Raises:
@@ -567,17 +574,19 @@ class TransformerDecoderBlock(nnx.Module):
     encoded: Float[Array, "B S E"],
     mask: Bool[Array, "B S"] | None = None,
   ) -> DecoderCarry:
-    """The carry before the first time step, for what is to be attended to.
+    """Computes the carry before the first time step from an encoded sequence.
 
-    It stands for `initial_carry`, which this layer cannot have.
+    It takes the place of `initial_carry`, which this layer does not have, since
+    its carry depends on the encoded sequence.
 
     Args:
-      encoded: [batch, S, encoded_features], of the dtype of the inputs to come.
+      encoded: [batch, S, encoded_features]; its dtype must be that of the
+        decoder's inputs.
       mask: [batch, S], True where `encoded` is real; None: everywhere. A row
-        without any attends to nothing.
+        that is masked everywhere attends to nothing: its context is zero.
 
     Returns:
-      The carry.
+      The carry, for `__call__` or `step`.
 
     Raises:
       ValueError: if an argument has the wrong shape or dtype.
@@ -594,14 +603,15 @@ class TransformerDecoderBlock(nnx.Module):
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[DecoderCarry, Activations]:
-    """Runs over a sequence.
+    """Runs the block over a sequence.
 
     Args:
       carry: from `begin`, or from the window before.
       inputs: [batch, time, features].
       mask: [batch, time], as for `TransformerBlock`.
-      resets: [batch, time], as for `TransformerBlock`; what is encoded is seen
-        by all time steps of its row, before a reset and after.
+      resets: [batch, time], as for `TransformerBlock`. They do not affect the
+        attention to the encoded sequence, which all time steps of its row
+        attend to.
       key: draws the dropout masks; None for evaluation.
 
     Returns:
@@ -623,7 +633,7 @@ class TransformerDecoderBlock(nnx.Module):
     return carry._replace(past=past), outputs
 
   def project(self, inputs: Float[Array, "*B D"]) -> Projected:
-    """What `step` consumes, for inputs with any batch axes."""
+    """Computes what `step` takes, for inputs with any batch axes."""
     return self.attention.project(inputs)
 
   def step(
@@ -632,12 +642,12 @@ class TransformerDecoderBlock(nnx.Module):
     projected: Projected,
     dtype: jax.typing.DTypeLike,
   ) -> tuple[DecoderCarry, Float[Array, "B D"]]:
-    """One time step after `project`, computed in `dtype`."""
+    """Runs one time step on the result of `project`, computed in `dtype`."""
     past, hidden = self.attention.step(carry.past, projected, dtype)
     hidden = self.cross(carry.encoded, hidden)
     return carry._replace(past=past), self.mlp(hidden)
 
 
 def _split(key, number):
-  """As many keys as asked for, or Nones."""
+  """Splits a key into `number` keys; without a key, as many Nones."""
   return (None,) * number if key is None else jax.random.split(key, number)
