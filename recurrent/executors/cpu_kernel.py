@@ -33,12 +33,17 @@ ACTIVATIONS = ("tanh", "relu", "sigmoid")
 
 
 def kind(cell: Cell) -> str:
-  """Which loop is a cell's; empty if none."""
+  """Returns the name of the C++ loop that runs a cell, or "" if none does."""
   dense = getattr(cell, "structure", None) == Dense()
   if type(cell) in (RNN, LSTM, GRU):
     return type(cell).__name__.lower() if dense else ""
-  plain = LSTMVariant(cell.features, coupled=True)
-  return "lstm_coupled" if cell == plain else ""
+  if type(cell) is not LSTMVariant:
+    return ""
+  # The forget bias is a value that `init` writes, so any will do.
+  coupled = LSTMVariant(
+    cell.features, coupled=True, forget_bias=cell.forget_bias
+  )
+  return "lstm_coupled" if cell == coupled else ""
 
 
 def why_not_here(setting) -> str:

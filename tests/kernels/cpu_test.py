@@ -133,7 +133,8 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_plain_scan(
 
 
 def test_auto_takes_it_on_one_cpu_in_float32_and_says_so():
-  for cell in (RNN(4), LSTM(4), GRU(4), LSTMVariant(4, coupled=True)):
+  coupled = [LSTMVariant(4, coupled=True, forget_bias=b) for b in (1.0, 3.0)]
+  for cell in (RNN(4), LSTM(4), GRU(4), *coupled):
     assert executors.choose(cell, HERE).method == "cpu_kernel"
   for setting in (
     HERE._replace(devices=8),
