@@ -49,9 +49,10 @@ class LSTMVariant(base.GatedCell):
     memory: width M of the cell, which P projects to H; 0: M = H, without P (Sak
       et al., 2014). P is applied in `gate`, so its gradient is summed inside
       the reverse loop.
-    layer_norm: whether to normalise x W and h R, each gate separately, and
-      c' before its tanh (Ba et al., 2016).
-    structure: structure of the recurrent weights; dense if there is a projection.
+    layer_norm: whether to normalise x W and h R, each gate separately, and c'
+      before its tanh (Ba et al., 2016).
+    structure: structure of the recurrent weights, dense if there is a
+      projection.
 
   Raises:
     ValueError: if `memory` is negative, or given with a structure that is not
