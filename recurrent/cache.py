@@ -1,4 +1,4 @@
-"""Where this library keeps what it makes once: data sets, compiled loops."""
+"""The cache folder of this library, for data sets and compiled C++ code."""
 
 import os
 import pathlib
@@ -6,7 +6,7 @@ import stat
 
 
 def cache_dir() -> pathlib.Path:
-  """`$RECURRENT_CACHE`, else `recurrent` in the user's cache folder."""
+  """Returns `$RECURRENT_CACHE`, else `recurrent` in the user's cache folder."""
   if chosen := os.environ.get("RECURRENT_CACHE"):
     return pathlib.Path(chosen).expanduser()
   caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -14,17 +14,19 @@ def cache_dir() -> pathlib.Path:
 
 
 def private_folder(name: str) -> pathlib.Path:
-  """A folder of the cache for code: only this user may write there.
+  """Returns a folder of the cache, for code, that no other user can change.
 
   Args:
-    name: of the folder; it is made, with mode 0700, if it is not there.
+    name: name of the folder. It is created, with mode 0700, if it does not
+      exist.
 
   Returns:
-    The folder. It may be on a file system that is read-only.
+    The path of the folder. Its file system may be read-only.
 
   Raises:
-    OSError: if it cannot be made or read, or if others can write there; what
-      it holds could be anybody's.
+    OSError: if the folder cannot be created or read, or if another user owns it
+      (other than root) or can write to it, since the code in it could then come
+      from that user.
   """
   folder = cache_dir() / name
   if not folder.exists():

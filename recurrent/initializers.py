@@ -1,4 +1,4 @@
-"""Ways to draw a matrix. Each takes a key, a shape, and returns float32."""
+"""Initialisers: functions that draw float32 parameters from a PRNG key."""
 
 import math
 
@@ -9,7 +9,7 @@ from recurrent.types import Array, PRNGKey
 
 
 def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...]) -> Array:
-  """Uniform in +-sqrt(3 / fan_in): unit variance out for unit variance in.
+  """Draws uniformly from +-sqrt(3 / fan_in), which preserves unit variance.
 
   Args:
     key: PRNG key.
@@ -26,19 +26,19 @@ def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...]) -> Array:
 
 
 def normal(key: PRNGKey, shape: tuple[int, ...], scale: float = 1.0) -> Array:
-  """Normal of standard deviation `scale`, float32."""
+  """Draws from a normal distribution of standard deviation `scale`, float32."""
   return scale * jax.random.normal(key, shape, jnp.float32)
 
 
 def uniform(
   key: PRNGKey, shape: tuple[int, ...], low: float, high: float
 ) -> Array:
-  """Uniform in [low, high), float32."""
+  """Draws uniformly from [low, high), float32."""
   return jax.random.uniform(key, shape, jnp.float32, low, high)
 
 
 def chrono(key: PRNGKey, features: int, t_max: int) -> Array:
-  """Biases of gates that forget after 1 to `t_max` steps: log U(1, t_max - 1).
+  """Draws forget-gate biases log U(1, t_max - 1), for memories up to `t_max`.
 
   Args:
     key: PRNG key.
@@ -46,7 +46,8 @@ def chrono(key: PRNGKey, features: int, t_max: int) -> Array:
     t_max: longest span to remember, in time steps; at least 3.
 
   Returns:
-    float32 array [H], of forget gates; input gates take its negative.
+    float32 array [H], the bias of the forget gate. The bias of the input gate
+    is its negative.
 
   Raises:
     ValueError: if `t_max` is less than 3.
@@ -62,10 +63,11 @@ def chrono(key: PRNGKey, features: int, t_max: int) -> Array:
 def orthogonal_blocks(
   key: PRNGKey, features: int, blocks: int, scale: float = 1.0
 ) -> Array:
-  """One orthogonal [features, features] matrix a gate, side by side.
+  """Draws one orthogonal [H, H] matrix for each gate, side by side.
 
-  Orthogonal per gate, not over the whole [H, G*H]: each gate's map from the
-  previous hidden state is then an isometry.
+  Each gate's matrix is orthogonal by itself, not the [H, G*H] matrix as a
+  whole, so the map from the previous hidden state to each gate is an isometry
+  (times `scale`).
 
   Args:
     key: PRNG key.

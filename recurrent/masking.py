@@ -1,4 +1,4 @@
-"""What all executors share: time steps, and flags over trees of arrays."""
+"""Masks and resets applied to pytrees of arrays, as all executors need them."""
 
 import functools
 from typing import Any, NamedTuple
@@ -10,7 +10,14 @@ from recurrent.types import Array, Carry
 
 
 class TimeSteps(NamedTuple):
-  """What the loop reads at each time step, all [time, batch, ...]."""
+  """The arrays that the loop over time reads, all [time, batch, ...].
+
+  Attributes:
+    projected: the inputs projected by `cell.project`, or the inputs themselves
+      for an executor that projects them.
+    mask: True where a time step is real; None: everywhere.
+    resets: True where a time step starts from the initial carry; None: nowhere.
+  """
 
   projected: Any
   mask: Array | None
@@ -18,15 +25,15 @@ class TimeSteps(NamedTuple):
 
 
 def restart(resets: Array | None, initial: Carry, carry: Carry) -> Carry:
-  """The initial carry in the rows that start afresh, the carry in the others.
+  """Replaces the carry by the initial carry in the rows that are reset.
 
   Args:
-    resets: [batch] bool, or None for no row.
-    initial: [batch, ...], as `cell.initial_carry` gives it.
-    carry: [batch, ...].
+    resets: [batch] bool, True in the rows that are reset; None: no row.
+    initial: the initial carry, [batch, ...].
+    carry: [batch, ...], of the same structure.
 
   Returns:
-    A carry like both.
+    The carry after the resets, [batch, ...].
   """
   if resets is None:
     return carry
@@ -34,20 +41,20 @@ def restart(resets: Array | None, initial: Carry, carry: Carry) -> Carry:
 
 
 def select(flags, new, old):
-  """`where` with flags [batch, ...] broadcast over the trailing axes."""
+  """Computes `where(flags, new, old)`, flags broadcast over trailing axes."""
   flags = jnp.expand_dims(flags, range(flags.ndim, new.ndim))
   return jnp.where(jnp.broadcast_to(flags, new.shape), new, old)
 
 
 def hold(mask, new, old):
-  """New where the time step is real, old elsewhere."""
+  """Selects `new` where the mask is True or None, and `old` elsewhere."""
   if mask is None:
     return new
   return jax.tree.map(functools.partial(select, mask), new, old)
 
 
 def blank(flags, tree, keep=True):
-  """The tree where flags == keep, zero elsewhere."""
+  """Sets all leaves to zero where flags != keep; flags may be None."""
   if flags is None:
     return tree
   flags = flags if keep else ~flags
@@ -55,25 +62,25 @@ def blank(flags, tree, keep=True):
 
 
 def zeros(tree):
-  """A tree of zeros."""
+  """Returns a pytree of zeros with the same shapes and dtypes."""
   return jax.tree.map(jnp.zeros_like, tree)
 
 
 def add(a, b):
-  """The sum of two trees."""
+  """Adds two pytrees leaf by leaf."""
   return jax.tree.map(jnp.add, a, b)
 
 
 def add_wide(total, tree):
-  """The sum, in the dtype of the total."""
+  """Adds a pytree to a total, in the dtypes of the total."""
   return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, tree)
 
 
 def at(tree, index):
-  """One entry of the first axis."""
+  """Indexes the first axis of every leaf."""
   return jax.tree.map(lambda x: x[index], tree)
 
 
 def length(tree) -> int:
-  """The size of the first axis."""
+  """Returns the length of the first axis, which all leaves share."""
   return jax.tree.leaves(tree)[0].shape[0]

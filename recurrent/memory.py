@@ -1,29 +1,30 @@
-"""How the process gets its memory."""
+"""Settings of the memory allocator of this process."""
 
 import ctypes
 import sys
 
-# Numbers of glibc's <malloc.h>.
+# Constants of glibc's <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed() -> bool:
-  """Lets this process keep the memory that it frees, for its next arrays.
+  """Makes the C allocator keep freed memory, so that later arrays reuse it.
 
-  By default glibc gives large arrays back to the system at once. A compiled
-  step asks for the same ones again at every call, and gets pages that are
-  cleared one by one: a fifth of the time of a training step on a CPU. The
-  experiments call this; a notebook may.
+  By default glibc returns the memory of a large array to the operating system
+  as soon as it is freed. A compiled training step allocates the same arrays
+  again at every call, and the system clears every new page, which takes a fifth
+  of the time of a training step on a CPU. The experiments call this function at
+  their start; a notebook may do the same.
 
   Returns:
-    Whether that can be had here: on Linux with glibc.
+    True if the allocator took the setting, which needs Linux with glibc.
   """
   if not sys.platform.startswith("linux"):
     return False
   set_option = getattr(ctypes.CDLL(None), "mallopt", None)
   if set_option is None:
     return False
-  # Neither may exceed half of the address space, or a C int.
+  # Neither value may exceed half of the address space, or a C int.
   return bool(
     set_option(M_MMAP_THRESHOLD, 1 << 30)
     and set_option(M_TRIM_THRESHOLD, (1 << 31) - 1)

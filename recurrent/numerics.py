@@ -1,8 +1,9 @@
-"""Arithmetic that cells and layers share: products and sums in wide dtypes.
+"""Products, sums and norms that accumulate in float32 or wider.
 
-Parameters are cast to the dtype to compute in, which may be bfloat16. A product
-sums in float32 at least, in both passes, and so does the gradient of whatever
-is broadcast: both are sums over all time steps of a batch.
+Cells and layers compute in the dtype of their inputs, which may be bfloat16.
+Products accumulate in at least float32, in the forward and in the reverse pass.
+So do the gradients of broadcast arrays, since they are sums over all time steps
+of a batch.
 """
 
 import jax
@@ -12,18 +13,18 @@ from recurrent.types import Array, Carry, Params
 
 
 def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
-  """The dtype to sum in: float32 at least."""
+  """Returns the dtype to accumulate in: float32, or `dtype` if it is wider."""
   dtype = jnp.dtype(dtype)
   return jnp.float32 if dtype.itemsize < 4 else dtype
 
 
 def widen(array: Array) -> Array:
-  """The array in float32 at least."""
+  """Casts an array to `wide_dtype`, which is at least float32."""
   return array.astype(wide_dtype(array.dtype))
 
 
 def cast(params: Params, dtype: jax.typing.DTypeLike) -> Params:
-  """Parameters in the dtype to compute in; done once, outside every loop."""
+  """Casts all parameters to the dtype to compute in."""
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
@@ -35,36 +36,44 @@ def zeros(params: Params, batch_shape: tuple[int, ...], *widths: int) -> Array:
 
 
 def like(array: Array, other: Array) -> Array:
-  """The array [H] in the shape [*batch, H] and dtype of another."""
+  """Broadcasts an array [H] to the shape [*batch, H] and dtype of another."""
   wide = array.astype(wide_dtype(other.dtype))
   return spread(wide, other.shape).astype(other.dtype)
 
 
 def spread(array: Array, shape: tuple[int, ...]) -> Array:
-  """`jnp.broadcast_to` whose gradient is summed in float32 at least.
+  """Computes `jnp.broadcast_to`, with its gradient summed in float32 or wider.
 
-  A broadcast's gradient is a sum over what it repeats, which may be all
-  positions of a batch. A sum of ones that is kept in bfloat16 stops at 256.
+  The gradient of a broadcast is a sum over the repeated axes, which may be all
+  time steps of a batch. In bfloat16 such a sum is wrong: a sum of ones stops at
+  256.
   """
   return jnp.broadcast_to(widen(array), shape).astype(array.dtype)
 
 
 def product(inputs: Array, kernel: Array) -> Array:
-  """`inputs @ kernel`, summed in float32 at least, in both passes.
+  """Computes `inputs @ kernel`, accumulated in float32 or wider.
 
-  A weight gradient is a sum over all time steps. Not every backend sums a
-  product of bfloat16 in float32 unless told so; the pullback inherits what is
-  said here.
+  A weight gradient is a sum over all time steps. Some backends accumulate
+  products of bfloat16 in bfloat16 unless `preferred_element_type` is given; the
+  reverse pass inherits that argument.
+
+  Args:
+    inputs: [..., D].
+    kernel: [D, H].
+
+  Returns:
+    [..., H], in the dtype of the inputs.
 
   Raises:
-    ValueError: if the inputs are not as wide as the kernel is high.
+    ValueError: if the last axis of the inputs does not have length D.
   """
   check_width("inputs", inputs, kernel.shape[0])
   return einsum("...d,dh->...h", inputs, kernel)
 
 
 def affine(inputs: Array, kernel: Array, bias: Array) -> Array:
-  """`inputs @ kernel + bias`, the bias broadcast over the batch in words."""
+  """Computes `inputs @ kernel + bias`, for a bias [H]."""
   return add_bias(product(inputs, kernel), bias)
 
 
@@ -95,13 +104,18 @@ def complex_product(inputs: Array, kernel: Array) -> Array:
 
 
 def real_product(state: Array, kernel: Array) -> Array:
-  """The real part of `state @ (kernel[0] + i kernel[1])`, in its dtype."""
+  """The real part of `state @ (kernel[0] + i kernel[1])`, in kernel's dtype."""
   real, imaginary = (x.astype(kernel.dtype) for x in (state.real, state.imag))
   return product(real, kernel[0]) - product(imaginary, kernel[1])
 
 
 def layer_norm(array: Array, scale: Array, blocks: int = 1) -> Array:
-  """Each block of [*batch, blocks * H] to mean 0, variance 1, times scale.
+  """Normalises each block to mean 0 and variance 1, then multiplies by scale.
+
+  Args:
+    array: [*batch, blocks * H].
+    scale: [blocks * H].
+    blocks: number of blocks of the last axis that are normalised separately.
 
   Reference:
     Ba, Kiros & Hinton, "Layer normalization", 2016.
@@ -119,12 +133,12 @@ def split_gates(array: Array, gates: int) -> list[Array]:
 
 
 def as_carry(array: Array, carry: Carry) -> Array:
-  """Casts [*batch, ...] to the dtype of the carry for `gate`'s arithmetic."""
+  """Casts an array to the dtype of the carry, in which `gate` computes."""
   return array.astype(jax.tree.leaves(carry)[0].dtype)
 
 
 def check_features(features: int) -> int:
-  """The width of a cell, if it is one.
+  """Returns `features` if it is a valid width of a cell.
 
   Raises:
     ValueError: if it is not a positive integer.
@@ -135,7 +149,7 @@ def check_features(features: int) -> int:
 
 
 def check_width(name: str, array: Array, width: int) -> None:
-  """Raises ValueError unless what params multiply is an array that wide."""
+  """Raises ValueError unless the last axis of an array has length `width`."""
   got = array.shape[-1] if hasattr(array, "shape") else type(array).__name__
   if got != width:
     raise ValueError(

@@ -1,4 +1,4 @@
-"""`trace`: the carry after every time step, to look inside a cell."""
+"""`trace` returns the carry after every time step, to inspect a cell."""
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,9 @@ def trace(
 
   It is a plain `jax.lax.scan`, which JAX differentiates, and it computes what
   `recurrent.unroll` computes with `method="scan"`. It holds O(time) carries in
-  memory, so it is meant for looking at a network, not for training it. Gates
-  follow from the carries: `cell.step` of the carry before and the inputs of a
-  time step makes them again.
+  memory, so it is meant for inspecting a network, not for training it. Gates
+  are not returned; they are functions of the carry before a time step and of
+  the inputs, and can be recomputed from these.
 
   Example:
     >>> import jax
@@ -41,23 +41,25 @@ def trace(
     >>> bool((carries.hidden == outputs).all())
     True
 
-    Of a module `nn.Recurrent`, give `module.cell` and `module.cell_params()`.
+    For a module `nn.Recurrent`, pass `module.cell` and `module.cell_params()`.
 
   Args:
     cell: any cell.
-    params: its parameters, as in `recurrent.unroll`, like all that follows.
-    carry: [batch, ...], or None for the initial one.
-    inputs: [batch, time, features], or what the cell takes.
-    mask: [batch, time], True where a time step is real. Elsewhere the carry is
-      held, and outputs are zero.
+    params: the cell's parameters. These and all other arguments are as in
+      `recurrent.unroll`.
+    carry: the carry before the first time step, [batch, ...]; None: `initial`.
+    inputs: [batch, time, features], or the pytree that the cell takes.
+    mask: [batch, time], True where a time step is real. At all other time steps
+      the carry does not change and the outputs are zero.
     resets: [batch, time], True where a time step starts from the initial carry.
-    initial: [batch, ...]; None: `cell.initial_carry`.
-    reverse: from the last time step to the first. Carries and outputs stay at
-      the places of their inputs, so the last carry is `carries[:, 0]`.
+    initial: the initial carry, [batch, ...]; None: `cell.initial_carry`.
+    reverse: whether to run from the last time step to the first. Carries and
+      outputs keep the positions of their inputs, so the last carry is `[:, 0]`
+      of each leaf.
 
   Returns:
     The carry after each time step, each leaf [batch, time, ...], and outputs
-    [batch, time, H]. The carry before the first time step is not among them.
+    [batch, time, H]. The carry before the first time step is not included.
 
   Raises:
     ValueError: if an argument has the wrong shape or dtype.

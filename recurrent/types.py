@@ -14,10 +14,10 @@ Mask = Bool[Array, "B T"]
 Tokens = Int[Array, "B T"]
 Logits = Float[Array, "*B V"]
 
-Params = Any  # a NamedTuple of arrays, the cell's own
-Carry = Any  # a NamedTuple of arrays [*batch, ...], the cell's own
+Params = Any  # a NamedTuple of arrays that the cell defines
+Carry = Any  # a NamedTuple of arrays [*batch, ...] that the cell defines
 
-# What the reverse pass computes again, see `recurrent.unroll`.
+# Values of the argument `remat` of `recurrent.unroll`.
 Remat = int | Literal["gates"] | None
 
 __all__ = [

@@ -1,8 +1,9 @@
-"""`unroll`: a cell over time, with masks, resets, a carry in and out.
+"""Runs a cell over time: `unroll`, `newton`, and the choice of a method.
 
-It checks the arguments, brings time to the front, projects all inputs in bulk,
-and hands the loop to an executor (`recurrent.executors`), one file each. All
-agree forward and in every gradient; `"scan"` is the specification.
+`unroll` checks its arguments, makes them time-major, projects all inputs in one
+bulk operation, and calls an executor (`recurrent.executors`), which runs the
+loop over time. Every method has an executor of its own. All compute the same
+outputs and gradients, up to rounding; `"scan"` is the reference.
 """
 
 import functools
@@ -23,7 +24,7 @@ from recurrent.types import Array, Carry, Mask, Params, Remat
 
 METHODS = ("auto", *executors.EXECUTORS)
 
-# What methods were called up to version 0.1.
+# Names of methods up to version 0.1, and their present names.
 RENAMED = {
   "kernel": "linear_scan",
   "native": "cpu_kernel",
@@ -31,8 +32,9 @@ RENAMED = {
   "mosaic_gpu": "gpu_kernel",
 }
 
-# Rows that `remat="gates"` makes the gates of at a time, over time steps and
-# batch: one large product, and the only gates there are in memory.
+# With `remat="gates"` the gates are computed in chunks of about this many rows
+# (time steps times batch). Each chunk is one large product, and only the gates
+# of one chunk are in memory at a time.
 GATES_ROWS = 1024
 
 
@@ -51,43 +53,45 @@ def unroll(
 ) -> tuple[Carry, Array]:
   """Runs a cell over time.
 
-  On a CPU, fresh memory for the results can cost more than the recurrence:
-  `recurrent.memory.keep_freed()`, called once, lets calls reuse what was freed.
+  On a CPU, allocating memory for the results can take longer than the
+  recurrence. Calling `recurrent.memory.keep_freed()` once lets later calls
+  reuse freed memory.
 
   Args:
     cell: any cell.
-    params: its parameters. They are cast to the dtype of the inputs, once.
-    carry: [batch, ...], or None for the initial one.
+    params: the cell's parameters. They are cast to the dtype of the inputs,
+      except those that `cell.narrow` keeps.
+    carry: the carry before the first time step, [batch, ...]; None: `initial`.
     inputs: [batch, time, features], or a pytree of arrays [batch, time, ...]
-      for a cell that takes one.
-    mask: [batch, time], True where a time step is real. Elsewhere the carry is
-      held and the outputs are zero, whatever the inputs hold, NaN included.
-      A row may have no real time step at all.
+      for a cell whose inputs are a pytree.
+    mask: [batch, time], True where a time step is real. At all other time steps
+      the carry does not change, the outputs are zero, and the inputs are
+      ignored, even if they are NaN. A row may have no real time step.
     resets: [batch, time], True where a time step starts from the initial carry.
-      At a masked time step a reset does nothing: that time step does not take
-        place.
-    initial: [batch, ...], such as a learnt one; None: `cell.initial_carry`.
-    reverse: from the last time step to the first; outputs stay at their inputs'
-      places.
-    method: how to run: a key of `recurrent.executors.EXECUTORS`, or "auto",
-      of which `recurrent.explain` tells what it stands for.
-    remat: None: all that a time step makes is kept for the reverse pass. A
-      number: only the carry of every `remat`-th time step is, and the time
-        steps between are
-      computed again: memory goes from O(time) to O(time / remat + remat), for
-      one more forward pass. "gates": the carry of every time step is, and the
-      rest,
-      the gates, is computed again from it without a loop: less memory by a
-      constant factor, for less time. It needs a gated cell and "fused",
-      "cpu_kernel" or "tpu_kernel".
+      A reset at a masked time step has no effect.
+    initial: the initial carry, [batch, ...], such as a learnt one; None:
+      `cell.initial_carry`.
+    reverse: whether to run from the last time step to the first. Each output
+      keeps the position of its input.
+    method: the executor that runs the loop: a key of
+      `recurrent.executors.EXECUTORS`, or "auto", which chooses one for the cell
+      and the device. `recurrent.explain` describes the choice.
+    remat: which values the reverse pass recomputes to save memory. None: none;
+      all values of all time steps are stored. A number: only the carry of every
+      `remat`-th time step is stored, and the time steps between are recomputed;
+      memory falls from O(time) to O(time / remat + remat), for one more forward
+      pass. "gates": the carry of every time step is stored, and the gates are
+      recomputed from the carries without a loop; this saves a constant factor
+      of memory and takes less time. It needs a gated cell and the method
+      "fused", "cpu_kernel", "tpu_kernel", "gpu_kernel" or "auto".
 
   Returns:
     The carry after the last time step that was run, and outputs [batch, time,
     H] in the dtype of the inputs.
 
   Raises:
-    ValueError: if an argument has the wrong shape, or the cell cannot run by
-      the method, or recompute what was asked for.
+    ValueError: if an argument has the wrong shape, if the method cannot run the
+      cell, or if the cell or the method does not support `remat`.
   """
   check_method(cell, method)
   check_remat(cell, method, remat)
@@ -96,7 +100,7 @@ def unroll(
 
 
 def _unroll(cell, method, reverse, remat, *args) -> tuple[Carry, Array]:
-  """`unroll`, of arguments in the order of `_begin`."""
+  """Computes `unroll`; `args` are the arguments of `_begin` after `cell`."""
   start = _begin(cell, *args)
   setting = executors.Setting.here(
     start.dtype, jax.tree.leaves(start.carry)[0].dtype
@@ -139,26 +143,30 @@ def newton(
   max_iterations: int = 100,
   damping: float = 0.0,
 ) -> tuple[Carry, Array, NewtonReport]:
-  """`unroll` by `"newton"`, with its options and its report.
+  """Runs a gated cell by `"newton"`, with its options, and returns a report.
+
+  The outputs are those of `unroll`.
 
   Args:
     cell: a gated cell.
-    params: as in `unroll`, like all that is not below.
+    params: see `unroll`.
     carry: see `unroll`.
     inputs: see `unroll`.
     mask: see `unroll`.
     resets: see `unroll`.
     initial: see `unroll`.
     reverse: see `unroll`.
-    tolerance: greatest change of a carry in the last round, relative to the
-      greatest carry of its time step and row, or 1; None: fifty roundings of
-      the carry's dtype.
-    max_iterations: rounds before the plain loop takes over.
-    damping: in [0, 1): part of the Jacobian that is left out, against rounds
-      that explode. It changes the way, not the solution.
+    tolerance: the iterations stop when the greatest change of a carry is at
+      most this. A change is relative to the greatest carry of its time step and
+      row, or to 1 if that is greater. None: 50 times the machine epsilon of the
+      carry's dtype.
+    max_iterations: number of iterations after which, if they have not
+      converged, the plain loop runs instead.
+    damping: the fraction of the Jacobian that is left out, in [0, 1), to keep
+      iterations from diverging. It changes the convergence, not the solution.
 
   Returns:
-    The carry, the outputs, and a `NewtonReport`.
+    The carry and the outputs, as from `unroll`, and a `NewtonReport`.
 
   Raises:
     ValueError: as `unroll` does, and if an option is out of range.
@@ -171,7 +179,7 @@ def newton(
 
 
 def _newton(cell, how, reverse, *args) -> tuple[Carry, Array, NewtonReport]:
-  """`newton`, of arguments in the order of `_begin`."""
+  """Computes `newton`; `args` are the arguments of `_begin` after `cell`."""
   start = _begin(cell, *args)
   if _rows(start) == 0:
     report = NewtonReport(jnp.int32(0), jnp.float32(0), jnp.array(True))
@@ -190,7 +198,7 @@ def _newton(cell, how, reverse, *args) -> tuple[Carry, Array, NewtonReport]:
 
 
 class _Start(NamedTuple):
-  """Arguments that have been checked, time-major."""
+  """The arguments of `unroll`: checked, inputs and flags time-major."""
 
   params: Params
   initial: Carry
@@ -200,7 +208,7 @@ class _Start(NamedTuple):
 
 
 def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
-  """Checks the arguments and brings time to the front."""
+  """Checks the arguments and makes inputs and flags time-major."""
   batch, time = _batch_and_time(inputs)
   check_params(cell, params, inputs)
   cell.check_inputs(params, inputs)
@@ -213,17 +221,17 @@ def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   _check_carry("carry", carry, zero)
   dtype = compute_dtype(inputs)
   if mask is not None:
-    # Garbage must not reach the arithmetic: a NaN that `where` hides in the
-    # forward pass comes back in the gradient (NaN * 0).
+    # Masked inputs are set to zero before any arithmetic: a NaN that `where`
+    # removes from the forward pass would still reach the gradient (NaN * 0).
     inputs = jax.tree.map(lambda x: select(mask, x, jnp.zeros_like(x)), inputs)
     resets = None if resets is None else resets & mask
-  # Time moves to the front once, so that every slice in the loop is
-  # contiguous, and back once.
+  # In time-major arrays every slice of the loop is contiguous. Arrays are
+  # transposed once here and once at the end of `_unroll`.
   time_steps = jax.tree.map(
     lambda x: jnp.swapaxes(x, 0, 1), (inputs, mask, resets)
   )
-  # Within `jax.shard_map` a carry of zeros is the same on all devices, but not
-  # what becomes of it, and a loop has to carry one type.
+  # Within `jax.shard_map` an initial carry of zeros is replicated, the next
+  # carry varies over the mesh, and a loop's carry must keep one type.
   params, initial, carry, time_steps = vary_alike(
     (params, initial, carry, time_steps)
   )
@@ -235,7 +243,7 @@ def _rows(start: _Start) -> int:
 
 
 def _no_outputs(cell, start) -> Array:
-  """The outputs of no rows, which some methods could not cut in pieces."""
+  """Returns empty outputs for batch size 0, which some methods cannot run."""
   one = lambda x: jax.ShapeDtypeStruct((1, *x.shape[2:]), x.dtype)
 
   def step(params, inputs):
@@ -249,11 +257,12 @@ def _no_outputs(cell, start) -> Array:
 
 
 def _by_compiler(run, params, carry, inputs, *others, replicated=0):
-  """Calls a function whose arrays the compiler shards, also on explicit axes.
+  """Calls `run` with explicit mesh axes turned into automatic ones.
 
-  Axes of a mesh are explicit by default, and each operation then has to say
-  how its result is sharded. Here that is left to the compiler, but for what
-  comes out: it is sharded over rows and time as what went in.
+  Mesh axes are explicit by default, and then every operation must specify the
+  sharding of its result. Here the compiler chooses the sharding of all
+  intermediate arrays. The results are sharded over rows and time as the
+  arguments are.
 
   Args:
     run: `(params, carry, inputs, *others) -> (carry, outputs, *more)`.
@@ -261,10 +270,11 @@ def _by_compiler(run, params, carry, inputs, *others, replicated=0):
     carry: see `unroll`.
     inputs: see `unroll`.
     *others: [batch, ...], mask, resets and the initial carry of `unroll`.
-    replicated: how many more results `run` has, which are not sharded.
+    replicated: number of results of `run` after the outputs; they are not
+      sharded.
 
   Returns:
-    What `run` does.
+    The results of `run`.
   """
   args = params, carry, inputs, *others
   mesh = next(filter(None, map(_explicit_mesh, jax.tree.leaves(args))), None)
@@ -275,7 +285,7 @@ def _by_compiler(run, params, carry, inputs, *others, replicated=0):
   )
   rows, time = first(0, (inputs, carry, others)), first(1, inputs)
   sharding = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
-  # A carry that is given stays as it is: callers loop over windows.
+  # A given carry keeps its sharding, since callers loop over windows.
   kept = jax.tree.map(lambda x: sharding(*_spec(x)[: x.ndim]), carry)
   out = sharding(rows) if carry is None else kept, sharding(rows, time)
   out += (sharding(),) * replicated
@@ -284,7 +294,7 @@ def _by_compiler(run, params, carry, inputs, *others, replicated=0):
 
 
 def _spec(x) -> tuple[Any, ...]:
-  """The axes of a mesh over which those of an array are, two at least."""
+  """Returns the mesh axes of an array's axes, and two times None after them."""
   return *jax.typeof(x).sharding.spec, None, None
 
 
@@ -297,18 +307,19 @@ def _explicit_mesh(x):
 def resolve_method(
   cell: Cell, method: str, setting: executors.Setting | None = None
 ) -> str:
-  """The method that `unroll` will run a cell by.
+  """Returns the method that `unroll` uses for a cell.
 
   Args:
     cell: any cell.
     method: one of `METHODS`.
-    setting: where it is to run; None: here, in float32.
+    setting: the platform and the dtypes of the run; None: this machine and
+      float32.
 
   Returns:
-    The method itself, or what "auto" stands for.
+    `method` itself, or the method that "auto" chooses.
 
   Raises:
-    ValueError: if there is no such method, or the cell cannot run by it.
+    ValueError: if there is no such method, or it cannot run the cell there.
   """
   setting = executors.Setting.here() if setting is None else setting
   check_method(cell, method)
@@ -319,16 +330,17 @@ def resolve_method(
 
 
 def check_method(cell: Cell, method: str) -> None:
-  """Checks that a cell can run by a method, wherever that may be.
+  """Checks that a method can run a cell, on some device.
 
-  It looks at no device, so it may come before `jax.distributed.initialize`.
+  It does not query devices, so it may be called before
+  `jax.distributed.initialize`.
 
   Args:
     cell: any cell.
     method: one of `METHODS`.
 
   Raises:
-    ValueError: if there is no such method, or the cell cannot run by it.
+    ValueError: if there is no such method, or it cannot run the cell.
   """
   if method in RENAMED:
     raise ValueError(f"method {method!r} is now called {RENAMED[method]!r}")
@@ -339,18 +351,18 @@ def check_method(cell: Cell, method: str) -> None:
 
 
 def check_remat(cell: Cell, method: str, remat: Remat) -> None:
-  """Checks that a cell can recompute in this way by a method.
+  """Checks that `remat` is valid and supported by a cell and a method.
 
-  It looks at no device, as `check_method`.
+  Like `check_method` it does not query devices.
 
   Args:
     cell: any cell.
-    method: one of `METHODS` that the cell can run by.
+    method: one of `METHODS` that can run the cell.
     remat: as in `unroll`.
 
   Raises:
-    ValueError: if `remat` is nothing of the kind, or the cell or the method
-      has no gates to recompute.
+    ValueError: if `remat` is not one of the values that `unroll` takes, or if
+      it is "gates" and the cell or the method cannot recompute gates.
   """
   if remat == "gates":
     if not isinstance(cell, GatedCell):
@@ -379,14 +391,14 @@ def _refuse(cell, method, why_not):
 
 
 def explain(cell: Cell, method: str = "auto") -> str:
-  """Says which method would run a cell, and why the others would not.
+  """Describes which method runs a cell, and which others can or cannot.
 
   Args:
     cell: any cell.
     method: one of `METHODS`.
 
   Returns:
-    A line for the choice, and one for every method.
+    A text: one line with the chosen method, then one line for every method.
 
   Raises:
     ValueError: as `unroll` does.
@@ -408,9 +420,10 @@ def explain(cell: Cell, method: str = "auto") -> str:
 
 
 def _run(cell, method, gates, reverse, dtype, params, initial, carry, xs):
-  """Projects all inputs in bulk, then loops; xs are time-major."""
-  # The scan casts inside its loop, so that the cast's pullback stands there
-  # too, and weight gradients are summed over time in the parameters' width.
+  """Projects all inputs in bulk, then runs the loop; `xs` are time-major."""
+  # "scan" calls `narrow` inside its loop. The transpose of the cast is then
+  # inside the reverse loop, so weight gradients are summed over time in the
+  # dtype of the parameters.
   narrow = lambda: cell.narrow(params, dtype)
   executor = executors.EXECUTORS[method]
   if xs[1] is None and xs[2] is None and length(xs) == 1:
@@ -427,7 +440,7 @@ def _run(cell, method, gates, reverse, dtype, params, initial, carry, xs):
 
 
 def _project(cell, executor, narrow, xs) -> TimeSteps:
-  """What the loop reads: inputs become projections, all in bulk."""
+  """Projects the inputs in bulk, unless the executor does so itself."""
   inputs, mask, resets = xs
   if not executor.projects:
     inputs = cell.project(executor.for_bulk(narrow()), inputs)
@@ -435,10 +448,10 @@ def _project(cell, executor, narrow, xs) -> TimeSteps:
 
 
 def _in_chunks(run, size, reverse, carry, xs):
-  """Runs `size` time steps at a time, and what is left over at the end."""
+  """Runs chunks of `size` time steps, then the shorter rest."""
   time = length(xs)
   whole = time // size * size
-  # The loop meets the left-over time steps last, wherever it begins.
+  # The rest is run last, so with `reverse` it is at the start of the time axis.
   cut = time - whole if reverse else whole
   rest, main = (slice(0, cut), slice(cut, time))[:: 1 if reverse else -1]
   chunks = jax.tree.map(lambda x: x[main].reshape((-1, size, *x.shape[1:])), xs)
@@ -466,7 +479,7 @@ def _batch_and_time(inputs) -> tuple[int, int]:
 
 
 def compute_dtype(inputs: Any) -> jnp.dtype:
-  """What the floating-point leaves of the inputs have together.
+  """Returns the common dtype of the floating-point leaves of the inputs.
 
   Args:
     inputs: as `unroll` takes them.
@@ -475,7 +488,7 @@ def compute_dtype(inputs: Any) -> jnp.dtype:
     The dtype that `unroll` computes in, and that its outputs have.
 
   Raises:
-    ValueError: if there is no such leaf.
+    ValueError: if no leaf is floating-point.
   """
   dtypes = [x.dtype for x in jax.tree.leaves(inputs)]
   floats = [x for x in dtypes if jnp.issubdtype(x, jnp.floating)]
@@ -503,6 +516,7 @@ def _check_carry(name, carry, initial):
   got, want = (
     jax.tree.map(lambda x: (x.shape, str(x.dtype)), t) for t in (carry, initial)
   )
-  # NamedTuples of two cells are equal if their fields are: hence the structure.
+  # NamedTuples of different classes compare equal if their values do, so the
+  # structures are compared as well.
   if got != want or jax.tree.structure(carry) != jax.tree.structure(initial):
     raise ValueError(f"{name} must be {want}, got {got}")

@@ -1,4 +1,4 @@
-"""The cells. To add one: a file here, a row in `CELLS` (docs/add_a_cell.md)."""
+"""Recurrent cells. docs/add_a_cell.md shows how to add one to `CELLS`."""
 
 import difflib
 from collections.abc import Callable
@@ -52,7 +52,7 @@ from recurrent.cells.structures import (
 from recurrent.numerics import check_features
 
 CELLS: dict[str, Callable[[int], Cell]] = {
-  # Gated: "scan", "fused", "newton".
+  # Gated cells, with the methods "scan", "fused", "newton".
   "rnn": RNN,
   "rnn_relu": lambda h: RNN(h, activation="relu"),
   "rnn_sigmoid": lambda h: RNN(h, activation="sigmoid"),
@@ -65,15 +65,15 @@ CELLS: dict[str, Callable[[int], Cell]] = {
   "slstm": SLSTM,
   "gru": GRU,
   "gru_layer_norm": LayerNormGRU,
-  "conv_lstm": lambda h: ConvLSTM(h, spatial=(3, 4)),  # tiny pictures
-  # Neither: "scan".
+  "conv_lstm": lambda h: ConvLSTM(h, spatial=(3, 4)),  # tiny images
+  # Cells that are neither gated nor linear, with the method "scan" only.
   "gru_reset_before": GRUResetBefore,
   "gru_complement": GRUComplement,
   "mgu": MGU,
   "mogrifier": Mogrifier,
   "rhn": RHN,
   "gru_d": GRUD,  # takes `Observations`
-  # Linear: "scan", "associative", "linear_scan".
+  # Linear cells, with the methods "scan", "associative", "linear_scan".
   "lru": LRU,
   "s5": S5,
   "rg_lru": RGLRU,
@@ -86,16 +86,16 @@ CELLS: dict[str, Callable[[int], Cell]] = {
 
 
 def get(name: str) -> Callable[[int], Cell]:
-  """The entry of `CELLS` called `name`.
+  """Returns the function that builds the cell called `name`.
 
   Args:
     name: a key of `CELLS`.
 
   Returns:
-    What builds the cell from its width, with its defaults.
+    A function that takes the width H and returns a cell with default options.
 
   Raises:
-    ValueError: if there is none, with the nearest names.
+    ValueError: if there is no such name; the message suggests the nearest one.
   """
   if name not in CELLS:
     near = difflib.get_close_matches(name, CELLS, n=1)
@@ -105,7 +105,7 @@ def get(name: str) -> Callable[[int], Cell]:
 
 
 def vector_cells() -> tuple[str, ...]:
-  """Names in `CELLS` of the cells whose inputs are [batch, time, D]."""
+  """Returns the names in `CELLS` of cells whose inputs are [batch, time, D]."""
   return tuple(n for n, build in CELLS.items() if build(8).takes_vectors)
 
 

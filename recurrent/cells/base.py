@@ -1,17 +1,19 @@
-"""What a cell is: static choices as a value, mathematics as pure functions.
+"""Base classes of cells: `Cell`, `GatedCell`, `LinearCell`, `MatrixCell`.
 
-A cell is a frozen dataclass. Parameters and carry are NamedTuples of arrays
-that are passed in. The order is always *params, carry, inputs -> carry,
+A cell is a frozen dataclass that holds static options; its methods are pure
+functions. Parameters and carry are NamedTuples of arrays that are passed as
+arguments. The order is always *params, carry, inputs -> carry,
 outputs*, so `functools.partial(cell.step, params)` is a `jax.lax.scan` body.
 
-Three kinds. A `Cell` has a step and runs by a plain scan. A `GatedCell` gives
-its step in two halves, a `LinearCell` as the terms of a linear recurrence;
-each so earns faster executors.
+Every `Cell` has a `step` and can run by a plain scan. A `GatedCell` splits its
+step into a matrix product and elementwise arithmetic, and a `LinearCell`
+returns the terms of a linear recurrence. Faster executors make use of this.
 
-Cells see no time: arrays are [*batch, features] with any batch axes. `unroll`
-runs a cell over time. Parameters are float32; `unroll` casts them once to the
-dtype of the inputs, in which `project` and `recur` multiply; the carry, and
-with it `gate`'s arithmetic, stays float32 (float64 if the parameters are).
+The methods of a cell have no time axis of their own: their arrays are [*batch,
+features] with any batch axes. `unroll` runs a cell over time. Parameters are
+float32. `unroll` casts them to the dtype of the inputs, in which `project` and
+`recur` multiply. The carry and the arithmetic of `gate` stay float32 (float64
+if the parameters are).
 """
 
 import abc
@@ -29,7 +31,9 @@ from recurrent.types import Array, Carry, Params, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class Cell(abc.ABC):
-  """A recurrent cell: `features` wide, otherwise anything that has a step.
+  """Base class of recurrent cells.
+
+  A subclass implements `init`, `initial_carry`, `project` and `step`.
 
   Args:
     features: width H of the outputs.
@@ -40,8 +44,8 @@ class Cell(abc.ABC):
 
   features: int
 
-  # Whether inputs are one array [*batch, D]. A cell of which this is not true
-  # says what they are in its docstring and in `check_inputs`.
+  # Whether inputs are one array [*batch, D]. If not, a cell describes its
+  # inputs in its docstring and checks them in `check_inputs`.
   takes_vectors: ClassVar[bool] = True
 
   def __post_init__(self):
@@ -49,11 +53,12 @@ class Cell(abc.ABC):
 
   @property
   def undecayed(self) -> tuple[str, ...]:
-    """Names of parameters that weight decay is to leave alone.
+    """Names of parameters that are excluded from weight decay.
 
-    Parameters of one axis, and those whose names end as `optim.NO_MATRIX` has
-    it, such as `bias`, are left alone anyway. To be named here: arrays of more
-    axes that multiply elementwise, such as rates and decays.
+    Parameters with one axis, and those whose name ends with an entry of
+    `optim.NO_MATRIX`, such as `bias`, are always excluded. A cell returns the
+    names of other parameters that multiply elementwise, such as rates and
+    decays.
     """
     return ()
 
@@ -65,13 +70,13 @@ class Cell(abc.ABC):
   def initial_carry(
     self, params: Params, batch_shape: tuple[int, ...]
   ) -> Carry:
-    """The carry before the first time step, [*batch, ...]; it needs no key."""
+    """Returns the carry before the first time step, [*batch, ...]."""
 
   def check_inputs(self, params: Params, inputs: Any) -> None:
-    """Raises ValueError unless the cell takes such inputs [batch, time, ...].
+    """Raises ValueError if inputs do not have the form that the cell takes.
 
-    Here that an array is [batch, time, D]; `check_params` sees to the width.
-    What a pytree has to be only the cell knows that takes one.
+    By default it checks that an array is [batch, time, D]; `check_params`
+    checks the width D. A cell whose inputs are a pytree overrides it.
 
     Args:
       params: the cell's parameters.
@@ -82,35 +87,37 @@ class Cell(abc.ABC):
       check_time_steps("inputs", inputs, "features")
 
   def input_width(self, inputs: Any) -> int | None:
-    """The width D of inputs, which is the `in_features` of their `init`.
+    """Returns the width D of inputs, the `in_features` of `init`.
 
     Args:
       inputs: as `unroll` takes them, not checked yet.
 
     Returns:
-      D, or None if it cannot be told: `check_params` then checks no shape. A
-      cell that takes a pytree may say here what D is.
+      D, or None if it is unknown; `check_params` then checks no shapes. A cell
+      whose inputs are a pytree may override this to return its D.
     """
     return inputs.shape[-1] if jax.tree_util.all_leaves([inputs]) else None
 
   @abc.abstractmethod
   def project(self, params: Params, inputs: Array) -> Any:
-    """All that needs inputs only; one bulk product for all times.
+    """Computes the part of the step that depends on the inputs only.
+
+    `unroll` calls it once for many time steps, so that it is one large product.
 
     Args:
       params: the cell's parameters.
-      inputs: [*batch, D], or what the cell takes; under `unroll` time is one
-        of the batch axes.
+      inputs: [*batch, D], or the pytree that the cell takes. In `unroll` time
+        is one of the batch axes.
 
     Returns:
-      What `step` consumes, [*batch, ...].
+      The argument `projected` of `step`, [*batch, ...].
     """
 
   @abc.abstractmethod
   def step(
     self, params: Params, carry: Carry, projected: Any
   ) -> tuple[Carry, Array]:
-    """One time step.
+    """Computes one time step.
 
     Args:
       params: the cell's parameters.
@@ -122,25 +129,26 @@ class Cell(abc.ABC):
     """
 
   def narrow(self, params: Params, dtype: jax.typing.DTypeLike) -> Params:
-    """Parameters in the dtype to compute in.
+    """Casts the parameters to the dtype to compute in.
 
-    A cell that has parameters which must not be rounded, such as decays close
-    to one, keeps those as they are.
+    A cell overrides this to leave unchanged parameters that must not be
+    rounded, such as decays close to one.
     """
     return cast(params, dtype)
 
   def perturb(
     self, params: Params, inputs: Any, key: PRNGKey | None
   ) -> tuple[Params, Any]:
-    """Parameters and inputs of one window of training, with its noise drawn.
+    """Draws a cell's noise, such as dropout masks, for one training window.
 
     Args:
       params: the cell's parameters.
       inputs: [batch, time, ...], as `unroll` takes them.
-      key: PRNG key, or None in evaluation: both come back as they are.
+      key: PRNG key, or None in evaluation, which adds no noise.
 
     Returns:
-      What to give `unroll`; a cell without noise returns what it was given.
+      The parameters and inputs to pass to `unroll`. A cell without noise
+      returns its arguments unchanged.
     """
     del key
     return params, inputs
@@ -148,39 +156,42 @@ class Cell(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class GatedCell(Cell):
-  """A cell whose step splits in a matrix product and cheap arithmetic.
+  """A cell whose step is a matrix product (`recur`), then `gate`.
 
-  With the halves apart `unroll` can keep weight gradients out of the reverse
-  loop (`method="fused"`), and kernels can hold the weights on chip.
+  Since the two are separate, `unroll` can compute weight gradients outside the
+  reverse loop (`method="fused"`), and kernels can keep the weights on chip.
   """
 
   @property
   def channelwise(self) -> bool:
-    """Whether no unit sees another's carry: Jacobians are diagonal then."""
+    """Whether each unit depends on its own carry only (diagonal Jacobians)."""
     return False
 
   @abc.abstractmethod
   def recur(self, params: Params, carry: Carry) -> Array:
-    """The product with the previous hidden state: `mixed`, [*batch, ...]."""
+    """Returns the product with the previous hidden state, [*batch, ...]."""
 
   @abc.abstractmethod
   def gate(
     self, params: Params, carry: Carry, projected: Array, mixed: Array
   ) -> tuple[Carry, Array]:
-    """The rest of the time step: elementwise or per row, no weight matrix."""
+    """Computes the rest of the time step from the result `mixed` of `recur`.
+
+    Its operations are elementwise or within a row. It uses no weight matrices.
+    """
 
   def step(self, params, carry, projected):
-    """One time step: `gate` after `recur`."""
+    """Computes one time step: `recur`, then `gate`."""
     return self.gate(params, carry, projected, self.recur(params, carry))
 
 
 class Linear(NamedTuple):
-  """What a `LinearCell` projects its inputs to.
+  """The terms of the recurrence of a `LinearCell`, from its inputs.
 
   Attributes:
     decay: [*batch, ...], broadcastable to the state; float32 at least.
     drive: [*batch, ...], of the state's shape; float32 at least.
-    skip: whatever else `readout` wants to know of the inputs.
+    skip: other values that `readout` computes outputs from, or None.
   """
 
   decay: Array
@@ -196,10 +207,10 @@ class LinearCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LinearCell(Cell):
-  """A cell whose state is decay * state + drive, elementwise.
+  """A cell with the recurrence state' = decay * state + drive, elementwise.
 
-  Decay and drive come from the inputs alone, so they are bulk products, and
-  the recurrence runs in parallel over time (`method="associative"`,
+  Decay and drive depend on the inputs only. They are computed in bulk, and the
+  recurrence is solved in parallel over time (`method="associative"`,
   `"linear_scan"`).
 
   Reference:
@@ -209,26 +220,29 @@ class LinearCell(Cell):
 
   @abc.abstractmethod
   def project(self, params: Params, inputs: Array) -> Any:
-    """Decay, drive and skip (`Linear`); one bulk computation for all times."""
+    """Computes decay, drive and skip (`Linear`) of all time steps in bulk."""
 
   def terms(self, projected: Any) -> Linear:
-    """What `project` returned as a `Linear`, if it is something smaller."""
+    """Converts the result of `project` to a `Linear`.
+
+    A cell overrides this if its `project` returns another, smaller form.
+    """
     return projected
 
   @abc.abstractmethod
   def readout(self, params: Params, state: Array, skip: Any) -> Array:
-    """Outputs [*batch, H] from states [*batch, ...], in bulk as well."""
+    """Computes outputs [*batch, H] from states [*batch, ...], in bulk."""
 
   def initial_carry(self, params, batch_shape):
     """Zeros."""
     return LinearCarry(zeros(params, batch_shape, self.features))
 
   def pack(self, carry: Carry) -> Array:
-    """The carry as the array that decays."""
+    """Converts a carry to the state, one array."""
     return carry.hidden
 
   def unpack(self, state: Array) -> Carry:
-    """That array as the carry."""
+    """Converts a state to a carry."""
     return LinearCarry(state)
 
   def step(self, params, carry, projected):
@@ -244,14 +258,14 @@ class LinearCell(Cell):
 
 
 class Outer(NamedTuple):
-  """What a `MatrixCell` projects its inputs to, for N heads.
+  """The terms of the recurrence of a `MatrixCell` with N heads.
 
   Attributes:
-    log_decay: [*batch, N]; float32 at least, like all but skip.
+    log_decay: [*batch, N]. All arrays except skip are float32 at least.
     key: [*batch, N, K].
     value: [*batch, N, V].
     query: [*batch, N, K].
-    skip: whatever else `readout` wants to know of the inputs.
+    skip: other values that `read` computes outputs from.
   """
 
   log_decay: Array
@@ -263,11 +277,12 @@ class Outer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MatrixCell(LinearCell):
-  """A linear cell whose state is a matrix a head, [N, K, V], read by queries.
+  """A linear cell whose state is a matrix [K, V] for each of N heads.
 
-  state' = decay * state + key value^T; what is found is query state'. Within a
-  stretch of time steps that is an attention, so the matrices between need not
-  be written down (`method="chunkwise"`).
+  The recurrence is state' = decay * state + key value^T, and a time step reads
+  query state' from it. Within a segment of time steps this is a form of
+  attention, so the states within the segment need not be stored
+  (`method="chunkwise"`).
 
   Reference:
     Katharopoulos et al., "Transformers are RNNs: fast autoregressive
@@ -276,21 +291,21 @@ class MatrixCell(LinearCell):
 
   @abc.abstractmethod
   def project(self, params: Params, inputs: Array) -> Outer:
-    """Decays, keys, values, queries; one bulk computation for all times."""
+    """Computes decays, keys, values and queries of all time steps in bulk."""
 
   @abc.abstractmethod
   def read(self, params: Params, found: Array, skip: Any) -> Array:
-    """Outputs [*batch, H] from what was found, [*batch, N, V]."""
+    """Computes outputs [*batch, H] from query state', [*batch, N, V]."""
 
   def terms(self, projected):
-    """The outer products, written down."""
+    """Computes decay and drive, which is an outer product for each head."""
     log_decay, key, value, query, skip = projected
     drive = key[..., :, None] * value[..., None, :]
     decay = jnp.broadcast_to(jnp.exp(log_decay)[..., None, None], drive.shape)
     return Linear(decay, drive, (query, skip))
 
   def readout(self, params, state, skip):
-    """What the queries find in a state."""
+    """Computes query state, then the outputs by `read`."""
     query, skip = skip
     found = jnp.einsum("...k,...kv->...v", query, state.astype(query.dtype))
     return self.read(params, found, skip)
@@ -312,7 +327,7 @@ class ComplexLinearCell(LinearCell):
 
   Args:
     features: width H of the outputs.
-    states: number of complex states N; 0: H.
+    states: number of complex states N; 0 stands for H.
   """
 
   states: int = 0
@@ -342,7 +357,7 @@ def check_time_steps(name: str, array: Array, *axes: int | str) -> None:
   Args:
     name: what to call it.
     array: any array.
-    *axes: lengths, or names where any length will do.
+    *axes: lengths of the other axes; a name accepts any length.
   """
   want = ("batch", "time", *axes)
   if array.ndim != len(want) or any(
@@ -357,17 +372,18 @@ def check_time_steps(name: str, array: Array, *axes: int | str) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def param_shapes(cell: Cell, in_features: int) -> Params:
-  """Shapes and dtypes of a cell's parameters; nothing is drawn."""
+  """Returns shapes and dtypes of a cell's parameters, without drawing them."""
   shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_features))
-  # Plain ones: the mesh of this call is not that of the next.
+  # The shapes are stored without a sharding, since the cached result may be
+  # used under another mesh.
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
 
 
 def check_params(cell: Cell, params: Params, inputs: Any) -> None:
   """Raises ValueError unless parameters have the shapes that `init` gives.
 
-  Their dtypes may be others. What `init` leaves None, such as a dropout mask
-  that `perturb` draws, may be anything.
+  Dtypes are not checked. Neither are fields that `init` sets to None, such as a
+  dropout mask that `perturb` draws.
 
   Args:
     cell: any cell.
@@ -418,13 +434,13 @@ def _shapes(cell, in_features):
 
 
 def _fitting_width(cell, width, wants, gots) -> int | None:
-  """The width of inputs that the parameters are for, if there is one."""
+  """Returns the width of inputs that the parameters fit, or None."""
   wider = _shapes(cell, width + 1)[0]
   for (_, want), (_, other), got in zip(wants, wider, gots, strict=True):
     if want == other or got is None or len(got) != len(want):
       continue
     for a, b, found in zip(want, other, got, strict=True):
-      # An axis that grows with the width by a constant.
+      # The length of this axis is linear in the width of the inputs.
       fitting = width + (found - a) // (b - a) if a != b else 0
       if fitting > 0:
         shapes = [want for _, want in _shapes(cell, fitting)[0]]

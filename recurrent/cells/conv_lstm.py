@@ -1,4 +1,4 @@
-"""ConvLSTM: an LSTM of pictures, its products convolutions."""
+"""ConvLSTM: an LSTM on images, with convolutions in place of products."""
 
 import dataclasses
 import math
@@ -25,8 +25,9 @@ class ConvLSTMParams(NamedTuple):
 class ConvLSTM(base.GatedCell):
   """An LSTM whose i, f, g, o come from convolutions: x * W + h * R + b.
 
-  c' = f c + i g, h' = o tanh(c'), at each place. Convolutions, *, are over one
-  to three spatial axes, zero outside, and keep their lengths. Inputs are
+  c' = f c + i g, h' = o tanh(c'), at each position. The convolutions, *, are
+  over one to three spatial axes, with zero padding that keeps their lengths.
+  Inputs are
   [*batch, *spatial, D]; outputs and both parts of the carry, an `LSTMCarry`,
   are [*batch, *spatial, H]. There are no peepholes.
 
@@ -34,7 +35,7 @@ class ConvLSTM(base.GatedCell):
     features: channels H.
     spatial: lengths of the spatial axes.
     kernel_size: length of the window along each of them.
-    forget_bias: what `init` writes into the forget gate's bias.
+    forget_bias: initial value of the forget gate's bias.
 
   Raises:
     ValueError: if `spatial` is not one to three positive integers, or
@@ -89,7 +90,7 @@ class ConvLSTM(base.GatedCell):
     return LSTMCarry(hidden=start, cell=start)
 
   def check_inputs(self, params, inputs):
-    """They are [batch, time, *spatial, D]."""
+    """Raises ValueError unless inputs are [batch, time, *spatial, D]."""
     width = params.kernel.shape[-2]
     base.check_time_steps("inputs", inputs, *self.spatial, width)
 
@@ -102,7 +103,7 @@ class ConvLSTM(base.GatedCell):
     hidden = carry.hidden.astype(params.recurrent.dtype)
     return self._convolve(hidden, params.recurrent)
 
-  # At each place by itself, and all have their channels last.
+  # The gate of the LSTM is elementwise, with the channels on the last axis.
   gate = LSTM.gate
 
   def _convolve(self, array, kernel):

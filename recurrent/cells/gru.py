@@ -1,9 +1,9 @@
 """Gated recurrent unit (Cho et al., 2014), reset after or before the product.
 
-Two cells, since they are two functions: `GRU` multiplies first and resets the
-product (cuDNN, torch, Keras's default); `GRUResetBefore` resets the hidden
-state and then multiplies, as the paper prints it. The second needs its reset
-gate before its second product, so it has no halves and runs by "scan".
+There are two cells, since the two compute different functions. `GRU` multiplies
+first and resets the product (cuDNN, torch, Keras's default). `GRUResetBefore`
+resets the hidden state and then multiplies, as in the paper. It needs its reset
+gate before its second product, so it is not a `GatedCell` and runs by "scan".
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ from recurrent.types import Array, Float
 class GRUParams(NamedTuple):
   """Parameters of both GRUs; columns of the gates in the order r, z, n.
 
-  `recurrent_bias` is the bias inside the reset product of the candidate; the
-  other gates need one bias only, which stands in `bias`. With the reset before
-  the product it is a second candidate bias, kept so that both share a shape.
+  `recurrent_bias` is the bias of the candidate inside the reset product; the
+  other gates have one bias only, in `bias`. In `GRUResetBefore` it is a second
+  bias of the candidate, kept so that both cells have the same parameters.
   """
 
   kernel: Float[Array, "D 3*H"]
-  recurrent: Any  # [H, 3*H], or what the structure has
+  recurrent: Any  # [H, 3*H] if dense; see `Structure`
   bias: Float[Array, "3*H"]
   recurrent_bias: Float[Array, "H"]
 
@@ -40,13 +40,13 @@ class GRUCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _GRUBase(Structured):
-  """What the GRUs share: parameters, carry, projection."""
+  """Base class of both GRUs: their parameters, carry and projection."""
 
   t_max: int = 0
   structure: Structure = Dense()
 
   def init(self, key, in_features):
-    """Draws `GRUParams`: LeCun kernel, orthogonal recurrent a gate."""
+    """Draws `GRUParams`: LeCun kernel, orthogonal recurrent blocks."""
     kernel_key, recurrent_key = jax.random.split(key)
     h = self.features
     bias = jnp.zeros((3 * h,), jnp.float32)
@@ -79,7 +79,7 @@ class GRU(_GRUBase, base.GatedCell):
     features: width H.
     t_max: if positive, `init` draws the bias of z for memories of up to that
       many time steps (Tallec & Ollivier, 2018) instead of zero.
-    structure: of the recurrent product.
+    structure: structure of the recurrent weights.
 
   Reference:
     Cho et al., "Learning phrase representations using RNN encoder-decoder",
@@ -115,7 +115,7 @@ class GRUResetBefore(_GRUBase):
   Args:
     features: width H.
     t_max: as for `GRU`.
-    structure: of both recurrent products.
+    structure: structure of both recurrent weights.
 
   Reference:
     Cho et al., "Learning phrase representations using RNN encoder-decoder",
@@ -145,7 +145,7 @@ class LayerNormGRUParams(NamedTuple):
   """Parameters of `LayerNormGRU`; columns of the gates in the order r, z, n."""
 
   kernel: Float[Array, "D 3*H"]
-  recurrent: Any  # [H, 3*H], or what the structure has
+  recurrent: Any  # [H, 3*H] if dense; see `Structure`
   bias: Float[Array, "3*H"]
   recurrent_bias: Float[Array, "H"]
   kernel_scale: Float[Array, "3*H"]
@@ -159,7 +159,7 @@ class LayerNormGRU(GRU):
   Args:
     features: width H.
     t_max: as for `GRU`.
-    structure: of the recurrent product.
+    structure: structure of the recurrent weights.
 
   Reference:
     Ba, Kiros & Hinton, "Layer normalization", 2016.
@@ -167,7 +167,7 @@ class LayerNormGRU(GRU):
 
   @property
   def channelwise(self):
-    """Never: a norm sees all units."""
+    """False, since the normalisation depends on all units."""
     return False
 
   def init(self, key, in_features):
@@ -186,7 +186,7 @@ class LayerNormGRU(GRU):
     return self.structure.product(carry.hidden, params.recurrent)
 
   def gate(self, params, carry, projected, mixed, candidate=jnp.tanh):
-    """The norm of h R, then as `GRU`."""
+    """Normalises h R, then computes the gates of `GRU`."""
     r, z, n = numerics.split_gates(
       numerics.layer_norm(mixed, params.recurrent_scale, 3), 3
     )

@@ -15,11 +15,11 @@ class Observations(NamedTuple):
   """Inputs of `GRUD`, each [*batch, D].
 
   Attributes:
-    value: the variables. What stands where one is not observed, NaN included,
-      changes nothing.
+    value: the variables. Entries that are not observed are ignored, even if
+      they are NaN.
     observed: True where a variable is observed.
     elapsed: time since a variable was last observed, in any one unit; see
-      `elapsed_since_observed`. It is read everywhere.
+      `elapsed_since_observed`. All entries are read, observed or not.
   """
 
   value: Float[Array, "*B D"]
@@ -31,7 +31,7 @@ class GRUDParams(NamedTuple):
   """Parameters of `GRUD`; columns of the gates in the order r, z, n."""
 
   kernel: Float[Array, "D 3*H"]  # W, of the variables
-  observed_kernel: Float[Array, "D 3*H"]  # V, of which of them are observed
+  observed_kernel: Float[Array, "D 3*H"]  # V, of `observed`
   recurrent: Float[Array, "H 3*H"]
   bias: Float[Array, "3*H"]
   input_decay: Float[Array, "D"]
@@ -49,7 +49,7 @@ class GRUDCarry(NamedTuple):
 
 
 class _Projected(NamedTuple):
-  """What inputs alone give."""
+  """The values that `project` computes from the inputs."""
 
   observed: Array
   value: Array
@@ -84,10 +84,11 @@ class GRUD(base.Cell):
   takes_vectors: ClassVar[bool] = False
 
   def init(self, key, in_features):
-    """Draws `GRUDParams`: LeCun kernels, orthogonal recurrent a gate.
+    """Draws `GRUDParams`: LeCun kernels, orthogonal recurrent blocks.
 
-    Decays start at rates from 0 to 1: at a negative one, with no bias yet,
-    nothing would decay and nothing be learnt, since times are positive.
+    The rates of decay are drawn positive. With a negative rate and a bias of
+    zero, nothing would decay and the rate would have no gradient, since times
+    are positive.
     """
     keys = jax.random.split(key, 4)
     d, h = in_features, self.features
@@ -112,12 +113,12 @@ class GRUD(base.Cell):
     return GRUDCarry(hidden, numerics.like(params.mean, last))
 
   def input_width(self, inputs):
-    """That of the variables."""
+    """Returns the number of variables D."""
     known = isinstance(inputs, Observations) and inputs.value.ndim > 0
     return inputs.value.shape[-1] if known else None
 
   def check_inputs(self, params, inputs):
-    """They are `Observations` of [batch, time, D] each."""
+    """Raises ValueError unless they are `Observations` of [batch, time, D]."""
     if not isinstance(inputs, Observations):
       raise ValueError(f"inputs must be Observations, got {type(inputs)}")
     for name, array in inputs._asdict().items():
@@ -132,7 +133,7 @@ class GRUD(base.Cell):
         )
 
   def project(self, params, inputs):
-    """Both decays, and the gates' sums but for x' and h."""
+    """Computes both decays and the part of the gates' sums without x' and h."""
     dtype = params.kernel.dtype
     observed = inputs.observed
     value, elapsed = (x.astype(dtype) for x in (inputs.value, inputs.elapsed))
@@ -150,13 +151,14 @@ class GRUD(base.Cell):
     return _Projected(observed, value, decay(by_input), decay(by_hidden), gates)
 
   def step(self, params, carry, projected):
-    """What is missing filled in, what is old decayed; then the GRU."""
+    """Fills in missing values, decays the hidden state, then runs the GRU."""
     h = self.features
     observed, *reals = projected
     value, d_input, d_hidden, gates = (
       numerics.as_carry(x, carry) for x in reals
     )
-    # No arithmetic on the value before it is chosen: it may be a NaN.
+    # `value` may be NaN where it is not observed: `where` comes before any
+    # arithmetic on it.
     last = jnp.where(observed, value, carry.last)
     stale = d_input * carry.last + (1 - d_input) * numerics.like(
       params.mean, last
@@ -181,13 +183,14 @@ def elapsed_since_observed(
 ) -> Float[Array, "B T D"]:
   """The paper's delta: time since each variable was last observed before.
 
-  delta_1 = 0; delta_t = s_t - s_{t-1}, and delta_{t-1} more where the variable
-  was not observed at t - 1. One that never was counts from the first time step.
+  delta_1 = 0; delta_t = s_t - s_{t-1}, plus delta_{t-1} if the variable was not
+  observed at t - 1. Before its first observation, a variable's time counts from
+  the first time step.
 
   Args:
-    times: [batch, time], of the time steps, in the unit that is wanted; a
-      difference of large float32 times loses digits, so let a row begin near
-      zero.
+    times: [batch, time], the time s_t of each time step, in the unit of the
+      result. Differences of large float32 numbers lose digits, so the times of
+      a row should begin near zero.
     observed: [batch, time, D], True where a variable is observed; False at
       time steps that are not real.
 
@@ -195,7 +198,7 @@ def elapsed_since_observed(
     [batch, time, D] in the dtype of `times`.
 
   Raises:
-    ValueError: on other shapes or dtypes.
+    ValueError: if an argument has another shape or dtype.
   """
   times, observed = jnp.asarray(times), jnp.asarray(observed)
   if times.ndim != 2 or not jnp.issubdtype(times.dtype, jnp.floating):

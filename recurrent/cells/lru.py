@@ -62,7 +62,7 @@ class LRU(base.ComplexLinearCell):
     )
 
   def narrow(self, params, dtype):
-    """The matrices; a rounded decay would forget."""
+    """Casts the matrices only, since a rounded decay forgets faster."""
     return numerics.cast(params, dtype)._replace(
       log_rate=params.log_rate,
       log_phase=params.log_phase,
@@ -70,7 +70,7 @@ class LRU(base.ComplexLinearCell):
     )
 
   def project(self, params, inputs):
-    """The decay, the same at every time step; x B, scaled; x D."""
+    """Computes the decay, which is constant over time, scale (x B), and x D."""
     rate, phase = jnp.exp(params.log_rate), jnp.exp(params.log_phase)
     decay = jnp.exp(jax.lax.complex(-rate, phase))
     drive = numerics.complex_product(inputs, params.kernel)

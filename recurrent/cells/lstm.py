@@ -16,7 +16,7 @@ class LSTMParams(NamedTuple):
   """Parameters of `LSTM`; columns of the gates in the order i, f, g, o."""
 
   kernel: Float[Array, "D 4*H"]
-  recurrent: Any  # [H, 4*H], or what the structure has
+  recurrent: Any  # [H, 4*H] if dense; see `Structure`
   bias: Float[Array, "4*H"]
 
 
@@ -36,11 +36,11 @@ class LSTM(Structured, base.GatedCell):
 
   Args:
     features: width H.
-    forget_bias: what `init` writes into the forget gate's bias. It is a
-      parameter from then on; `step` adds nothing.
+    forget_bias: initial value of the forget gate's bias, which is a parameter;
+      `step` adds no further bias.
     t_max: if positive, `init` draws both gates' biases for memories of up to
       that many time steps instead (chrono).
-    structure: of the recurrent product.
+    structure: structure of the recurrent weights.
 
   Reference:
     Hochreiter & Schmidhuber, "Long short-term memory", 1997; forget gate:
@@ -53,7 +53,7 @@ class LSTM(Structured, base.GatedCell):
   structure: Structure = Dense()
 
   def init(self, key, in_features):
-    """Draws `LSTMParams`: LeCun kernel, orthogonal recurrent a gate."""
+    """Draws `LSTMParams`: LeCun kernel, orthogonal recurrent blocks."""
     kernel_key, recurrent_key = jax.random.split(key)
     h = self.features
     bias = jnp.zeros((4 * h,), jnp.float32)
@@ -81,7 +81,7 @@ class LSTM(Structured, base.GatedCell):
     return self.structure.product(carry.hidden, params.recurrent)
 
   def gate(self, params, carry, projected, mixed, candidate=jnp.tanh):
-    """The gates and the new cell; `candidate` makes g of its sum."""
+    """Computes the gates and the new cell; `candidate` is g's activation."""
     del params
     i, f, g, o = numerics.split_gates(
       numerics.as_carry(projected + mixed, carry), 4

@@ -14,7 +14,7 @@ from recurrent.types import Array, Float
 
 
 class LayerNormParams(NamedTuple):
-  """Scales of the three sums, and the offset of the last."""
+  """Scales of the norms of x W, h R and c', and the offset of the last."""
 
   kernel: Float[Array, "G*M"]
   recurrent: Float[Array, "G*M"]
@@ -23,13 +23,13 @@ class LayerNormParams(NamedTuple):
 
 
 class LSTMVariantParams(NamedTuple):
-  """Parameters of `LSTMVariant`; what an option brings is None without it.
+  """Parameters of `LSTMVariant`; those of an option that is off are None.
 
-  Columns of the gates in the order i, f, g, o; without f where it is coupled.
+  The columns of the gates are in the order i, f, g, o, without f if coupled.
   """
 
   kernel: Float[Array, "D G*M"]
-  recurrent: Any  # [H, G*M], or what the structure has
+  recurrent: Any  # [H, G*M] if dense; see `Structure`
   bias: Float[Array, "G*M"]
   peepholes: Float[Array, "P M"] | None = None  # of i, f, o, or of i, o
   projection: Float[Array, "M H"] | None = None
@@ -42,18 +42,21 @@ class LSTMVariant(base.GatedCell):
 
   Args:
     features: width H of the hidden state and the outputs.
-    forget_bias: what `init` writes into the forget gate's bias.
-    peepholes: i and f see c, o sees c' (Gers & Schmidhuber, 2000).
-    coupled: f = 1 - i (Greff et al., 2017).
-    memory: width M of the cell, from which P projects to H; 0: H, without P
-      (Sak et al., 2014). P stands in `gate`, so its gradient is summed time
-      step by time step.
-    layer_norm: of x W, of h R, and of c' before its tanh, the first two gate
-      by gate (Ba et al., 2016).
-    structure: of the recurrent product; dense if there is a projection.
+    forget_bias: initial value of the forget gate's bias.
+    peepholes: whether i and f depend on c, and o on c' (Gers & Schmidhuber,
+      2000).
+    coupled: whether f = 1 - i (Greff et al., 2017).
+    memory: width M of the cell, which P projects to H; 0: M = H, without P (Sak
+      et al., 2014). P is applied in `gate`, so its gradient is summed inside
+      the reverse loop.
+    layer_norm: whether to normalise x W and h R, each gate separately, and c'
+      before its tanh (Ba et al., 2016).
+    structure: structure of the recurrent weights, dense if there is a
+      projection.
 
   Raises:
-    ValueError: if `memory` is negative, or has a structure that is not dense.
+    ValueError: if `memory` is negative, or given with a structure that is not
+      dense.
 
   Reference:
     Greff et al., "LSTM: a search space odyssey", 2017, and those above.
@@ -83,7 +86,7 @@ class LSTMVariant(base.GatedCell):
     return self.memory or self.features
 
   def init(self, key, in_features):
-    """Draws `LSTMVariantParams`: LeCun kernel, orthogonal recurrent a gate."""
+    """Draws `LSTMVariantParams`: LeCun kernel, orthogonal recurrent blocks."""
     keys = jax.random.split(key, 4)
     h, m, g = self.features, self._width, self._gates
     bias = jnp.zeros((g * m,), jnp.float32)

@@ -13,10 +13,10 @@ from recurrent.types import Array, Float
 
 
 class MGUParams(NamedTuple):
-  """Parameters of both; columns in the order gate, candidate."""
+  """Parameters of both cells; columns in the order gate, candidate."""
 
   kernel: Float[Array, "D 2*H"]
-  recurrent: Any  # [H, 2*H], or what the structure has
+  recurrent: Any  # [H, 2*H] if dense; see `Structure`
   bias: Float[Array, "2*H"]
 
 
@@ -26,7 +26,7 @@ class MGU(Structured):
 
   Args:
     features: width H.
-    structure: of both recurrent products.
+    structure: structure of both recurrent weights.
 
   Reference:
     Zhou et al., "Minimal gated unit for recurrent neural networks", 2016.
@@ -35,7 +35,7 @@ class MGU(Structured):
   structure: Structure = Dense()
 
   def init(self, key, in_features):
-    """Draws `MGUParams`: LeCun kernel, orthogonal recurrent a gate."""
+    """Draws `MGUParams`: LeCun kernel, orthogonal recurrent blocks."""
     kernel_key, recurrent_key = jax.random.split(key)
     h = self.features
     return MGUParams(
@@ -53,7 +53,7 @@ class MGU(Structured):
     return numerics.affine(inputs, params.kernel, params.bias)
 
   def seen(self, gate: Array) -> Array:
-    """The part of h that the candidate sees, given the gate."""
+    """Returns the factor of h in the candidate, given the gate."""
     return gate
 
   def step(self, params, carry, projected):
@@ -75,16 +75,15 @@ class MGU(Structured):
 class GRUComplement(MGU):
   """h' = (1 - z) h + z n, where the candidate n sees (1 - z) h.
 
-  A variant that stands in older tutorials as "the GRU": what its update gate
-  replaces is also what its candidate does not see, and it has no reset gate.
-  It is not the GRU of Cho et al., 2014; it is here so that such code can be
-  compared.
+  Older tutorials call this variant "the GRU". It has no reset gate: its
+  candidate depends on the part of h that the update gate keeps. It is not the
+  GRU of Cho et al., 2014; it is here so that code with it can be compared.
 
   Args:
     features: width H.
-    structure: of both recurrent products.
+    structure: structure of both recurrent weights.
   """
 
   def seen(self, gate):
-    """What will not be replaced."""
+    """Returns 1 - z, the part of h that is kept."""
     return 1 - gate

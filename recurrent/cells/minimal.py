@@ -29,7 +29,8 @@ class MinLSTMParams(NamedTuple):
 class MinGRU(base.LinearCell):
   """h' = (1 - z) h + z n; z = sigmoid(x W + b), n = x W + b.
 
-  Here z lets the new in, as the paper has it; in `GRU` it keeps the old.
+  Here z is the weight of the candidate, as in the paper; in `GRU` it is the
+  weight of the old state.
 
   Args:
     features: width H.
@@ -50,7 +51,7 @@ class MinGRU(base.LinearCell):
     """The gate and the candidate."""
     both = numerics.widen(numerics.affine(inputs, params.kernel, params.bias))
     z, n = numerics.split_gates(both, 2)
-    # 1 - sigmoid(z) loses its digits where the gate is open.
+    # sigmoid(-z) is 1 - sigmoid(z), which would lose digits if z is large.
     return base.Linear(jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * n, None)
 
   def readout(self, params, state, skip):
@@ -65,7 +66,7 @@ class MinLSTM(base.LinearCell):
 
   Args:
     features: width H.
-    forget_bias: what `init` writes into the forget gate's bias.
+    forget_bias: initial value of the forget gate's bias.
 
   Reference:
     Feng et al., "Were RNNs all we needed?", 2024.
@@ -88,7 +89,8 @@ class MinLSTM(base.LinearCell):
       numerics.affine(inputs, params.kernel, params.bias)
     )
     i, f, g = numerics.split_gates(all_three, 3)
-    # log f - log i, so that two closed gates are no 0 / 0.
+    # f / (f + i) from log f - log i: if both gates were closed, the quotient
+    # would be 0 / 0.
     keep = jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)
     return base.Linear(jax.nn.sigmoid(keep), jax.nn.sigmoid(-keep) * g, None)
 

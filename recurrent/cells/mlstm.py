@@ -1,4 +1,4 @@
-"""mLSTM: a matrix for a memory, of keys and values (Beck et al., 2024)."""
+"""mLSTM: an LSTM with a matrix memory (Beck et al., 2024)."""
 
 import dataclasses
 import math
@@ -27,13 +27,13 @@ class MLSTMParams(NamedTuple):
 class MLSTM(base.MatrixCell):
   """C' = f C + i k v^T, n' = f n + i k; outputs o (q C') / max(|q n'|, 1).
 
-  f = sigmoid, i = exp, one each a head; o = sigmoid; k is over sqrt(H / heads).
-  C and n are one array, n being C's last column.
+  f = sigmoid and i = exp are scalars for each head; o = sigmoid; k is divided
+  by sqrt(H / heads). C and n are one array, in which n is the last column.
 
   Args:
     features: width H.
-    heads: memories side by side, each [H / heads, H / heads].
-    forget_bias: what `init` writes into the forget gates' bias.
+    heads: number of memories C, each [H / heads, H / heads].
+    forget_bias: initial value of the forget gates' bias.
 
   Raises:
     ValueError: if `heads` does not divide `features`.
@@ -74,7 +74,7 @@ class MLSTM(base.MatrixCell):
     )
 
   def project(self, params, inputs):
-    """Gated keys, values with a one for n, queries, the output gate."""
+    """Computes gated keys, values with ones for n, queries, and o."""
     all_four = numerics.affine(inputs, params.kernel, params.bias)
     q, k, v, o = numerics.split_gates(all_four, 4)
     q, k, v = (self._in_heads(numerics.widen(x)) for x in (q, k, v))
@@ -92,7 +92,7 @@ class MLSTM(base.MatrixCell):
     )
 
   def read(self, params, found, skip):
-    """What was found, normalised and gated."""
+    """Divides q C' by max(|q n'|, 1) and applies the output gate."""
     del params
     size = jnp.maximum(jnp.abs(found[..., -1:]), 1)
     found = found[..., :-1] / size

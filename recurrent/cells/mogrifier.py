@@ -27,8 +27,8 @@ class Mogrifier(base.Cell):
 
   Args:
     features: width H.
-    rounds: how many; 0 is the LSTM.
-    forget_bias: what `init` writes into the forget gate's bias.
+    rounds: number of rounds; 0 gives the LSTM.
+    forget_bias: initial value of the forget gate's bias.
 
   Raises:
     ValueError: if `rounds` is negative.
@@ -65,7 +65,7 @@ class Mogrifier(base.Cell):
     return self._lstm.initial_carry(params.lstm, batch_shape)
 
   def project(self, params, inputs):
-    """The inputs: what they become depends on the carry."""
+    """Returns the inputs, whose scaling depends on the carry."""
     numerics.check_width("inputs", inputs, len(params.lstm.kernel))
     return inputs
 

@@ -1,13 +1,14 @@
-"""Cells that wrap a gated cell in noise: zoneout, dropout of what recurs.
+"""Wrappers that add noise to a gated cell: zoneout, dropout, DropConnect.
 
-A wrapped cell is a gated cell again, so it nests and runs by every method.
-Its masks are drawn once, outside the loop, by `perturb`, which `nn.Recurrent`
-calls with the key of a training step; by hand:
+A wrapper is itself a gated cell, so wrappers nest, and run by the methods of
+gated cells. Their masks are drawn once, outside the loop, by `perturb`.
+`nn.Recurrent` calls it with the key of a training step; without `nn.Recurrent`,
+call it before `unroll`:
 
   params, inputs = cell.perturb(params, inputs, key)
   carry, outputs = recurrent.unroll(cell, params, carry, inputs)
 
-Without `perturb`, or with None for a key, the cell is what it is in evaluation.
+Without `perturb`, or with the key None, the cell runs as in evaluation.
 """
 
 import abc
@@ -23,7 +24,7 @@ from recurrent.types import Array, Float, Params, PRNGKey
 
 
 class Masked(NamedTuple):
-  """Inputs, or what became of them, with masks for every time step."""
+  """Inputs, or their projection, with noise masks for every time step."""
 
   inputs: Any
   keep: Any  # Boolean, [*batch, H] each
@@ -31,11 +32,13 @@ class Masked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(base.GatedCell):
-  """A gated cell that does all that another does.
+  """Base class of gated cells that wrap another gated cell.
+
+  By default every method calls that of the wrapped cell.
 
   Args:
-    features: width H, which is the other cell's.
-    cell: the other.
+    features: width H, taken from the wrapped cell.
+    cell: the wrapped cell.
   """
 
   features: int = dataclasses.field(init=False)
@@ -50,48 +53,48 @@ class Wrapper(base.GatedCell):
 
   @property
   def channelwise(self):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.channelwise
 
   @property
   def undecayed(self):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.undecayed
 
   def init(self, key, in_features):
-    """Draws the other cell's parameters."""
+    """Draws the wrapped cell's parameters."""
     return self.cell.init(key, in_features)
 
   def initial_carry(self, params, batch_shape):
-    """The other cell's."""
+    """Returns the wrapped cell's initial carry."""
     return self.cell.initial_carry(params, batch_shape)
 
   def check_inputs(self, params, inputs):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     self.cell.check_inputs(params, inputs)
 
   def input_width(self, inputs):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.input_width(inputs)
 
   def narrow(self, params, dtype):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.narrow(params, dtype)
 
   def project(self, params, inputs):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.project(params, inputs)
 
   def recur(self, params, carry):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.recur(params, carry)
 
   def gate(self, params, carry, projected, mixed):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.gate(params, carry, projected, mixed)
 
   def perturb(self, params, inputs, key):
-    """The other cell's noise, then this one's."""
+    """Applies the wrapped cell's noise, then this cell's own."""
     if key is None:
       return params, inputs
     ours, theirs = jax.random.split(key)
@@ -100,24 +103,24 @@ class Wrapper(base.GatedCell):
 
   @abc.abstractmethod
   def _draw(self, params, inputs, key):
-    """This cell's own noise."""
+    """Draws this cell's own noise."""
     raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class TimeStepWrapper(Wrapper):
-  """A wrapper with a mask for each time step, which comes with the inputs."""
+  """A wrapper that passes a mask for each time step along with the inputs."""
 
   def check_inputs(self, params, inputs):
-    """As the other cell, without the mask."""
+    """Same as the wrapped cell, without the mask."""
     self.cell.check_inputs(params, _plain(inputs))
 
   def input_width(self, inputs):
-    """As the other cell, without the mask."""
+    """Same as the wrapped cell, without the mask."""
     return self.cell.input_width(_plain(inputs))
 
   def project(self, params, inputs):
-    """As the other cell; the mask is handed on."""
+    """Projects the inputs as the wrapped cell does, and keeps the masks."""
     if isinstance(inputs, Masked):
       return Masked(self.cell.project(params, inputs.inputs), inputs.keep)
     return self.cell.project(params, inputs)
@@ -130,13 +133,14 @@ class Zoneout(TimeStepWrapper):
   In evaluation d is its expectation, the rate.
 
   Args:
-    cell: a gated cell whose carry has `hidden`, and at most `cell` besides.
-    rate: of the hidden state, probability to keep a unit's value.
-    memory_rate: the same of an LSTM's cell.
+    cell: a gated cell whose carry has the field `hidden`, or `hidden` and
+      `cell`.
+    rate: probability that a unit of the hidden state keeps its value.
+    memory_rate: the same for `cell`, the memory of an LSTM.
 
   Raises:
-    ValueError: on a rate outside [0, 1), another carry, or a `memory_rate` for
-      a cell without a memory.
+    ValueError: if a rate is outside [0, 1), if the carry has other fields, or
+      if `memory_rate` is given for a carry without `cell`.
 
   Reference:
     Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden
@@ -159,7 +163,7 @@ class Zoneout(TimeStepWrapper):
       raise ValueError(f"memory_rate needs a carry with a cell, got {fields}")
 
   def gate(self, params, carry, projected, mixed):
-    """The other cell's time step, mixed with none."""
+    """Runs the wrapped cell's `gate`; some units keep their old values."""
     keeps = (self.rate, self.memory_rate)
     inner, keep = projected, None
     if isinstance(projected, Masked):
@@ -203,10 +207,10 @@ class Zoneout(TimeStepWrapper):
 class UpdateDropout(TimeStepWrapper):
   """Dropout of the candidate: c' = f c + i d(g), and so for the GRU's n.
 
-  What is remembered is never dropped, so the memory survives long sequences.
+  The memory itself is never dropped, so it survives long sequences.
 
   Args:
-    cell: an LSTM or a GRU of any kind that has halves.
+    cell: an LSTM or a GRU of any kind that is a `GatedCell`.
     rate: probability of a zero.
     locked: one mask for all time steps of a row instead of a fresh one for
       each.
@@ -231,7 +235,7 @@ class UpdateDropout(TimeStepWrapper):
       )
 
   def gate(self, params, carry, projected, mixed):
-    """The other cell's, with the candidate's mask."""
+    """Computes the wrapped cell's `gate` with dropout of the candidate."""
     if not isinstance(projected, Masked):
       return self.cell.gate(params, carry, projected, mixed)
     inner, keep = projected
@@ -254,7 +258,7 @@ class UpdateDropout(TimeStepWrapper):
 
 
 class RecurrentDropoutParams(NamedTuple):
-  """Parameters of the cell within, and the mask of a window."""
+  """Parameters of the wrapped cell, and the dropout mask of a window."""
 
   cell: Any
   keep: Float[Array, "B H"] | None = None
@@ -283,29 +287,29 @@ class RecurrentDropout(Wrapper):
     _check_rate("rate", self.rate)
 
   def init(self, key, in_features):
-    """Draws the other cell's parameters."""
+    """Draws the wrapped cell's parameters."""
     return RecurrentDropoutParams(self.cell.init(key, in_features))
 
   def initial_carry(self, params, batch_shape):
-    """The other cell's."""
+    """Returns the wrapped cell's initial carry."""
     return self.cell.initial_carry(params.cell, batch_shape)
 
   def check_inputs(self, params, inputs):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     self.cell.check_inputs(params.cell, inputs)
 
   def narrow(self, params, dtype):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     keep = params.keep
     keep = None if keep is None else keep.astype(dtype)
     return RecurrentDropoutParams(self.cell.narrow(params.cell, dtype), keep)
 
   def project(self, params, inputs):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.project(params.cell, inputs)
 
   def recur(self, params, carry):
-    """The other cell's, of the masked hidden state."""
+    """Calls the wrapped cell's `recur` with the masked hidden state."""
     if params.keep is not None:
       # The mask has no time axis, the carry has one in the bulk product.
       shape = jnp.broadcast_shapes(params.keep.shape, carry.hidden.shape)
@@ -316,11 +320,11 @@ class RecurrentDropout(Wrapper):
     return self.cell.recur(params.cell, carry)
 
   def gate(self, params, carry, projected, mixed):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.gate(params.cell, carry, projected, mixed)
 
   def perturb(self, params, inputs, key):
-    """A mask [batch, H] into the parameters."""
+    """Draws a mask [batch, H] and stores it in the parameters."""
     if key is None:
       return params, inputs
     ours, theirs = jax.random.split(key)
@@ -362,7 +366,7 @@ class WeightDrop(Wrapper):
 
 
 class WeightNormParams(NamedTuple):
-  """Parameters of the cell within, and the lengths of its weights' columns."""
+  """Parameters of the wrapped cell, and the gains of its weights' columns."""
 
   cell: Any
   gain: Any  # as `recurrent`, with one row
@@ -372,7 +376,7 @@ class WeightNormParams(NamedTuple):
 class WeightNorm(Wrapper):
   """The recurrent weights as directions v times gains g: R = g v / |v|.
 
-  The norm is over the units that a column sees.
+  The norm |v| of a column is over its H rows.
 
   Args:
     cell: a gated cell whose `recurrent` is one matrix [H, ...].
@@ -392,36 +396,39 @@ class WeightNorm(Wrapper):
       raise ValueError(f"WeightNorm needs a dense matrix, got {self.cell!r}")
 
   def init(self, key, in_features):
-    """Draws the other cell's parameters, the gains at their norms."""
+    """Draws the wrapped cell's parameters; the gains start at the norms |v|."""
     params = self.cell.init(key, in_features)
     return WeightNormParams(params, _norm(params.recurrent))
 
   def initial_carry(self, params, batch_shape):
-    """The other cell's."""
+    """Returns the wrapped cell's initial carry."""
     return self.cell.initial_carry(params.cell, batch_shape)
 
   def check_inputs(self, params, inputs):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     self.cell.check_inputs(params.cell, inputs)
 
   def narrow(self, params, dtype):
-    """The other cell's parameters, put together once for all time steps."""
+    """Casts the wrapped cell's parameters, with R computed from v and g.
+
+    With R in the parameters, `recur` need not compute it again.
+    """
     return self.cell.narrow(_normed(params), dtype)
 
   def project(self, params, inputs):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.project(_normed(params), inputs)
 
   def recur(self, params, carry):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.recur(_normed(params), carry)
 
   def gate(self, params, carry, projected, mixed):
-    """As the other cell."""
+    """Same as the wrapped cell."""
     return self.cell.gate(_normed(params), carry, projected, mixed)
 
   def perturb(self, params, inputs, key):
-    """As the other cell, on the directions."""
+    """Applies the wrapped cell's noise to its parameters, with v for R."""
     inner, inputs = self.cell.perturb(params.cell, inputs, key)
     return params._replace(cell=inner), inputs
 
@@ -439,10 +446,12 @@ def noisy(
   zoneout: float = 0.0,
   memory_zoneout: float = 0.0,
 ) -> base.Cell:
-  """The cell in all the noise whose rate is not zero, from the inside out.
+  """Wraps a cell in each kind of noise whose rate is not zero.
+
+  The first argument below is the innermost wrapper, the last the outermost.
 
   Args:
-    cell: any cell, if all rates are zero; else as the noise wants it.
+    cell: any cell if all rates are zero, else one that the wrappers accept.
     update_dropout: see `UpdateDropout`.
     weight_drop: see `WeightDrop`.
     recurrent_dropout: see `RecurrentDropout`.
@@ -450,12 +459,12 @@ def noisy(
     memory_zoneout: `memory_rate` of `Zoneout`.
 
   Returns:
-    A cell.
+    The wrapped cell; `cell` itself if all rates are zero.
 
   Raises:
-    ValueError: if the cell cannot have that noise.
+    ValueError: if a wrapper does not accept the cell.
   """
-  found: Any = cell  # that it is gated, the wrappers check
+  found: Any = cell  # the wrappers check that it is gated
   if update_dropout:
     found = UpdateDropout(found, update_dropout)
   if weight_drop:
@@ -471,15 +480,15 @@ def weight_drop(key: PRNGKey | None, params: Params, rate: float) -> Params:
   """Zeroes recurrent weights with probability `rate`, scales the rest up.
 
   Args:
-    key: PRNG key, or None in evaluation: the parameters as they are.
-    params: a cell's, with a field `recurrent`.
-    rate: in [0, 1).
+    key: PRNG key, or None in evaluation, which changes nothing.
+    params: parameters of a cell, with a field `recurrent`.
+    rate: probability of a zero, in [0, 1).
 
   Returns:
-    Parameters like those given.
+    Parameters of the same structure.
 
   Raises:
-    ValueError: on a rate out of range, or without that field.
+    ValueError: if the rate is out of range, or there is no such field.
   """
   _check_rate("rate", rate)
   _check_recurrent(params)
@@ -499,7 +508,7 @@ def _plain(inputs):
 
 
 def _normed(params):
-  """The inner parameters; those that are already so come back as they are."""
+  """Computes the wrapped cell's parameters, unless `narrow` already has."""
   if not isinstance(params, WeightNormParams):
     return params
   recurrent = params.cell.recurrent

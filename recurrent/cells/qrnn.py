@@ -1,4 +1,4 @@
-"""Quasi-recurrent networks: QRNN and SRU, gates by the inputs, then a pool."""
+"""QRNN and SRU: gates that depend on the inputs only, then linear pooling."""
 
 import dataclasses
 from typing import NamedTuple
@@ -29,8 +29,8 @@ class SRUParams(NamedTuple):
 class QRNN(base.LinearCell):
   """c' = f c + (1 - f) z, the output is o c'; z = tanh, f, o = sigmoid.
 
-  Its convolution is one time step wide, so that the carry is c alone and
-  nothing leaks over a mask or a reset.
+  The paper's convolution over time has width 1 here, so that the carry is c
+  alone and no input crosses a mask or a reset.
 
   Args:
     features: width H.

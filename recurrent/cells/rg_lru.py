@@ -35,8 +35,8 @@ class RGLRU(base.LinearCell):
 
   Reference:
     De et al., "Griffin: mixing gated linear recurrences with local attention
-    for efficient language models", 2024. Its gates are block-diagonal, and its
-    linear layer stands before the unit.
+    for efficient language models", 2024. In the paper the gates are
+    block-diagonal, and the linear layer comes before the unit.
   """
 
   ring: tuple[float, float] = (0.9, 0.999)
@@ -55,7 +55,7 @@ class RGLRU(base.LinearCell):
     )
 
   def narrow(self, params, dtype):
-    """All but the rate; a rounded decay would forget."""
+    """Casts all but the rate, since a rounded decay forgets faster."""
     return numerics.cast(params, dtype)._replace(rate=params.rate)
 
   def project(self, params, inputs):
@@ -67,7 +67,8 @@ class RGLRU(base.LinearCell):
     r, i = numerics.split_gates(jax.nn.sigmoid(gates), 2)
     rate = numerics.like(jax.nn.softplus(params.rate), r)
     log_decay = -SHARPNESS * rate * r
-    # At a shut gate the root's slope is infinite, and 0 times that is NaN.
+    # At a decay of 1 the slope of the square root is infinite, and 0 times
+    # infinity is NaN in the gradient.
     tiny = float(jnp.finfo(log_decay.dtype).tiny)
     scale = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_decay), tiny))
     drive = scale * i * value.astype(i.dtype)

@@ -1,4 +1,4 @@
-"""Recurrent highway network: several layers from time step to time step."""
+"""Recurrent highway network: several layers within a time step."""
 
 import dataclasses
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class RHN(base.Cell):
   Args:
     features: width H.
     depth: layers L within a time step.
-    transform_bias: what `init` writes into the transform gates' bias.
+    transform_bias: initial value of the transform gates' bias.
 
   Raises:
     ValueError: if `depth` is not positive.
@@ -54,7 +54,7 @@ class RHN(base.Cell):
       raise ValueError(f"depth must be at least 1, got {self.depth}")
 
   def init(self, key, in_features):
-    """Draws `RHNParams`: LeCun kernel, orthogonal recurrent a gate."""
+    """Draws `RHNParams`: LeCun kernel, orthogonal recurrent blocks."""
     kernel_key, *keys = jax.random.split(key, 1 + self.depth)
     h = self.features
     bias = jnp.zeros((self.depth, 2 * h), jnp.float32)

@@ -22,7 +22,7 @@ class RNNParams(NamedTuple):
   """Parameters of `RNN`."""
 
   kernel: Float[Array, "D H"]
-  recurrent: Any  # [H, H], or what the structure has
+  recurrent: Any  # [H, H] if dense; see `Structure`
   bias: Float[Array, "H"]
 
 
@@ -39,7 +39,7 @@ class RNN(Structured, base.GatedCell):
   Args:
     features: width H.
     activation: "tanh", "relu" or "sigmoid".
-    structure: of the recurrent product.
+    structure: structure of the recurrent weights.
 
   Raises:
     ValueError: on an unknown activation.

@@ -64,7 +64,7 @@ class S5(base.ComplexLinearCell):
     )
 
   def narrow(self, params, dtype):
-    """The matrices; a rounded decay would forget."""
+    """Casts the matrices only, since a rounded decay forgets faster."""
     return numerics.cast(params, dtype)._replace(
       log_rate=params.log_rate,
       frequency=params.frequency,
@@ -72,7 +72,7 @@ class S5(base.ComplexLinearCell):
     )
 
   def project(self, params, inputs):
-    """The discrete decay, the same at every time step; the drive; x D."""
+    """Computes the decay, which is constant over time, the drive, and x D."""
     pole = jax.lax.complex(-jnp.exp(params.log_rate), params.frequency)
     decay = jnp.exp(pole * jnp.exp(params.log_step).astype(pole.dtype))
     drive = numerics.complex_product(inputs, params.kernel)

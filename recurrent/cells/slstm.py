@@ -1,4 +1,4 @@
-"""sLSTM: exponential gates over their running sum (Beck et al.)."""
+"""sLSTM: an LSTM with exponential gates (Beck et al., 2024)."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ class SLSTMParams(NamedTuple):
   """Parameters of `SLSTM`; columns of the gates in the order i, f, g, o."""
 
   kernel: Float[Array, "D 4*H"]
-  recurrent: Any  # [H, 4*H], or what the structure has
+  recurrent: Any  # [H, 4*H] if dense; see `Structure`
   bias: Float[Array, "4*H"]
 
 
 class SLSTMCarry(NamedTuple):
-  """Carry of `SLSTM`: the cell over the normaliser, c / n, and log n."""
+  """Carry of `SLSTM`: h, the quotient c / n as `cell`, and log n."""
 
   hidden: Float[Array, "*B H"]
   cell: Float[Array, "*B H"]
@@ -32,15 +32,15 @@ class SLSTMCarry(NamedTuple):
 class SLSTM(Structured, base.GatedCell):
   """c' = f c + i g, n' = f n + i, h' = o c' / n'; i = exp, f = sigmoid.
 
-  Carried as c / n, which is a mean of the g so far, and log n, so that nothing
-  overflows. The paper carries c and n over the exponential of a running
-  maximum; that is the same function, but Newton's method divides by guesses
-  of n there, which may be zero, and explodes.
+  The carry holds c / n, which is a mean of the g so far, and log n, so that
+  nothing overflows. The paper carries c and n, each divided by the exponential
+  of a running maximum. That is the same function, but in that form Newton's
+  method divides by guesses of n, which may be zero, and diverges.
 
   Args:
     features: width H.
-    forget_bias: what `init` writes into the forget gate's bias.
-    structure: of the recurrent product; the paper has heads.
+    forget_bias: initial value of the forget gate's bias.
+    structure: structure of the recurrent weights; the paper has heads.
 
   Reference:
     Beck et al., "xLSTM: extended long short-term memory", 2024.
@@ -50,7 +50,7 @@ class SLSTM(Structured, base.GatedCell):
   structure: Structure = Dense()
 
   def init(self, key, in_features):
-    """Draws `SLSTMParams`: LeCun kernel, orthogonal recurrent a gate."""
+    """Draws `SLSTMParams`: LeCun kernel, orthogonal recurrent blocks."""
     kernel_key, recurrent_key = jax.random.split(key)
     h = self.features
     bias = jnp.zeros((4 * h,), jnp.float32)
@@ -61,7 +61,7 @@ class SLSTM(Structured, base.GatedCell):
     )
 
   def initial_carry(self, params, batch_shape):
-    """Zeros, over the logarithm of nothing."""
+    """Zeros, and -1e30 for log n, since n is 0."""
     start = numerics.zeros(params, batch_shape, self.features)
     # Finite, since minus infinity has no gradient.
     return SLSTMCarry(start, start, jnp.full_like(start, -1e30))
@@ -75,7 +75,7 @@ class SLSTM(Structured, base.GatedCell):
     return self.structure.product(carry.hidden, params.recurrent)
 
   def gate(self, params, carry, projected, mixed):
-    """The gates over their running sum."""
+    """Computes the gates and the normalised cell."""
     del params
     log_i, f, g, o = numerics.split_gates(
       numerics.as_carry(projected + mixed, carry), 4

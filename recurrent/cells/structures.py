@@ -1,8 +1,8 @@
-"""Structures of the recurrent product: which units see which.
+"""Structures of the recurrent weights: dense, heads, diagonal, low-rank.
 
-A structure is a value that a gated cell holds. It draws the recurrent weights
-of all gates, and multiplies by them. Fewer weights fit on a chip, and units
-that do not see each other have Jacobians that Newton's method can solve.
+A structure is an option of a cell. It draws the recurrent weights of all gates,
+and multiplies by them. Fewer weights may fit into on-chip memory, and diagonal
+weights have diagonal Jacobians, which Newton's method can solve.
 """
 
 import abc
@@ -20,14 +20,14 @@ from recurrent.types import Array, Float, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class Structure(abc.ABC):
-  """How H hidden units make G times H sums."""
+  """A linear map from H hidden units to the G * H inputs of G gates."""
 
   def check(self, features: int) -> None:  # noqa: B027, most take any
-    """Raises ValueError if a cell of that width cannot have it."""
+    """Raises ValueError if a cell of width `features` cannot use it."""
 
   @abc.abstractmethod
   def init(self, key: PRNGKey, features: int, gates: int) -> Any:
-    """Draws the weights of `gates` gates."""
+    """Draws the weights for a number of gates."""
 
   @abc.abstractmethod
   def product(self, hidden: Array, weights: Any) -> Array:
@@ -35,7 +35,7 @@ class Structure(abc.ABC):
 
   @abc.abstractmethod
   def take(self, weights: Any, gates: slice) -> Any:
-    """The weights of some of the gates."""
+    """Selects the weights of a slice of the gates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,15 +117,16 @@ class Diagonal(Structure):
 
   @classmethod
   def over(cls, time_steps: int, fading: float = 0.5, growth: float = 2.0):
-    """Bounds that keep a ReLU's signal over so many time steps, and no more.
+    """Chooses bounds so that a ReLU keeps a signal over `time_steps`.
 
     Args:
       time_steps: length of the sequences.
-      fading: what the least weight leaves of a signal after them.
-      growth: what the greatest makes of it; 2 in the paper.
+      fading: factor of a signal after all time steps, at the least weight.
+      growth: the same at the greatest weight; 2 in the paper.
 
     Returns:
-      Bounds fading**(1 / time steps) and growth**(1 / time steps).
+      A `Diagonal` with the bounds fading**(1 / time_steps) and growth**(1 /
+      time_steps).
     """
     return cls(fading ** (1 / time_steps), growth ** (1 / time_steps))
 
@@ -186,13 +187,13 @@ class LowRank(Structure):
     return numerics.product(numerics.hidden_product(hidden, down), up)
 
   def take(self, weights, gates):
-    """Columns of the second."""
+    """Columns of the second matrix."""
     h = len(weights.down)
     return weights._replace(up=weights.up[:, gates.start * h : gates.stop * h])
 
 
 class Structured(base.Cell):
-  """A cell with a structure, which its dataclass has as a field."""
+  """Base class of cells that have a field `structure`."""
 
   structure: Structure
 
@@ -207,7 +208,7 @@ class Structured(base.Cell):
 
   @property
   def undecayed(self) -> tuple[str, ...]:
-    """Diagonal weights: [G, H] are factors of single units, no matrix."""
+    """Names diagonal weights [G, H], which multiply units elementwise."""
     return ("recurrent",) if self.channelwise else ()
 
 
@@ -218,22 +219,22 @@ def parameter_budget(
   *,
   outputs: int = 0,
 ) -> int:
-  """The width at which a cell has as many parameters as it may have.
+  """Returns the greatest width H at which a cell fits a parameter budget.
 
   Args:
-    cell: any cell, of which all but `features` is kept, or what makes one from
-      a width, such as an entry of `CELLS`.
-    in_features: width of its inputs.
-    params: how many parameters it may have.
-    outputs: width of a layer on top of the cell that is to count as well: a
-      kernel [H, outputs] and a bias.
+    cell: a cell, whose `features` are varied, or a function from a width to a
+      cell, such as an entry of `CELLS`.
+    in_features: width of the inputs.
+    params: the greatest number of parameters.
+    outputs: width of an output layer that is counted as well, a kernel [H,
+      outputs] and a bias; 0 for none.
 
   Returns:
-    The greatest width with at most that many. Widths that the cell refuses,
-    such as those its heads do not divide, are passed over.
+    The greatest width with at most `params` parameters. Widths that the cell
+    does not accept, such as those that its heads do not divide, are skipped.
 
   Raises:
-    ValueError: if not even the least width that it takes is small enough.
+    ValueError: if the least width that the cell accepts has more parameters.
   """
   build = (
     (lambda features: dataclasses.replace(cell, features=features))
@@ -254,7 +255,8 @@ def parameter_budget(
     found = size(features)
     return found is not None and found <= params
 
-  # Widths come in steps, such as the number of heads; sizes grow with them.
+  # Valid widths are multiples of a step, such as the number of heads, and the
+  # number of parameters grows with the width.
   step = next((n for n in range(1, 4097) if size(n) is not None), None)
   if step is None or not allowed(step):
     raise ValueError(f"{cell} has no width with at most {params} parameters")

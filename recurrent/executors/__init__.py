@@ -1,9 +1,12 @@
-"""Ways to run a cell over time. To add one: a file here, a row in EXECUTORS.
+"""Executors: functions that run a cell over time, one for each method.
 
-All take (cell, reverse, params, initial, carry, time steps), where `params` is
-a function that gives the parameters in the dtype to compute in, and
-`time_steps` are time-major projected inputs and flags; all return (carry,
-outputs). `unroll` does everything around it.
+To add one, write a file here and add an entry to `EXECUTORS`.
+
+An executor takes (cell, reverse, params, initial, carry, time_steps) and
+returns (carry, outputs). `params` is a function that returns the parameters in
+the dtype to compute in. `time_steps` (`recurrent.masking.TimeSteps`) holds the
+projected inputs, the mask and the resets, time-major. `unroll` checks,
+transposes and projects before it calls an executor.
 """
 
 from collections.abc import Callable
@@ -30,17 +33,21 @@ from recurrent.executors.tpu_kernel import why_not as no_pallas
 
 
 class Executor(NamedTuple):
-  """One way to run a cell.
+  """A function that runs a cell over time, and when it can be used.
 
   Attributes:
-    run: the loop.
-    why_not: why a cell cannot run by it, as "it ..."; empty if it can.
-    why_not_here: why no cell can run by it in a setting, as "it ...".
-    for_bulk: what to do with the parameters before the bulk projection.
-    projects: whether it does that itself, and `time_steps` hold the inputs.
-    remark: what to know before running by it on this machine; may be empty.
-    recompute: whether `run` takes `recompute`, for gated cells: of what a time
-      step makes it then keeps the carry only.
+    run: the function; the module's docstring gives its arguments.
+    why_not: returns why `run` cannot run a cell, as a predicate of the cell
+      ("has no ..."); empty if it can.
+    why_not_here: returns why `run` cannot run any cell in a setting, as a
+      predicate of the executor ("is for ..."); empty if it can.
+    for_bulk: applied to the parameters before the inputs are projected in bulk.
+    projects: whether `run` projects the inputs itself. If so, `time_steps`
+      holds the plain inputs.
+    remark: returns a note on running on this machine; may be empty.
+    recompute: whether `run` takes the option `recompute`, for gated cells. With
+      it only the carries are stored, and the reverse pass recomputes all other
+      values.
   """
 
   run: Callable[..., Any]

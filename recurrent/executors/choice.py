@@ -1,12 +1,12 @@
-"""What "auto" stands for: a table for each kind of device.
+"""The rules by which "auto" chooses a method, for each kind of device.
 
-The rows of a table are tried from the top; the first that holds is taken. What
-is measured stands in docs/methods.json, made on an idle machine by
+The rules are tried in order, and the first that holds for a cell gives its
+method. The measurements are in docs/methods.json, made on an idle machine by
 
   python -m experiments.benchmark --suite=methods
 
-and a test holds the table of the CPU against it. A method that was not timed on
-a kind of device ("tpu_kernel", "cudnn") is not in its table.
+and a test compares the rules for the CPU with them. A method that was not timed
+on a kind of device ("tpu_kernel", "cudnn") is not in the rules for that kind.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from recurrent.executors import cpu_kernel
 
 
 class Setting(NamedTuple):
-  """Where and on what a cell is to run.
+  """The dtypes and the devices for which a method is chosen.
 
   Attributes:
-    dtype: to compute in.
-    carry_dtype: of the carry.
-    platform: JAX's default backend.
-    devices: how many there are.
+    dtype: the dtype to compute in.
+    carry_dtype: the dtype of the carry.
+    platform: the name of JAX's default backend.
+    devices: the number of devices.
   """
 
   dtype: Any
@@ -36,24 +36,24 @@ class Setting(NamedTuple):
 
   @property
   def widths(self) -> str:
-    """The dtypes, in words."""
+    """Both dtypes as text, for messages."""
     return f"{self.dtype} with a carry of {self.carry_dtype}"
 
   @classmethod
   def here(cls, dtype=jnp.float32, carry_dtype=jnp.float32) -> "Setting":
-    """That of this machine."""
+    """Returns the setting of this machine, with the given dtypes."""
     dtype, carry_dtype = map(jnp.dtype, (dtype, carry_dtype))
     return cls(dtype, carry_dtype, jax.default_backend(), jax.device_count())
 
 
 class Row(NamedTuple):
-  """One line of a table.
+  """A rule that assigns a method to some cells.
 
   Attributes:
-    name: which cells, where.
-    holds: whether it is about a cell in a setting.
-    method: what to run it by.
-    why: what is known of it.
+    name: describes the cells that the rule is for.
+    holds: returns whether the rule is for a cell in a setting.
+    method: the method that runs these cells.
+    why: the reason for the method, which `recurrent.explain` prints.
   """
 
   name: str
@@ -67,7 +67,7 @@ def _is(kind: type) -> Callable[[Cell, Setting], bool]:
 
 
 def _in_cpp(cell, setting):
-  # A call in C++ is one device's: what is sharded would be gathered for it.
+  # A call into C++ runs on one device, so sharded arrays would be gathered.
   alone = setting.devices == 1
   return (
     bool(cpu_kernel.kind(cell))
@@ -109,11 +109,11 @@ OTHERS = Row(
 
 
 class Table(NamedTuple):
-  """What a kind of device runs by what.
+  """The rules for one kind of device.
 
   Attributes:
-    about: where its rows come from.
-    rows: tried in order.
+    about: whether the rules were measured, and where the results are.
+    rows: the rules, in the order in which they are tried.
   """
 
   about: str
@@ -130,11 +130,11 @@ TABLES = {
 
 
 def table(setting: Setting) -> Table:
-  """The table of a setting's kind of device; an unknown kind is a GPU."""
+  """Returns the rules for a setting's platform, or a GPU's if it is unknown."""
   return TABLES.get(setting.platform, TABLES["gpu"])
 
 
 def choose(cell: Cell, setting: Setting) -> Row:
-  """The first row of the setting's table that holds for a cell."""
+  """Returns the first of the setting's rules that holds for a cell."""
   rows = table(setting).rows
   return next(row for row in rows if row.holds(cell, setting))

@@ -1,13 +1,15 @@
-"""`"chunkwise"`: a `MatrixCell` as attention within chunks, a loop over them.
+"""`"chunkwise"` runs a `MatrixCell` as causal attention within chunks.
 
-A state is a matrix; one for every time step is more than everything else
-together. Here only those between chunks are written down. Within a chunk, what
-a query
-finds is the sum over the keys since, weighted by the decays between: a product
-of queries and keys, masked to the past.
+The state of such a cell is a matrix, and the states of all time steps would
+take more memory than all other arrays together. This executor stores only the
+states between chunks of time steps. Within a chunk the result of a query is a
+sum over the values so far, weighted by the products of the query with their
+keys and by the decays since: causal attention. A loop passes the state from
+chunk to chunk.
 
-On a CPU that pays for the reverse pass only, which the plain loop would hand a
-matrix a time step: where no gradient is asked for, the plain loop runs.
+On a CPU this is faster only if there is a reverse pass, for which the plain
+loop stores a matrix for every time step. Without a gradient the plain loop
+runs.
 
 Reference:
   Hua et al., "Transformer quality in linear time", 2022; Beck et al., "Tiled
@@ -24,7 +26,7 @@ from recurrent.masking import blank
 
 
 def chunkwise(cell, reverse, params, initial, carry, time_steps):
-  """As all executors: the carry and the outputs."""
+  """Runs the cell; the arguments are those of every executor."""
   args = params(), initial, carry, time_steps
   return transforms.call(CHUNKWISE, (cell, reverse), *args)
 
@@ -53,9 +55,9 @@ CHUNKWISE = transforms.Passes(_run, _forward, _tangent, _backward)
 
 
 def _chunks(cell, reverse, params, initial, carry, time_steps):
-  """Folds masks into decays and keys, runs the chunks, reads out."""
+  """Applies the mask to decays and keys, then computes states and outputs."""
   log_decay, key, value, query, skip = time_steps.projected
-  # A time step that does not take place changes nothing: decay 1, no key.
+  # A masked time step leaves the state unchanged: decay 1, key 0.
   log_decay, key = blank(time_steps.mask, (log_decay, key))
   found, last = matrix_scan(
     log_decay,

@@ -1,10 +1,11 @@
-"""`"cpu_kernel"`: layers of RNN, LSTM and GRU in C++, on a CPU.
+"""`"cpu_kernel"` runs layers of RNN, LSTM and GRU in C++ on a CPU.
 
-XLA runs a time step as some ten small programs that hand arrays to each other;
-the loops of `recurrent.kernels.cpu` keep a time step in registers. They project
-the inputs themselves, and take sequences batch-major, as users have them: the
-two transpositions here undo those of `unroll`, and XLA drops both pairs.
-Gradients of weights and inputs are bulk products, as in `"fused"`.
+XLA runs a time step as some ten small kernels that pass arrays through memory.
+The loops in C++ (`recurrent.kernels.cpu`) keep the intermediate values of a
+time step in registers. They project the inputs themselves, and take batch-major
+sequences. The two transpositions here undo those of `unroll`, and XLA removes
+both pairs. The gradients of weights and inputs are bulk products, as in
+`"fused"`.
 """
 
 import jax
@@ -47,7 +48,7 @@ def kind(cell: Cell) -> str:
 
 
 def why_not_here(setting) -> str:
-  """Why the loops in C++ cannot run in a setting, as "it ..."."""
+  """Returns why the C++ loops cannot run in a setting; empty if they can."""
   if setting.platform != "cpu":
     return f"is for CPUs, not for {setting.platform}"
   if setting.dtype not in loops.DTYPES or setting.dtype != setting.carry_dtype:
@@ -60,9 +61,10 @@ def why_not_here(setting) -> str:
 def cpu_kernel(
   cell, reverse, params, initial, carry, time_steps, recompute=False
 ):
-  """As all executors, but that `time_steps` have inputs, not yet projected.
+  """Runs the cell; `time_steps.projected` holds the plain inputs.
 
-  With `recompute` the gates are not kept but made again, in bulk.
+  The other arguments are those of every executor. With `recompute` the reverse
+  pass recomputes the gates in bulk, and the forward pass does not store them.
   """
   params = params()
   check_width("inputs", time_steps.projected, len(params.kernel))
@@ -73,7 +75,7 @@ def cpu_kernel(
 
 
 def _turn(x):
-  """From time-major to batch-major, and back."""
+  """Transposes time-major to batch-major, or back."""
   return jnp.swapaxes(x, 0, 1)
 
 
@@ -89,7 +91,7 @@ def _forward(cell, reverse, recompute, *args):
 
 
 def _layer(cell, reverse, save, *args):
-  """The carry and the outputs, and what is to be saved."""
+  """Returns (carry, outputs) and the values saved for the reverse pass."""
   static = (cell, reverse, save)
   return transforms.kernel(_by_loops, _by_jax, static, *args, platform="cpu")
 
@@ -110,7 +112,7 @@ def _by_loops(cell, reverse, save, params, initial, carry, inputs, flags):
 
 
 def _by_jax(cell, reverse, save, params, initial, carry, inputs, flags):
-  """The same as `_by_loops` in JAX operations; zeros stand for the gates."""
+  """Computes `_by_loops` in JAX operations, with zeros as the saved gates."""
   time_steps = _time_steps(cell, params, inputs, flags)
   args = cell, reverse, True, params, initial, carry, time_steps
   batch, time = inputs.shape[:2]
@@ -128,14 +130,14 @@ def _by_jax(cell, reverse, save, params, initial, carry, inputs, flags):
 
 
 def _time_steps(cell, params, inputs, flags):
-  """Projected inputs and flags, time-major, as other executors have them."""
+  """Returns projected inputs and flags, time-major, from batch-major ones."""
   inputs, mask, resets = jax.tree.map(_turn, (inputs, *flags))
   projected = cell.project(bulk_gradients(params), inputs)
   return TimeSteps(projected, mask, resets)
 
 
 def _as_loops_do(carries):
-  """From all carries time-major to the hidden state batch-major, and back."""
+  """Transposes the hidden states only, which the C++ loops have batch-major."""
   hidden, *cell = carries
   return _turn(hidden), *cell
 
@@ -196,7 +198,7 @@ def _pull_by_loops(cell, reverse, recompute, params, inputs, flags, saved, d):
 
 
 def _pull_by_jax(cell, reverse, recompute, params, inputs, flags, saved, d):
-  """As `_pull_by_loops`, from the carries alone."""
+  """Computes `_pull_by_loops` in JAX operations; it reads no saved gates."""
   del recompute
   d_carry, d_outputs = d
   carries = type(d_carry)(*_as_loops_do(saved[1]))
@@ -208,10 +210,10 @@ def _pull_by_jax(cell, reverse, recompute, params, inputs, flags, saved, d):
 
 
 def _gates(cell, params, inputs, carries):
-  """What the forward loop saves, from all carries, as one step of many rows."""
+  """Recomputes the gates from the carries, all time steps as rows of one."""
   batch, time = inputs.shape[:2]
   hidden, *cells = carries
-  # The cell stands [time, batch, H].
+  # The cell states are [time, batch, H], the hidden states [batch, time, H].
   parts = hidden, *map(_turn, cells)
   carry = tuple(x.reshape(batch * time, -1) for x in parts)
   rows = inputs.reshape(batch * time, 1, -1)
@@ -233,10 +235,10 @@ NATIVE = transforms.Passes(_run, _forward, _tangent, _backward)
 
 
 def _weights(left, right):
-  """The product that sums over batch and time.
+  """Contracts two arrays [batch, time, ...] over batch and time.
 
-  JAX's own pullback has the sides the other way round, and turns the result:
-  1.1 to 2 times slower by XLA on a CPU.
+  The pullback that JAX derives swaps the factors and transposes the result,
+  which takes XLA 1.1 to 2 times as long on a CPU.
   """
   return jax.lax.dot_general(left, right, (((0, 1), (0, 1)), ((), ())))
 

@@ -1,8 +1,9 @@
-"""`"cudnn"`: the LSTM by cuDNN, as `jax.experimental.rnn` binds it.
+"""`"cudnn"` runs the LSTM with cuDNN, through `jax.experimental.rnn`.
 
-All of it in one call, the product with the inputs too, in float32 (TF32 factors
-unless `jax_default_matmul_precision` says otherwise). cuDNN knows no resets,
-and of masks only lengths, which a traced mask does not tell.
+One call computes a whole layer, including the product with the inputs, in
+float32 (with TF32 factors unless `jax_default_matmul_precision` is set
+otherwise). cuDNN has no resets. Instead of masks it takes sequence lengths, and
+whether a traced mask can be written as lengths is not known at compile time.
 """
 
 import functools
@@ -18,7 +19,7 @@ from recurrent.masking import TimeSteps
 
 
 def cudnn(cell, reverse, params, initial, carry, time_steps):
-  """As all executors, but that `time_steps.projected` holds plain inputs."""
+  """Runs the LSTM; `time_steps.projected` holds the plain inputs."""
   del initial
   for name in ("mask", "resets"):
     if getattr(time_steps, name) is not None:
@@ -34,7 +35,7 @@ def _run(cell, reverse, params, carry, inputs):
   inputs = jnp.swapaxes(inputs, 0, 1)
   inputs = inputs[:, ::-1] if reverse else inputs
   batch, time, width = inputs.shape
-  # Its gates are in our order. It has two biases, which it adds.
+  # cuDNN has the gates in the order of `LSTMParams`, and adds two biases.
   parts = (params.kernel.T, params.recurrent.T, params.bias)
   parts = (*parts, jnp.zeros_like(params.bias))
   outputs, hidden, memory = rnn.lstm(
@@ -89,12 +90,12 @@ CUDNN = transforms.Passes(_run, _forward, _tangent, _backward)
 
 
 def why_not(cell) -> str:
-  """Why cuDNN cannot run a cell, as "it ..."."""
+  """Returns why cuDNN cannot run a cell; empty if it can."""
   return "" if kind(cell) == "lstm" else "is not the LSTM, all that JAX binds"
 
 
 def why_not_here(setting) -> str:
-  """Why cuDNN cannot run in a setting, as "it ..."."""
+  """Returns why cuDNN cannot run in a setting; empty if it can."""
   if setting.platform != "gpu":
     return f"is for NVIDIA GPUs, not for {setting.platform}"
   if setting.dtype != jnp.float32 or setting.carry_dtype != jnp.float32:

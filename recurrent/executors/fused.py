@@ -1,12 +1,12 @@
-"""`"fused"`: a `GatedCell` with a reverse pass of its own.
+"""`"fused"` runs a `GatedCell` with a custom reverse pass.
 
-JAX's reverse sweep through a scan adds into every weight gradient at every
-time_step: one skinny product and one read and write of the whole matrix. Here
-  the
-reverse loop holds only `gate`'s pullback and one product with the recurrent
-weights; all weight gradients are one product over all time steps after it. That
-product is nothing but `recur`'s own pullback over the stacked carries, time
-being one more batch axis, so it is right for any structure of the weights.
+The reverse pass that JAX derives for a scan adds to every weight gradient at
+every time step: a product with few rows, and a read and a write of the whole
+matrix. Here the reverse loop contains only the pullback of `gate` and one
+product with the recurrent weights. All weight gradients are computed after the
+loop, by one product over all time steps. That product is the pullback of
+`recur` at the stacked carries, with time as one more batch axis, so it is
+correct for any structure of the weights.
 """
 
 import functools
@@ -34,22 +34,23 @@ from recurrent.masking import (
 )
 from recurrent.numerics import wide_dtype
 
-# The name of the carries before each time step, by which `unroll` keeps them
-# alone.
+# The name (`checkpoint_name`) of the carries before each time step. With
+# `remat="gates"`, `unroll` stores only the arrays of this name.
 CARRIES = "recurrent_carries"
 
 
 def fused(cell, reverse, params, initial, carry, time_steps, recompute=False):
-  """The same as `scan`, with the reverse pass below.
+  """Computes what `scan` computes, with the reverse pass below.
 
-  With `recompute` what `recur` made is not kept but made again, in bulk.
+  With `recompute` the reverse pass recomputes the results of `recur` in bulk,
+  and the forward pass does not store them.
   """
   static = (cell, reverse, recompute)
   return transforms.call(FUSED, static, params(), initial, carry, time_steps)
 
 
 def run(cell, reverse, recompute, params, initial, carry, time_steps):
-  """The loop without a reverse pass of its own, which JAX differentiates."""
+  """Runs the forward loop without a custom reverse pass."""
   del recompute
   step = functools.partial(time_step, cell)
   return plain_loop(step, params, initial, carry, time_steps, reverse)
@@ -63,12 +64,16 @@ def tangent(cell, reverse, recompute, kept, d_args):
 
 
 def plain_loop(time_step, fixed, rows, carry, xs, reverse):
-  """`jax.lax.scan`; another loop may share weights and rows out differently.
+  """Runs `time_step(fixed, rows, carry, x)` over time with `jax.lax.scan`.
 
-  On a CPU a time step's slices are cut by a function that is not inlined. XLA's
-  compiler puts the cut and the gates in one loop otherwise, which it then does
-  not vectorise: an LSTM's loop took twice as long. That comes of splitting what
-  was cut; where all is as wide as the carry, as in an RNN, there is no need.
+  The kernels provide a `scan` with the same arguments. They treat `fixed`, such
+  as weights, and `rows`, arrays [batch, ...], differently.
+
+  On a CPU the slices of a time step are taken by a function that is not
+  inlined. Otherwise XLA fuses the slice with the gates into one loop, which it
+  does not vectorise, and the loop of an LSTM takes twice as long. The cause is
+  that the slice is split into gates afterwards. If all arrays are as wide as
+  the carry, as in an RNN, nothing is split and a plain scan runs.
   """
   time_step = functools.partial(time_step, fixed, rows)
 
@@ -99,9 +104,10 @@ def _cut(xs, index):
 def forward(
   cell, reverse, recompute, params, initial, carry, time_steps, loop=plain_loop
 ):
-  """Outputs, and what `backward` needs: all carries, what `recur` made.
+  """Runs the forward pass and saves what `backward` and `tangent` need.
 
-  The carry before the first time step is for `tangent` alone.
+  These are the carries before each time step and, without `recompute`, the
+  results of `recur`. Of the two only `tangent` reads the first carry.
   """
 
   def time_step(params, initial, carry, now):
@@ -123,7 +129,7 @@ def forward(
 
 
 def backward(cell, reverse, recompute, kept, cotangents, **options):
-  """The reverse pass: `reverse_loop`, then the bulk products of all weights."""
+  """Runs `reverse_loop`, then computes all weight gradients in bulk."""
   found = reverse_loop(cell, reverse, recompute, kept, cotangents, **options)
   params, _, _, _, (carries, _) = kept
   recur = lambda params: cell.recur(bulk_gradients(params), carries)
@@ -135,14 +141,14 @@ def backward(cell, reverse, recompute, kept, cotangents, **options):
 
 
 class Cotangents(NamedTuple):
-  """What the reverse loop finds: cotangents of what the loop reads.
+  """The results of the reverse loop: cotangents of the loop's arguments.
 
   Attributes:
-    params: of what `gate` reads; zeros for all others.
-    initial: of the initial carry.
-    carry: of the first carry.
-    projected: of the projected inputs.
-    mixed: of the products with the recurrent weights.
+    params: cotangents of the parameters that `gate` reads, zeros for others.
+    initial: cotangent of the initial carry.
+    carry: cotangent of the first carry.
+    projected: cotangents of the projected inputs.
+    mixed: cotangents of the results of `recur`.
   """
 
   params: Any
@@ -161,11 +167,21 @@ def reverse_loop(
   loop=plain_loop,
   gate_in_bulk=False,
 ) -> Cotangents:
-  """The loop of the reverse pass, given all carries and what `recur` made.
+  """Runs the loop of the reverse pass.
 
-  With `gate_in_bulk` the loop leaves the gradients of parameters that `gate`
-  reads to a second pullback of all time steps, for a loop that can sum no
-  weights.
+  Args:
+    cell: a gated cell.
+    reverse: whether the forward loop ran from the last time step to the first.
+    recompute: whether the results of `recur` are recomputed.
+    kept: the values that `forward` saved.
+    cotangents: of the last carry and of the outputs.
+    loop: runs a time step over time, as `plain_loop`.
+    gate_in_bulk: whether the gradients of the parameters that `gate` reads are
+      computed after the loop, by a second pullback over all time steps. This is
+      for a loop that cannot sum such gradients.
+
+  Returns:
+    The cotangents, of time-major arrays.
   """
   params, initial, _, time_steps, (carries, mixed) = kept
   d_carry, d_outputs = cotangents
@@ -209,8 +225,8 @@ def reverse_loop(
       )
       d_previous = blank(now.resets, d_previous, keep=False)
     accumulated = (d_previous, d_initial, add_wide(d_gate_params, d_params))
-    # Where a gate only adds the two, their cotangents are one array: save it
-    # once.
+    # If `gate` only adds `projected` and `mixed`, their cotangents are one
+    # array, which is saved once.
     same = len(d_projected) == 1 and d_projected[0] is d_mixed
     saved = (
       d_projected,
@@ -239,8 +255,8 @@ def reverse_loop(
       stepped, outputs = cell.gate(
         rebuild(gate_params), carries, time_steps.projected, mixed
       )
-      # Parameters are wide here, or their sum over all time steps would be
-      # narrow.
+      # The parameters are widened, so that their gradients are summed over all
+      # time steps in a wide dtype.
       return moving(stepped), outputs.astype(d_outputs.dtype)
 
     widened = add_wide(jax.tree.map(wide, gate_params), gate_params)
@@ -266,12 +282,13 @@ FUSED = transforms.Passes(run, forward, tangent, backward)
 
 
 def bulk_gradients(params):
-  """The same params; their gradients are products that XLA compiles well.
+  """Returns params unchanged, but with weight gradients that compile well.
 
-  JAX writes the gradient of a matrix transposed, and transposes it back. XLA's
-  CPU compiler pulls the second step into the product, which then runs on a
-  slow path, 1.4 to 2.2 times longer with two axes summed over (batch, time).
-  A barrier keeps the two apart; the step by itself costs next to nothing.
+  JAX computes the gradient of a matrix transposed, and transposes it back.
+  XLA's CPU compiler fuses that transposition into the product, which then runs
+  on a slow path: 1.4 to 2.2 times as long where two axes are summed over
+  (batch, time). An optimisation barrier keeps the two apart. The transposition
+  by itself costs next to nothing.
   """
   return transforms.call(BULK_GRADIENTS, (), params)
 
@@ -295,27 +312,33 @@ BULK_GRADIENTS = transforms.Passes(
 
 
 def _used_by_gate(cell, params, carries, projected, mixed) -> list[bool]:
-  """Which leaves of params `gate` reads: small ones, by its contract.
+  """Returns for each leaf of params whether `gate` reads it.
 
-  Their gradients are summed inside the reverse loop; all the others come from
-  the bulk product.
+  By the contract of `GatedCell.gate` these leaves are small. Their gradients
+  are summed inside the reverse loop; those of all others come from the bulk
+  product.
   """
   args = jax.eval_shape(
     lambda: (params, *(at(x, 0) for x in (carries, projected, mixed)))
   )
   jaxpr = jax.make_jaxpr(cell.gate)(*args).jaxpr
-  # What a jit inside is handed, and does not read, is not read.
+  # An argument that is only passed to an inner `jit` which does not read it
+  # does not count as read: dead code elimination removes it.
   _, read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
   return list(read[: len(jax.tree.leaves(params))])
 
 
 def _floats(tree) -> list[bool]:
-  """Which leaves have a gradient."""
+  """Returns for each leaf whether it has a gradient, by its dtype."""
   return [jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(tree)]
 
 
 def _partition(tree, chosen: list[bool]) -> tuple[list, Callable]:
-  """The chosen leaves, and what puts them and others, or None, together."""
+  """Returns the chosen leaves, and a function that rebuilds the tree.
+
+  The function takes new values of the chosen leaves, and a tree that has the
+  other leaves: by default the same tree; None puts None in their place.
+  """
   leaves, structure = jax.tree.flatten(tree)
 
   def rebuild(some, others=tree):

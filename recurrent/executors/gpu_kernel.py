@@ -1,8 +1,8 @@
-"""`"gpu_kernel"`: the loop of "fused" or "linear_scan" as one GPU kernel.
+"""`"gpu_kernel"` runs the loop of "fused" or "linear_scan" as one GPU kernel.
 
-As `"tpu_kernel"` on a TPU, with narrower bounds: weights stay in the shared
-memory of one multiprocessor, and a time step must work unit by unit but for its
-product.
+It is the counterpart of `"tpu_kernel"`, with more restrictions: the weights
+must fit into the shared memory of one multiprocessor, and every operation of a
+time step except products with weights must be elementwise over the units.
 """
 
 import functools
@@ -20,13 +20,13 @@ CAPABILITY = "9.0"
 
 
 def gpu_kernel(*args, **options):
-  """As all executors: the carry and the outputs."""
+  """Runs the cell; the arguments are those of every executor."""
   return tpu_kernel.by_kernels("gpu")(*args, **options)
 
 
 @functools.lru_cache
 def why_not(cell) -> str:
-  """Why the kernels cannot run a cell, as "it ..."."""
+  """Returns why the kernels cannot run a cell; empty if they can."""
   reason = tpu_kernel.why_not(cell)
   if reason or isinstance(cell, LinearCell):
     return reason
@@ -53,10 +53,10 @@ def why_not(cell) -> str:
 
 
 def why_not_here(setting) -> str:
-  """Why the kernels cannot run in a setting, as "it ..."."""
+  """Returns why the kernels cannot run in a setting; empty if they can."""
   if setting.platform != "gpu":
     return f"is for NVIDIA GPUs, not for {setting.platform}"
-  # A device that is none of CUDA's does not have one.
+  # Only CUDA devices have the attribute; others pass this check.
   found = getattr(jax.devices()[0], "compute_capability", CAPABILITY)
   if found != CAPABILITY:
     return f"is for compute capability {CAPABILITY}, not for {found}"

@@ -1,7 +1,8 @@
-"""`"associative"` and `"linear_scan"`: a `LinearCell` in parallel over time.
+"""`"associative"` and `"linear_scan"` run a `LinearCell` in parallel over time.
 
-All of a linear cell's arithmetic is bulk but for one elementwise recurrence.
-Masks and resets go into its decay and drive.
+All computations of a linear cell are bulk operations over time, except one
+elementwise linear recurrence. The mask and the initial carry of resets are
+applied to the decay and the drive of that recurrence.
 """
 
 import functools
@@ -13,7 +14,7 @@ from recurrent.masking import blank, hold, select
 
 
 def linear(scan, cell, reverse, params, initial, carry, time_steps):
-  """Folds flags into decay and drive, scans, reads out."""
+  """Runs a linear cell, with `scan` as the solver of its recurrence."""
   decay, drive, skip = cell.terms(time_steps.projected)
   start, fresh = cell.pack(carry), cell.pack(initial)
   shape = (len(drive), *start.shape)

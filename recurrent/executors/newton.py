@@ -1,16 +1,18 @@
-"""`"newton"`: a `GatedCell` as one system of equations over all time steps.
+"""`"newton"` solves for all time steps of a `GatedCell` at once, iteratively.
 
-All time steps are computed in bulk from a guess of all carries, linearised, and
-the linear recurrence that comes out is solved in parallel over time; again,
-until the carries stay. After k rounds the first k time steps are exact, so it
-ends.
+An iteration computes all time steps in bulk from a guess of all carries,
+linearises them, and solves the resulting linear recurrence in parallel over
+time. Its solution is the next guess. Iterations stop when the carries no longer
+change. After k iterations the first k time steps are exact, so the method
+terminates.
 
-The linearisation keeps, of each time step's Jacobian, what a unit's carry does
-to that unit's own: a block as wide as the carry has leaves. That is exact where
-no unit sees another (`cell.channelwise`), and Newton's method then; elsewhere
-it is an approximation that needs more rounds (quasi-DEER), and `damping` makes
-it smaller where they would explode. If the rounds do not suffice, the plain
-loop runs after all, and the report says so.
+Of the Jacobian of a time step, the linearisation keeps only the entries from a
+unit's carry to the same unit: a small block for each unit, with one row and one
+column for each leaf of the carry. If units do not depend on each other
+(`cell.channelwise`), this is the whole Jacobian and the method is Newton's.
+Otherwise it is an approximation that needs more iterations (quasi-DEER), and
+`damping` scales it down where iterations would diverge. If the iterations do
+not converge, the plain loop runs instead, and the report says so.
 
 Reference:
   Lim et al., "Parallelizing non-linear sequential models over the sequence
@@ -38,14 +40,14 @@ from recurrent.types import Array, Float, Int
 
 
 class NewtonReport(NamedTuple):
-  """How the rounds went.
+  """The convergence of `"newton"`.
 
   Attributes:
-    iterations: rounds that were run.
-    residual: the greatest change of a carry in the last round, relative to
-      the greatest carry of its time step and row, or 1.
-    converged: whether that is within the tolerance; if not, what was returned
-      is the plain loop's.
+    iterations: number of iterations that were run.
+    residual: the greatest change of a carry in the last iteration, relative to
+      the greatest carry of its time step and row, or to 1 if that is greater.
+    converged: whether the residual is within the tolerance; if not, the results
+      are those of the plain loop.
   """
 
   iterations: Int[Array, ""]
@@ -55,12 +57,13 @@ class NewtonReport(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Newton:
-  """How to solve.
+  """Options of the solver.
 
   Args:
-    tolerance: of the report's residual; None: fifty roundings of the carry.
-    max_iterations: rounds before the plain loop takes over.
-    damping: in [0, 1): part of the Jacobian that is left out.
+    tolerance: the residual of `NewtonReport` at which iterations stop; None: 50
+      times the machine epsilon of the carry's dtype.
+    max_iterations: number of iterations after which the plain loop runs.
+    damping: the fraction of the Jacobian that is left out, in [0, 1).
   """
 
   tolerance: float | None = None
@@ -79,12 +82,12 @@ class Newton:
 
 
 def newton(cell, reverse, params, initial, carry, time_steps, *, how=Newton()):
-  """As all executors: the carry and the outputs."""
+  """Runs the cell; the arguments are those of every executor."""
   return solve(cell, reverse, params, initial, carry, time_steps, how)[:2]
 
 
 def solve(cell, reverse, params, initial, carry, time_steps, how):
-  """The carry, the outputs, and a `NewtonReport`."""
+  """Returns the carry, the outputs, and a `NewtonReport`."""
   if reverse:
     time_steps = jax.tree.map(lambda x: x[::-1], time_steps)
   carry, outputs, report = transforms.call(
@@ -98,13 +101,13 @@ def _run(*args):
 
 
 def _forward(cell, how, *args):
-  # What is differentiated is the loop that the rounds stand for.
+  # JAX differentiates `_loop`, which computes the same without iterations.
   out, saved = transforms.kernel(_rounds, _loop, (cell, how), *args)
   return out, (*args, saved)
 
 
 def _loop(cell, how, params, initial, carry, time_steps):
-  """What `_rounds` finds, time step by time step; it has nothing to report."""
+  """Computes `_rounds` by the plain loop, with a report of no iterations."""
   del how
   out, kept = loop_forward(
     cell, False, False, params, initial, carry, time_steps
@@ -136,15 +139,15 @@ def _rounds(cell, how, params, initial, carry, time_steps):
     new = _block_scan(jacobian, drive, carry)
     change = jax.tree.map(lambda a, b: a - b, new, states)
     residual = (largest(change) / jnp.maximum(largest(new), 1)).max()
-    # A reduction by max may drop a NaN: hence the others. Infinity is not
-    # below the tolerance, and ends the rounds.
+    # `max` may drop a NaN, so finiteness is tested separately. An infinite
+    # residual is above the tolerance, and ends the iterations.
     finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(new)]
     residual = jnp.where(jnp.stack(finite).all(), residual, jnp.inf)
     return new, rounds + 1, residual
 
-  # The guess: each time step by itself, from the first carry. Not that carry,
-  # which
-  # is zero as a rule, where a layer norm has a slope of 300: rounds explode.
+  # The first guess is the result of each time step alone, from the first carry.
+  # The first carry itself would be a worse guess: it is usually zero, where a
+  # layer norm has a slope of 300, and the iterations would diverge.
   same = jax.tree.map(lambda x: jnp.broadcast_to(x, (time, *x.shape)), carry)
   alone = restart_all(time_steps.resets, initial, same)
   start = cell.step(params, alone, time_steps.projected)[0]
@@ -191,11 +194,14 @@ def _tangent(cell, how, kept, d_args):
 
 
 def _backward(cell, how, kept, cotangents):
-  """One linear solve, for the carries' cotangents; then all is bulk."""
+  """Solves one linear recurrence for the carries' cotangents.
+
+  All other gradients are then bulk operations over time.
+  """
   del how
   d_carry, d_outputs, _ = cotangents
   if not cell.channelwise:
-    # Exact Jacobians are dense: their solve is a loop, as in "fused".
+    # The exact Jacobians are dense here, so the reverse loop of "fused" runs.
     return loop_backward(cell, False, False, kept, (d_carry, d_outputs))
   params, initial, _, time_steps, (carries, _) = kept
 
@@ -212,9 +218,9 @@ def _backward(cell, how, kept, cotangents):
   own = _own_recurrence(cell, params, initial)
   _, jacobian = _linearise(cell, params, initial, time_steps, carries, own, 0.0)
   direct = blank(time_steps.resets, direct, keep=False)
-  # The cotangent of a state: from the time step after it, through that time
-  # step's Jacobian, and from that time step's output; of the last one, from the
-  # carry.
+  # The cotangent of a state comes from the next time step: through its Jacobian
+  # from the next state, and from its output. That of the last state is the
+  # cotangent of the returned carry.
   turned = [list(row) for row in zip(*jacobian, strict=True)]
   ahead = lambda tree: jax.tree.map(
     lambda x: jnp.concatenate([x[1:], jnp.zeros_like(x[:1])]), tree
@@ -260,12 +266,12 @@ def restart_all(resets, initial, carries):
 
 
 def _own_recurrence(cell, params, initial):
-  """What a unit's own carry does to its part of `recur`, leaf by leaf.
+  """Returns the diagonals of the Jacobian of `recur`, for each carry leaf.
 
-  `recur` is affine in the carry and the same at every time step, so its
-  diagonals come from the unit vectors, all in one product. The batch axis has
-  length one unless the parameters hold something of each row, such as a dropout
-  mask.
+  `recur` is affine in the carry and the same at every time step, so one product
+  with all unit vectors gives the diagonals, [batch, G*H]. The batch axis has
+  length one unless the parameters contain values for each row, such as a
+  dropout mask.
   """
   zero = jax.tree.map(jnp.zeros_like, at(initial, 0))
   leaves, structure = jax.tree.flatten(zero)
@@ -287,7 +293,11 @@ def _own_recurrence(cell, params, initial):
 
 
 def _linearise(cell, params, initial, time_steps, before, own, damping):
-  """All time steps from a guess of all carries, and their blocks [to][from]."""
+  """Computes all time steps from a guess of all carries, and their Jacobians.
+
+  A Jacobian is a list of lists of arrays [time, batch, H]. The first index is
+  the leaf of the new carry, the second that of the old one.
+  """
   used = restart_all(time_steps.resets, initial, before)
   mixed = cell.recur(params, used)
   leaves, structure = jax.tree.flatten(used)
@@ -319,7 +329,7 @@ def _linearise(cell, params, initial, time_steps, before, own, damping):
 
 
 def _apply(jacobian, carry, like):
-  """The product of blocks with carries, unit by unit."""
+  """Multiplies the Jacobian's blocks by carries, for each unit."""
   leaves = jax.tree.leaves(carry)
   products = [
     sum(a * x for a, x in zip(row, leaves, strict=True)) for row in jacobian
@@ -328,7 +338,7 @@ def _apply(jacobian, carry, like):
 
 
 def _block_scan(jacobian, drive, start, reverse=False):
-  """s_t = J_t s_{t-1} + drive_t for all t, in parallel over time."""
+  """Solves s_t = J_t s_{t-1} + drive_t for all t, in parallel over time."""
   drives, structure = jax.tree.flatten(drive)
   starts = jax.tree.leaves(start)
   if len(drives) == 1:

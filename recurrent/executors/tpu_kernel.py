@@ -1,7 +1,8 @@
-"""`"tpu_kernel"`: the loop of "fused" or "linear_scan" as one TPU kernel.
+"""`"tpu_kernel"` runs the loop of "fused" or "linear_scan" as one TPU kernel.
 
-The recurrent weights stay in VMEM, `gate` and its pullback are traced into the
-kernels; what is bulk in "fused" is bulk here.
+The recurrent weights stay in VMEM, and `gate` and its pullback are traced into
+the kernels. The bulk products of "fused" are computed outside the kernels here
+as well.
 """
 
 import functools
@@ -30,7 +31,7 @@ def by_kernels(name):
       `linear_scan`, the linear recurrence. It is imported by this call.
 
   Returns:
-    As all executors: a function that gives the carry and the outputs.
+    An executor, which also takes `recompute`.
   """
   module = getattr(kernels, name)
   scan, linear_scan = module.scan, module.linear_scan
@@ -41,7 +42,7 @@ def by_kernels(name):
     return scan(loop, params, initial, carry, time_steps, reverse)
 
   def new_in(out, kept):
-    """What `forward` made: the rest of what it keeps are its arguments."""
+    """Keeps the new ones of the saved values: the others are arguments."""
     return out, kept[-1]
 
   def fast_forward(*args):
@@ -61,7 +62,7 @@ def by_kernels(name):
     out, (carries, mixed) = transforms.kernel(
       fast_forward, plain_forward, static, *args
     )
-    # Within the kernel the name is not seen.
+    # `jax.checkpoint` does not see a name that is given inside the kernel.
     return out, (*args, (checkpoint_name(carries, CARRIES), mixed))
 
   def backward(*args):
@@ -83,12 +84,12 @@ def by_kernels(name):
 
 
 def tpu_kernel(*args, **options):
-  """As all executors: the carry and the outputs."""
+  """Runs the cell; the arguments are those of every executor."""
   return by_kernels("tpu")(*args, **options)
 
 
 def why_not(cell) -> str:
-  """Why the kernels cannot run a cell, as "it ..."."""
+  """Returns why the kernels cannot run a cell; empty if they can."""
   if isinstance(cell, LinearCell):
     return ""
   if not isinstance(cell, GatedCell):
@@ -104,6 +105,6 @@ def why_not(cell) -> str:
 
 
 def remark() -> str:
-  """What to know of running here."""
+  """Returns a note on running on this machine, for `recurrent.explain`."""
   platform = jax.default_backend()
   return "" if platform == "tpu" else f"interpreted on {platform}: slow"

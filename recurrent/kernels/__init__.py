@@ -1,4 +1,4 @@
-"""Loops worth writing by hand: functions of arrays that know no cell."""
+"""Recurrences and loops over time on plain arrays, independent of cells."""
 
 import importlib
 
@@ -17,8 +17,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-  # The kernels for accelerators import Pallas, which takes as long as the rest
-  # of this package: so they are imported when they are first asked for.
+  # Importing Pallas takes as long as the rest of this package, so the kernels
+  # for accelerators are imported on first access.
   if name in ("gpu", "tpu"):
     return importlib.import_module(f"recurrent.kernels.{name}")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

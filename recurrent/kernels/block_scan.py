@@ -1,4 +1,4 @@
-"""s_t = J_t s_{t-1} + drive_t, J_t being a small matrix for every unit."""
+"""The recurrence s_t = J_t s_{t-1} + drive_t, with a small J_t per unit."""
 
 import math
 
@@ -13,17 +13,19 @@ Blocks = list[list[Array]]  # [to][from], each [time, ...]
 def block_scan(
   blocks: Blocks, drives: list[Array], start: list[Array], reverse: bool = False
 ) -> list[Array]:
-  """The recurrence, in about sqrt(time) chunks side by side.
+  """Solves the recurrence in about sqrt(time) parallel chunks.
 
-  As `linear_scan`, with K states a unit that mix: first each chunk by itself
-  from zero, with the product of its blocks; then from chunk to chunk; then one
-  multiply and add over everything. It has no gradient of its own.
+  Each unit has K states, and J_t is a K by K matrix for each unit. First all
+  chunks run in parallel from zero states, along with the products of their
+  matrices; then the states at the ends of the chunks are computed one after the
+  other; then one multiply-add over all time steps gives the result. It defines
+  no custom gradient.
 
   Args:
-    blocks: K lists of K arrays [time, ...].
+    blocks: K lists of K arrays [time, ...], the entries of J_t.
     drives: K arrays [time, ...].
     start: K arrays [...], the states before the first time step.
-    reverse: from the last time step to the first.
+    reverse: whether to run from the last time step to the first.
 
   Returns:
     The states after each time step, K arrays [time, ...].
@@ -54,7 +56,7 @@ def block_scan(
     return (state, columns), (state, columns)
 
   one = jnp.ones_like(drives[0][0])
-  # Column by column, so that a product of blocks is `apply` on each.
+  # Products are kept as lists of columns, and `apply` multiplies a column.
   unit = [[one if i == j else 0 * one for i in many] for j in many]
   _, (states, products) = jax.lax.scan(
     time_step, ([0 * one for _ in many], unit), (blocks, drives)

@@ -1,21 +1,22 @@
 """Loops over time as one GPU kernel (Pallas, Mosaic GPU).
 
-`scan` is `jax.lax.scan` for time steps of the kind that `tiles` can compute.
-Each
-block of 16 rows is one program on one multiprocessor: the weights of its
-products are copied into shared memory once, the carry stays in registers from
-the first time step to the last, and products run on the tensor cores. Each
-warpgroup has 64 units; what they hand each other is the rows' factor of a
-product, through shared memory, with one barrier a product.
+`scan` is `jax.lax.scan` for time steps that `tiles` can compute. Each block of
+16 rows is one program on one multiprocessor. It copies the weights into shared
+memory once, keeps the carry in registers from the first time step to the last,
+and runs products on the tensor cores. Each warpgroup computes 64 units.
+Warpgroups exchange only the factors of products that depend on the rows,
+through shared memory, with one barrier for each product.
 
-Factors are 16 bits wide. A float32 factor is two of bfloat16, its rounded value
-and what that lacks, and a product of two such is the sum of the three of four
-that matter: some 17 bits, where one with TF32 would have 11.
+The factors of a product are 16 bits wide. A float32 factor is split into two
+bfloat16 terms: its rounded value and the remainder. A product of two such
+factors is the sum of three products of terms; the product of both remainders is
+too small to matter. This has some 17 bits of precision, where TF32 would have
+11.
 
-`linear_scan` is the linear recurrence, elementwise: a thread an element.
+`linear_scan` is the elementwise linear recurrence, with one thread per element.
 
-For GPUs of compute capability 9.0 (Hopper), whose tensor cores take factors
-from shared memory by warpgroups. Nothing of this was timed: docs/gpu.md.
+The kernels are for GPUs of compute capability 9.0 (Hopper), whose warpgroups
+can multiply factors in shared memory. They have not been timed: docs/gpu.md.
 """
 
 import inspect
@@ -59,13 +60,13 @@ _NO_INDEX: Any = [()] * ("idx" in inspect.signature(plgpu.load).parameters)
 
 def read(ref: Any, index: Any) -> Array:
   """An entry of an array in the GPU's main memory."""
-  # Not optimised: bank conflicts are none of main memory's.
+  # `optimized` avoids bank conflicts, which main memory does not have.
   return plgpu.load(ref.at[index], *_NO_INDEX, optimized=False)
 
 
 def write(ref: Any, index: Any, value: Array) -> None:
   """Sets an entry of an array in the GPU's main memory."""
-  if hasattr(plgpu, "store"):  # since jax 0.12, whose plain ones are optimized
+  if hasattr(plgpu, "store"):  # since jax 0.12; plain stores are optimized
     plgpu.store(ref.at[index], value, optimized=False)
   else:
     ref[index] = value
@@ -81,25 +82,26 @@ def scan(
 ) -> tuple[Carry, Any]:
   """`jax.lax.scan` of `time_step(fixed, rows, carry, x) -> (carry, y)`.
 
-  Rows of the batch must not see each other, and units only through products
-  with weights. It has no gradient of its own.
+  A time step must compute each row of the batch independently, and may combine
+  units only by products with weights. The function defines no custom gradient.
 
   Args:
-    time_step: one time step.
-    fixed: a tree of arrays that rows and time steps share: weights [n H, m H],
-      vectors [n H], scalars.
-    rows: a tree of arrays [batch, n H] that time steps share.
-    carry: a tree of arrays [batch, H].
-    xs: a tree of arrays [time, batch, n H]. Of flags [time, batch] a time step
-      sees [batch, 1].
-    reverse: from the last time step to the first.
+    time_step: computes one time step.
+    fixed: a pytree of arrays that are the same for all rows and time steps:
+      weights [n H, m H], vectors [n H], scalars.
+    rows: a pytree of arrays [batch, n H] that are the same for all time steps.
+    carry: a pytree of arrays [batch, H].
+    xs: a pytree of arrays [time, batch, n H]. Flags are [time, batch], and a
+      time step reads them as [batch, 1].
+    reverse: whether to run from the last time step to the first.
 
   Returns:
-    The carry after the last time step, and the ys, a tree of arrays
-    [time, batch, n H].
+    The carry after the last time step, and the ys, a pytree of arrays [time,
+    batch, n H].
 
   Raises:
-    ValueError: if the time step is of another kind, or its weights do not fit.
+    ValueError: if the kernel cannot compute the time step, or its weights do
+      not fit into shared memory.
   """
   plan = _Plan(time_step, fixed, rows, carry, xs)
   plan.check_size()
@@ -109,11 +111,13 @@ def scan(
 def unfit(
   time_step: Callable[..., Any], fixed: Any, rows: Any, carry: Any, xs: Any
 ) -> str:
-  """Why `scan` cannot run a time step, as "has ...", but for its size; or "".
+  """Returns why `scan` cannot run a time step, as "has ..."; empty if it can.
+
+  It does not check whether the weights fit into shared memory.
 
   Args:
     time_step: see `scan`.
-    fixed: see `scan`; shapes will do, here and below.
+    fixed: see `scan`; here and below, shapes and dtypes are enough.
     rows: see `scan`.
     carry: see `scan`.
     xs: see `scan`.
@@ -128,7 +132,7 @@ def unfit(
 
 
 class _Plan:
-  """A time step taken apart: what it reads, which products it does."""
+  """The kernel for one time step: the arrays that it reads, its products."""
 
   def __init__(self, time_step, fixed, rows, carry, xs):
     xs, now = by_time_step(xs)
@@ -138,7 +142,8 @@ class _Plan:
       raise Unfit("has a single unit")
     if any(x.shape[1:] != (self.features,) for x in jax.tree.leaves(carry)):
       raise Unfit("has a carry of several widths")
-    # So many rows that no width can be mistaken for them.
+    # The time step is traced with a number of rows that differs from every
+    # width, so that shapes tell rows and columns apart.
     self.traced_rows = 2 * self.features + 1
     self.leaves, self.jaxpr, _ = traced(
       time_step, self.traced_rows, fixed, rows, carry, now, xs
@@ -151,11 +156,11 @@ class _Plan:
     self.count = [self._tiles(kind, x) for kind, x in self.leaves]
     self.out_count = [self._tiles("c", x) for x in self.ends]
     self.products: list[Product] = []
-    # Once in the abstract, to learn the products and to be refused early.
+    # This abstract run collects the products, and raises `Unfit` early.
     jax.eval_shape(self._rehearse)
 
   def _tiles(self, kind, x) -> int:
-    """How many tiles an array of one time step has; 0: weights, or a flag."""
+    """Returns how many tiles an array has; 0 for weights, flags and scalars."""
     shape = x.shape if kind == "f" else x.shape[2 if kind == "x" else 1 :]
     if not shape or (kind == "f" and len(shape) == 2):
       return 0
@@ -193,7 +198,7 @@ class _Plan:
     return compute(self.jaxpr, values, self.features, self.traced_rows, product)
 
   def check_size(self):
-    """Raises ValueError unless a program has room for the weights."""
+    """Raises ValueError unless one program can hold all weights and units."""
     shared = 0
     for what in self.products:
       tiles = self.groups * what.blocks_in
@@ -211,7 +216,7 @@ class _Plan:
   def _weight_dtype(self, what):
     return self.leaves[what.leaf][1].dtype
 
-  # Outside the kernel: arrays as lists of tiles, and back.
+  # Conversion of arrays to tiles and back, outside the kernel.
 
   def _operand(self, kind, x, count):
     if kind == "f":
@@ -231,13 +236,13 @@ class _Plan:
     return x.transpose(0, 1, 3, 4, 5, 2).reshape(-1, *TILE)
 
   def _pad_units(self, x, count):
-    """Columns [n H] as [n, groups * 64]."""
+    """Reshapes columns [n H] to [n, groups * 64], padded with zeros."""
     short = self.groups * UNITS - self.features
     x = x.reshape(*x.shape[:-1], count, self.features)
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, short)])
 
   def _weights(self, what):
-    """Tiles [64 units, 64 summed over], 16 bits wide."""
+    """Cuts weights into 16-bit tiles [64 units, 64 that are summed over]."""
     x = self.leaves[what.leaf][1]
     x = x if what.turned else x.T
     shape = (what.blocks_out, self.features, what.blocks_in, self.features)
@@ -398,15 +403,17 @@ class _Plan:
       write(ref, tiles_at(0, 1, 0), end.astype(ref.dtype))
 
   def _product(self, what, parts, turn, group, whole, weights, buffer, meet):
-    """Tiles of a product: what all warpgroups have of its rows goes round."""
+    """Computes a product; all warpgroups share their rows' factors."""
     if whole is not None:
-      # What stands in units that there are not must not spread if it is NaN.
+      # Units beyond the width are padding. They are set to zero, or a NaN in
+      # them would reach other units.
       parts = [jnp.where(whole, x, jnp.zeros_like(x)) for x in parts]
     size = what.blocks_in * self.groups
     terms_rows = _terms(what.dtype)
     terms_weights = _terms(self._weight_dtype(what))
     narrow = [_narrow(x) for x in parts]
-    # In turns: what is written now was last read before the last barrier.
+    # Two buffers alternate: the one written now was last read before the last
+    # barrier.
     at = turn * (terms_rows * size)
     for term in range(terms_rows):
       for block in range(what.blocks_in):
@@ -419,7 +426,7 @@ class _Plan:
       (i, j)
       for i in range(terms_weights)
       for j in range(terms_rows)
-      if i + j < 2  # what both lack is too small
+      if i + j < 2  # the product of remainders is too small
     ]
 
     def multiply_all(*sums):
@@ -446,7 +453,7 @@ def _terms(dtype) -> int:
 
 
 def _narrow(x):
-  """The terms of a factor, 16 bits wide, that add up to it."""
+  """Splits a factor into 16-bit terms that add up to it."""
   if _terms(x.dtype) == 1:
     return [x]
   high = x.astype(jnp.bfloat16)
@@ -482,7 +489,7 @@ def _linear(reverse, decay, drive, start, resets):
         (time - 1 - first - k if reverse else first + k) * blocks + block
         for k in range(time_steps)
       ]
-      # All are on their way before the first is waited for.
+      # All loads are issued before the first result is used.
       loaded = [
         [[read(ref, at) for ref in refs] for refs in (decays, drives, flags)]
         for at in places

@@ -1,15 +1,18 @@
-"""h_t = decay_t * h_{t-1} + drive_t, elementwise, over the leading axis.
+"""The linear recurrence h_t = decay_t * h_{t-1} + drive_t, elementwise.
 
-Two ways, equal forward and in every gradient:
+Two functions compute it over the leading axis, with the same results and
+gradients.
 
-`associative_scan` is `jax.lax.associative_scan`, differentiated by JAX: log T
-passes over all of memory, and as many arrays kept for the reverse pass.
+`associative_scan` is `jax.lax.associative_scan`, differentiated by JAX. It
+makes log T passes over the arrays, and stores as many arrays for the reverse
+pass.
 
-`linear_scan` runs over chunks side by side: first each chunk by itself from
-zero, with the product of its decays; then the few carries from chunk to chunk;
-then one multiply and add over everything. Its reverse pass is the same scan
-run backwards, from the outputs alone (Martin & Cundy, 2018). On one CPU device
-it is a plain loop in C++ instead (`kernels.cpu`), which memory bounds.
+`linear_scan` runs chunks of time steps in parallel: first all chunks from zero
+states, along with the products of their decays; then the states at the ends of
+the chunks, one after the other; then one multiply-add over all time steps. Its
+reverse pass is the same scan, run backwards, and stores only the outputs
+(Martin & Cundy, 2018). On a single CPU device it is a plain loop in C++ instead
+(`kernels.cpu`), which is limited by memory bandwidth.
 """
 
 import functools
@@ -22,8 +25,9 @@ import jax.numpy as jnp
 from recurrent.kernels import cpu, transforms
 from recurrent.types import Array
 
-# Elements that a time step of the inner loop should have: fewer, and the loop
-# costs more than the arithmetic. Measured on a 2-core CPU: docs/performance.md.
+# The number of elements that a time step of the inner loop should have. With
+# fewer, the overhead of the loop exceeds the arithmetic. Measured on a 2-core
+# CPU: docs/performance.md.
 WIDTH = 4096
 
 
@@ -35,15 +39,15 @@ def associative_scan(
   resets: Array | None = None,
   reverse: bool = False,
 ) -> Array:
-  """The recurrence by `jax.lax.associative_scan`.
+  """Solves the linear recurrence by `jax.lax.associative_scan`.
 
   Args:
     decay: [time, ...], real or complex.
     drive: [time, ...], of the same shape and dtype.
     start: [...], the state before the first time step.
-    resets: [time, ...] bool, broadcastable: there the state is the drive alone,
-      whatever came before, NaN included.
-    reverse: from the last time step to the first.
+    resets: [time, ...] bool, broadcastable. Where True, the state is the drive,
+      even if the state before is NaN.
+    reverse: whether to run from the last time step to the first.
 
   Returns:
     The states after each time step, [time, ...].
@@ -54,7 +58,8 @@ def associative_scan(
   first = -1 if reverse else 0
   if resets is not None:
     resets = jnp.broadcast_to(resets, drive.shape)
-    # Before the product: a NaN behind a `where` comes back in the gradient.
+    # `where` comes before the product: after it, a NaN in `start` would still
+    # reach the gradient.
     start = jnp.where(resets[first], jnp.zeros_like(start), start)
   drive = drive.at[first].add(decay[first] * start)
   if resets is None:
@@ -67,7 +72,7 @@ def associative_scan(
 
 
 def _compose(early, late):
-  """The map of two stretches, one after the other."""
+  """Composes the affine maps of two adjacent segments."""
   return late[0] * early[0], late[0] * early[1] + late[1]
 
 
@@ -88,15 +93,15 @@ def linear_scan(
   resets: Array | None = None,
   reverse: bool = False,
 ) -> Array:
-  """The recurrence, with a reverse pass of its own.
+  """Solves the linear recurrence, with a custom reverse pass.
 
-  Args and results are those of `associative_scan`.
+  Arguments and results are those of `associative_scan`.
 
   Reference:
     Martin & Cundy, "Parallelizing linear recurrent neural nets over sequence
     length", 2018.
   """
-  # A call in C++ is one device's: what is sharded would be gathered for it.
+  # A call into C++ runs on one device, so sharded arrays would be gathered.
   by_loops = (
     jax.default_backend() == "cpu"
     and jax.device_count() == 1
@@ -111,15 +116,16 @@ def with_own_gradient(
   run: Callable[..., Array],
   backward: Callable[..., tuple[Array, Array, Array]] | None = None,
 ) -> Callable[..., Array]:
-  """A `linear_scan` whose reverse pass is one more scan.
+  """Makes a `linear_scan` whose reverse pass is one more scan.
 
   Args:
-    run: `(reverse, decay, drive, start, resets) -> states`.
-    backward: `(reverse, decay, start, resets, states, d_states)` to what decay,
-      drive and start have for gradients; None: by `run`, backwards.
+    run: the recurrence without a gradient, `(reverse, decay, drive, start,
+      resets) -> states`.
+    backward: `(reverse, decay, start, resets, states, d_states) -> (d_decay,
+      d_drive, d_start)`; None: computed with `run` in the other direction.
 
   Returns:
-    A function with the args and results of `associative_scan`.
+    A function with the arguments and results of `associative_scan`.
   """
 
   def scan(decay, drive, start, *, resets=None, reverse=False):
@@ -151,8 +157,8 @@ def with_own_gradient(
 
 def _backward(run, reverse, decay, start, resets, states, d_states):
   first, last = (-1, 0) if reverse else (0, -1)
-  # What reaches a state comes from its output and from the time step after it;
-  # none comes after the last.
+  # The cotangent of a state comes from its output and from the next time step,
+  # which the last state does not have.
   after = _shift(decay, jnp.zeros_like(decay[last]), not reverse)
   cut = None
   if resets is not None:
@@ -168,17 +174,18 @@ def _backward(run, reverse, decay, start, resets, states, d_states):
 
 
 def _shift(array, edge, back):
-  """The value of the time step before, or with `back` of the one after."""
+  """Shifts by one time step: to the value before, or after if `back`."""
   if back:
     return jnp.concatenate([array[1:], edge[None]])
   return jnp.concatenate([edge[None], array[:-1]])
 
 
 def _in_chunks(reverse, decay, drive, start, resets):
-  """The recurrence itself, without a gradient."""
+  """Solves the recurrence in chunks, without a custom gradient."""
   time = len(drive)
   rows = max(1, math.prod(drive.shape[1:]))
-  # No more chunks than time steps a chunk, or the middle loop is the long one.
+  # There are no more chunks than time steps in a chunk, or the loop over chunks
+  # would be the longest.
   chunks = max(1, min(-(-WIDTH // rows), math.isqrt(time)))
   if chunks == 1:
     return _sequential(reverse, decay, drive, start, resets)[0]
@@ -186,7 +193,8 @@ def _in_chunks(reverse, decay, drive, start, resets):
   short = size * chunks - time
 
   def split(array, fill):
-    # Where the loop ends nothing is to happen: decay 1, drive 0.
+    # Padding at the end of the loop leaves the state unchanged: decay 1, drive
+    # 0.
     edges = (short, 0) if reverse else (0, short)
     edges = [edges] + [(0, 0)] * (array.ndim - 1)
     array = jnp.pad(array, edges, constant_values=fill)
@@ -198,7 +206,7 @@ def _in_chunks(reverse, decay, drive, start, resets):
     reverse, *inner, jnp.zeros_like(inner[1][0]), cut, products=True
   )
   last = 0 if reverse else -1
-  # A product that is zero cuts off what came before, were it NaN.
+  # With resets, a product of zero removes the earlier state, even if it is NaN.
   into = lambda kept, state: (
     kept * state
     if resets is None
@@ -222,15 +230,15 @@ def by_kernel(
   backward: Callable[..., tuple[Array, Array, Array]] | None = None,
   platform: str | None = None,
 ) -> Callable[..., Array]:
-  """`with_own_gradient` of a kernel, whose plain form is `in_chunks`.
+  """Makes a `linear_scan` of a kernel, with `in_chunks` as its plain form.
 
   Args:
-    run: as there.
-    backward: as there.
-    platform: the only one that the kernel runs on, or None.
+    run: the kernel, as in `with_own_gradient`.
+    backward: as in `with_own_gradient`.
+    platform: the only platform that the kernel runs on; None: any.
 
   Returns:
-    As there.
+    A function with the arguments and results of `associative_scan`.
   """
 
   def whole(*args):
@@ -252,7 +260,7 @@ in_loops = by_kernel(cpu.linear_forward, cpu.linear_backward, "cpu")
 
 
 def _sequential(reverse, decay, drive, start, resets, products=False):
-  """States, and if asked the products of the decays up to each time step."""
+  """Returns states and, if `products`, the products of the decays so far."""
 
   def time_step(carry, now):
     state, kept = carry

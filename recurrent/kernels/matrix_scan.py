@@ -1,13 +1,14 @@
-"""S_t = decay_t S_{t-1} + key_t value_t^T, read by query_t S_t, in chunks."""
+"""Computes query_t S_t for S_t = decay_t S_{t-1} + key_t value_t^T."""
 
 import jax
 import jax.numpy as jnp
 
 from recurrent.types import Array
 
-# Time steps that attend to each other at once, at least and at most: products
-# of [size, size] a head. Half the width of a head makes them cost as the states
-# do; 16 instead of 64 took a third of the time at a width of 16, on two cores.
+# The least and the greatest number of time steps in a chunk. Within a chunk
+# there are products with [size, size] matrices for each head. If a chunk is
+# half as long as a head is wide, they cost as much as the states do. At a width
+# of 16, chunks of 16 took a third of the time of chunks of 64, on two cores.
 CHUNKS = (16, 64)
 
 
@@ -22,22 +23,22 @@ def matrix_scan(
   resets: Array | None = None,
   reverse: bool = False,
 ) -> tuple[Array, Array]:
-  """What queries find in a matrix that decays and takes up outer products.
+  """Computes query_t S_t for S_t = decay_t S_{t-1} + key_t value_t^T.
 
   Args:
-    log_decay: [time, batch, N], at most 0.
+    log_decay: [time, batch, N] for N heads, at most 0.
     key: [time, batch, N, K].
     value: [time, batch, N, V].
     query: [time, batch, N, K].
-    start: [batch, N, K, V], before the first time step.
-    fresh: [batch, N, K, V], what a reset time step starts from.
-    resets: [time, batch] bool, with `fresh`.
-    reverse: from the last time step to the first.
+    start: [batch, N, K, V], the state before the first time step.
+    fresh: [batch, N, K, V], the state from which a reset time step starts.
+    resets: [time, batch] bool; it needs `fresh`.
+    reverse: whether to run from the last time step to the first.
 
   Returns:
-    What was found, [time, batch, N, V], and the last state. Memory: a state
-    for each chunk of 16 to 64 time steps; the rest is computed again in the
-    reverse pass.
+    The products query_t S_t, [time, batch, N, V], and the last state. One state
+    is stored for each chunk of 16 to 64 time steps; the reverse pass recomputes
+    the rest.
   """
   time = len(key)
   size = min(max(CHUNKS[0], key.shape[-1] // 2), CHUNKS[1], time)
@@ -45,7 +46,7 @@ def matrix_scan(
   time_steps = (log_decay, key, value, query, resets)
 
   def split(array):
-    # Where the loop ends nothing is to happen: decay 1, key 0.
+    # Padding at the end of the loop leaves the state unchanged: decay 1, key 0.
     array = jnp.pad(
       array[::-1] if reverse else array,
       [(0, short)] + [(0, 0)] * (array.ndim - 1),
@@ -63,12 +64,12 @@ def matrix_scan(
 
 
 def _chunk(state, fresh, log_decay, key, value, query, resets):
-  """One chunk: the state after it, and what its queries found."""
+  """Runs one chunk; returns the state after it and its query_t S_t."""
   size = len(key)
   past = jnp.tril(jnp.ones((size, size), bool))[..., None, None]
-  # [to, from, batch, N]: sums of log decays after `from` up to `to`, each
-  # added up by itself: a difference of two sums would lose all digits after a
-  # gate that is shut.
+  # [to, from, batch, N]: sums of log decays after `from` up to `to`. Each is
+  # summed separately: a difference of two cumulative sums would lose all digits
+  # after a closed gate.
   each = jnp.broadcast_to(log_decay[:, None], (size, *log_decay.shape))
   after = jnp.tril(jnp.ones((size, size), bool), -1)[..., None, None]
   between = jnp.cumsum(jnp.where(after, each, jnp.zeros_like(each)), axis=0)
@@ -78,7 +79,8 @@ def _chunk(state, fresh, log_decay, key, value, query, resets):
     number = jnp.cumsum(resets, axis=0, dtype=jnp.int32)
     past = past & (number[:, None] == number[None])[..., None]
     same = (number == 0)[..., None]
-  # Where it does not count the sum may be anything: zero before `exp`.
+  # Sums outside the past are not used and may have any value, so they are set
+  # to zero before `exp`.
   past = jnp.broadcast_to(past, between.shape)
   weights = jnp.exp(jnp.where(past, between, jnp.zeros_like(between)))
   weights = jnp.where(past, weights, jnp.zeros_like(weights))
@@ -89,7 +91,7 @@ def _chunk(state, fresh, log_decay, key, value, query, resets):
   new = jnp.einsum("sbnk,sbnv->bnkv", left, value)
   new += _where(same[-1], entering[-1], state)
   if resets is not None:
-    # What is left, at each time step, of the fresh state of the last reset.
+    # The factor, at each time step, of the fresh state of the last reset.
     begins = jnp.where(resets[..., None], jnp.exp(log_decay), 0.0)
     renewed = jnp.einsum("tsbn,sbn->tbn", weights, begins)
     found += renewed[..., None] * jnp.einsum("tbnk,bnkv->tbnv", query, fresh)
@@ -98,7 +100,7 @@ def _chunk(state, fresh, log_decay, key, value, query, resets):
 
 
 def _where(flags, scale, array):
-  """Scale * array where flags, zero elsewhere, were the array NaN."""
+  """Computes scale * array where flags, else zero, even if array is NaN."""
   trailing = range(flags.ndim, array.ndim)
   flags, scale = (
     jnp.broadcast_to(jnp.expand_dims(x, trailing), array.shape)

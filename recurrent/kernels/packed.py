@@ -1,13 +1,15 @@
-"""A matrix packed for products with few rows, in float32 or narrower.
+"""Matrices in float32, bfloat16 or int8, packed for products with few rows.
 
-A decoder multiplies one row, or some, by the same matrices at each token: what
-it costs is to read them. In bfloat16 they are half as many bytes, in int8 a
-quarter. Inputs and sums stay float32: only weights are narrow.
+A decoder multiplies one or a few rows by the same matrices at each token, and
+most of the time is spent on reading the matrices. bfloat16 has half as many
+bytes, int8 a quarter. Inputs and sums stay float32; only the weights are
+narrow.
 
-On a CPU the product is C++ (`cpu/products.cc`), which makes the entries
-float32 in registers. Elsewhere, or without a compiler, XLA is told to widen the
-matrix before its product: the same numbers, to rounding, but on a CPU no faster
-than float32, since XLA widens it once, outside the loop over tokens.
+On a CPU the product runs in C++ (`cpu/products.cc`), which converts the entries
+to float32 in registers. Elsewhere, or without a C++ compiler, XLA converts the
+matrix before the product. The results are the same up to rounding, but on a CPU
+this is no faster than float32, since XLA converts the matrix once, outside the
+loop over tokens.
 """
 
 import dataclasses
@@ -19,13 +21,13 @@ from recurrent.kernels.cpu import products
 from recurrent.types import Array, Float
 
 DTYPES = products.DTYPES
-LARGEST = 127  # of int8: without -128 it is symmetric
+LARGEST = 127  # of int8; -128 is not used, for symmetry
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PackedMatrix:
-  """Entries times a factor a column; made by `pack`.
+  """A matrix as entries times one factor for each column, made by `pack`.
 
   Attributes:
     entries: [P, K, 64] panels for C++, or [K, N] for XLA.
@@ -36,7 +38,7 @@ class PackedMatrix:
   scale: Float[Array, "N"]
 
   def unpack(self) -> Float[Array, "K N"]:
-    """The float32 matrix that it stands for."""
+    """Returns the matrix in float32."""
     matrix = self.entries
     if matrix.ndim == 3:
       matrix = matrix.swapaxes(0, 1).reshape(matrix.shape[1], -1)
@@ -59,16 +61,17 @@ class PackedMatrix:
 def pack(
   matrix: Float[Array, "K N"], dtype: str, *, in_cpp: bool | None = None
 ) -> PackedMatrix:
-  """Packs a matrix; int8 rounds each column to 255 steps of its own.
+  """Packs a matrix; int8 rounds each column to 255 levels of its own scale.
 
   Args:
     matrix: [K, N].
-    dtype: of the entries, one of `DTYPES`.
-    in_cpp: whether for C++; None: where it can be had (`runs_in_cpp`).
+    dtype: dtype of the entries, one of `DTYPES`.
+    in_cpp: whether to pack for the product in C++; None: if `runs_in_cpp()`.
 
   Returns:
-    What `inputs @` multiplies by. An entry of a column whose greatest is m is
-    off by at most m / 254 in int8, and by a part in 256 of itself in bfloat16.
+    The packed matrix, for `inputs @ packed`. The error of an entry is at most m
+    / 254 in int8, m being the greatest absolute value of its column, and at
+    most 1 / 256 of the entry in bfloat16.
 
   Raises:
     ValueError: if there is no such dtype.

@@ -1,12 +1,11 @@
-"""A time step on tiles of 64 units by 16 rows, as a GPU's threads hold it.
+"""Computes a time step on tiles of 64 units by 16 rows, for GPU kernels.
 
-The product of a tensor core leaves its result spread over the threads of a
-warpgroup. As long as every other operation works unit by unit, each warpgroup
-can compute the whole time step for its own 64 units: nothing is exchanged but
-  what
-goes into the next product. So a program is computed here with [rows, n * H] as
-n tiles, one for each block of H columns, and whatever would look across units
-or rows is refused, but for products with weights.
+The result of a product on tensor cores is distributed over the threads of a
+warpgroup. If all other operations are elementwise over units, each warpgroup
+can compute the whole time step for its own 64 units, and warpgroups exchange
+only the factors of the next product. `compute` therefore represents an array
+[rows, n * H] as n tiles, one for each block of H columns. It refuses operations
+that combine units or rows, except products with weights.
 
 Tiles are transposed, units before rows: units are the rows of a product on a
 tensor core, which come in 64, and rows its columns, which may be 16.
@@ -29,17 +28,17 @@ TILE = (UNITS, ROWS)
 
 
 class Unfit(ValueError):
-  """A program that cannot be computed on tiles, and why: "has ..."."""
+  """Raised for a program that tiles cannot compute; the text is "has ..."."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-  """What stands for an array.
+  """An array, represented by tiles.
 
   Attributes:
-    parts: tiles, one for each block of columns; of what is the same in all
-      units, rows or both just one, or a scalar.
-    narrow: the same values in the dtype that they were widened from.
+    parts: tiles, one for each block of columns. An array that is the same in
+      all units has only one part, which may be a scalar.
+    narrow: the same array before its conversion to a wider dtype, if any.
   """
 
   parts: Sequence[Any]
@@ -47,12 +46,12 @@ class Value:
 
 
 class Matrix(NamedTuple):
-  """Weights, which only a product reads.
+  """A weight matrix, which only products may read.
 
   Attributes:
-    leaf: which of the program's arguments.
-    turned: whether transposed.
-    shape: after that.
+    leaf: index of the weights among the program's arguments.
+    turned: whether the matrix is transposed.
+    shape: the shape after the transposition.
   """
 
   leaf: int
@@ -61,14 +60,14 @@ class Matrix(NamedTuple):
 
 
 class Product(NamedTuple):
-  """A product with weights that a time step does.
+  """A product of rows with weights in a time step.
 
   Attributes:
-    leaf: which of the program's arguments the weights are.
-    turned: whether they are transposed.
-    blocks_in: blocks of H that are summed over.
-    blocks_out: blocks of H that come out.
-    dtype: of the factors that come from rows.
+    leaf: index of the weights among the program's arguments.
+    turned: whether the weights are transposed.
+    blocks_in: number of blocks of H columns that are summed over.
+    blocks_out: number of blocks of H columns in the result.
+    dtype: dtype of the rows.
   """
 
   leaf: int
@@ -90,14 +89,14 @@ INLINED = {
   "custom_jvp_call": "call_jaxpr",
   "custom_vjp_call": "call_jaxpr",
 }
-# What Mosaic GPU does not have, from what it has.
+# Operations that Mosaic GPU lacks, in terms of those that it has.
 MADE = {
   "add_any": lambda x, y, **_: x + y,
   "copy": lambda x, **_: x,
   "stop_gradient": lambda x, **_: x,
   "log1p": lambda x, **_: jnp.log(1 + x),
   "expm1": lambda x, **_: jnp.exp(x) - 1,
-  # That of Booleans is not compiled.
+  # Mosaic GPU does not compile `not` of Booleans.
   "not": lambda x, **_: (
     jnp.where(x, 0.0, 1.0) > 0.5 if x.dtype == jnp.bool_ else ~x
   ),
@@ -112,20 +111,22 @@ def compute(
   rows: int,
   product: Callable[[Product, Sequence[Array]], Sequence[Array]],
 ) -> list[Value]:
-  """A program's results.
+  """Computes a program on tiles.
 
   Args:
     jaxpr: the program.
-    values: what stands for its arguments, constants first.
+    values: its arguments as tiles or weights, constants first.
     features: the width H of a block of columns.
-    rows: how many rows it was traced with; no multiple of H, nor 1.
-    product: makes the tiles of a product from those of its rows.
+    rows: the number of rows that it was traced with, neither a multiple of H
+      nor 1.
+    product: computes the tiles of a product from those of its rows.
 
   Returns:
-    What stands for the results.
+    The results, as tiles.
 
   Raises:
-    Unfit: if the program looks across units or rows.
+    Unfit: if the program combines units or rows, except by products with
+      weights.
   """
   known = dict(zip((*jaxpr.constvars, *jaxpr.invars), values, strict=True))
 
@@ -185,7 +186,7 @@ def _shape(var):
 
 
 def _blocks(shape, features, rows) -> int:
-  """How many tiles an array has; 0: it is the same in all units."""
+  """Returns how many tiles an array has; 0 if it is the same in all units."""
   lead, columns = shape[:-1], (1, *shape)[-1]
   if columns in (1, rows) and set(lead) <= {1}:
     return 0
@@ -208,14 +209,14 @@ def _each(bind, name, args, params):
 
 
 def _like(parts):
-  """Tiles and what is the same in all of a tile: all as tiles, or as it is."""
+  """Broadcasts scalars to tiles if at least one of the parts is a tile."""
   if not any(jnp.ndim(x) for x in parts):
     return parts
   return [tile(x) for x in parts]
 
 
 def tile(x: Any) -> Array:
-  """A scalar as a tile; a tile as it is."""
+  """Broadcasts a scalar to a tile; returns a tile unchanged."""
   return x if jnp.ndim(x) else jnp.full(TILE, x)
 
 
@@ -302,5 +303,5 @@ def _columns(name, args, params, shapes, features):
 
 
 def _spread(x, count):
-  """As many tiles."""
+  """Repeats the tiles until there are `count`."""
   return list(x.parts) * (count // len(x.parts))

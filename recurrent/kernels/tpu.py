@@ -1,13 +1,14 @@
 """Loops over time as one TPU kernel (Pallas).
 
-`scan` is `jax.lax.scan` for time steps whose rows do not see each other.
-Weights are copied into VMEM once, the carry stays there from the first time
-step to the last, and the rest goes through in blocks of time steps, copied
-while the block before is computed. `linear_scan` is such a loop, with a
-gradient of its own.
+`scan` is `jax.lax.scan` for time steps that compute each row independently.
+Weights are copied into VMEM once, and the carry stays there from the first time
+step to the last. All other arrays are copied in blocks of time steps, each
+while the block before it is computed. `linear_scan` is such a loop, with a
+custom gradient.
 
-On other platforms the same kernels are interpreted, for tests: slowly. Which
-it is, is decided at lowering. Time on a TPU was not measured: docs/tpu.md.
+On other platforms the same kernels are interpreted, which is slow and meant for
+tests; the platform is known at lowering. Nothing was timed on a TPU:
+docs/tpu.md.
 """
 
 import math
@@ -25,13 +26,15 @@ from recurrent.kernels.linear_scan import by_kernel
 from recurrent.kernels.traced import by_time_step, is_flag, traced
 from recurrent.types import Array, Carry
 
-# A block has at most so many time steps, and if it can at least so many. More
-# hide nothing more; fewer make a copy too short to hide.
+# The greatest and, if possible, the least number of time steps in a block. More
+# time steps do not hide more of the copies; with fewer, a copy is too short to
+# be hidden behind the computation.
 MOST_TIME_STEPS, LEAST_TIME_STEPS = 32, 8
-# Bytes for all blocks, two buffers each. A TPU v4 has 16 MiB of VMEM, for
-# these, the weights, and what a time step computes; later ones have 64 or 128.
+# Bytes for all blocks, with two buffers each. A TPU v4 has 16 MiB of VMEM for
+# the blocks, the weights, and the values that a time step computes; later TPUs
+# have 64 or 128 MiB.
 BLOCKS = 6 << 20
-SCOPED = 16 << 20  # what a kernel gets if it does not ask
+SCOPED = 16 << 20  # bytes of VMEM of a kernel by default
 ROWS = 16  # a tile of bfloat16 has 16 rows, one of float32 has 8
 LANES = 128
 
@@ -46,21 +49,23 @@ def scan(
 ) -> tuple[Carry, Any]:
   """`jax.lax.scan` of `time_step(fixed, rows, carry, x) -> (carry, y)`.
 
-  Rows of the batch must not see each other: they may come in blocks. It has no
-  gradient of its own.
+  A time step must compute each row of the batch independently, since the rows
+  may be split into blocks. The function defines no custom gradient.
 
   Args:
-    time_step: one time step. What it does not read is not copied.
-    fixed: a tree of arrays that rows and time steps share, such as weights.
-    rows: a tree of arrays [batch, ...] that time steps share.
-    carry: a tree of arrays [batch, ...].
-    xs: a tree of arrays [time, batch, ...]. Of flags [time, batch] a time step
-      sees [batch, 1].
-    reverse: from the last time step to the first.
+    time_step: computes one time step. Arrays that it does not read are not
+      copied.
+    fixed: a pytree of arrays that are the same for all rows and time steps,
+      such as weights.
+    rows: a pytree of arrays [batch, ...] that are the same for all time steps.
+    carry: a pytree of arrays [batch, ...].
+    xs: a pytree of arrays [time, batch, ...]. Flags are [time, batch], and a
+      time step reads them as [batch, 1].
+    reverse: whether to run from the last time step to the first.
 
   Returns:
-    The carry after the last time step, and the ys, a tree of arrays
-    [time, batch, ...].
+    The carry after the last time step, and the ys, a pytree of arrays [time,
+    batch, ...].
   """
   xs, now = by_time_step(xs)
   time, batch = jax.tree.leaves(xs)[0].shape[:2]
@@ -83,8 +88,8 @@ def scan(
     end, ys = refs[: len(ends)], refs[len(ends) :]
     t = pl.program_id(1)
 
-    # The last carry's block is one for all times, so it stays in VMEM; the
-    # carry is kept in it.
+    # The output block of the last carry is the same at all time steps, so it
+    # stays in VMEM and holds the running carry.
     @pl.when(t == 0)
     def _():
       start = [ref for ref, kind in zip(ins, kinds, strict=True) if kind == "c"]
@@ -117,7 +122,8 @@ def scan(
 
     jax.lax.fori_loop(0, time_steps, body, 0)
 
-  # Where the first axes of a block are; it has all of the others.
+  # The lengths and the indices of a block along the first axes of an array. A
+  # block has all of the other axes.
   at = {
     "f": ((), lambda b, t: ()),
     "r": ((block,), lambda b, t: (b,)),
@@ -134,7 +140,7 @@ def scan(
       pipeline_mode=pl.Buffered(1) if kind == "f" else None,
     )
 
-  # Booleans have no good place in memory.
+  # Flags are passed as float32, since Booleans have no good layout in memory.
   operands = [
     x.astype(jnp.float32) if flag else x
     for x, flag in zip(operands, flags, strict=True)
@@ -162,11 +168,11 @@ def scan(
 
 
 def _flat(time_step, block, fixed, rows, carry, now, xs):
-  """The time step of a block of rows as a function of the leaves that it reads.
+  """Returns the leaves that a time step reads, and a function of them.
 
   Returns:
-    Pairs of what a leaf is, "f", "r", "c" or "x", and the leaf; the function,
-    which gives a list.
+    Pairs of a kind ("f" fixed, "r" rows, "c" carry, "x" xs) and a leaf; and a
+    function of the leaves, for a block of rows, which returns a list.
   """
   leaves, jaxpr, held = traced(time_step, block, fixed, rows, carry, now, xs)
   shapes = [x.shape if kind == "f" else None for kind, x in leaves]
@@ -179,22 +185,22 @@ def _flat(time_step, block, fixed, rows, carry, now, xs):
     closed = core.ClosedJaxpr(jaxpr, values[:held])
     return core.jaxpr_as_fun(closed)(*values[held:])
 
-  # Tiles have two axes: a vector is a matrix of one row.
+  # Tiles have two axes, so a vector is passed as a matrix with one row.
   return [
     (kind, x.reshape((1, -1)) if x.ndim < 2 else x) for kind, x in leaves
   ], run
 
 
 def blocks(batch: int, time: int, moving: list[Any]) -> tuple[int, int]:
-  """Rows and time steps of a block.
+  """Returns the number of rows and of time steps in a block.
 
-  All rows, if at least some time steps of them fit: a product with the weights
-  takes as long for one row as for 128.
+  A block has all rows if at least `LEAST_TIME_STEPS` time steps of them fit,
+  since a product with the weights takes as long for one row as for 128.
 
   Args:
     batch: number of rows.
     time: number of time steps.
-    moving: arrays [batch, ...], all that a time step reads and writes.
+    moving: arrays [batch, ...] that a time step reads and writes.
 
   Returns:
     The rows of a block, a multiple of 16 or all, and its time steps.
@@ -209,7 +215,7 @@ def blocks(batch: int, time: int, moving: list[Any]) -> tuple[int, int]:
 
 
 def limit(fixed: list[Array], moving: list[tuple[int, ...]]) -> int:
-  """Bytes of VMEM to ask for: weights, blocks, and what a step computes."""
+  """Returns the bytes of VMEM for weights, blocks and computed values."""
   weights = sum(tiled(x.shape, x.dtype) for x in fixed)
   # A guess: four times what a time step reads and writes, in float32.
   values = 4 * sum(tiled(shape, jnp.float32) for shape in moving)
@@ -217,7 +223,7 @@ def limit(fixed: list[Array], moving: list[tuple[int, ...]]) -> int:
 
 
 def tiled(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> int:
-  """Bytes of an array in VMEM, whose last two axes come in tiles."""
+  """Returns the bytes of an array in VMEM, with its last two axes tiled."""
   item = jnp.dtype(dtype).itemsize
   *lead, rows, lanes = (1, 1, *shape)
   rows = pl.cdiv(rows, 32 // item) * (32 // item)
@@ -233,7 +239,7 @@ def _linear(reverse, decay, drive, start, resets):
     part.reshape(*lead, -1, x.shape[-1]) for part in complex_parts(x)
   ]
   if resets is not None:
-    # A reset of whole rows stays one lane wide.
+    # Resets that are the same for all channels keep a last axis of length 1.
     resets = jnp.broadcast_to(resets, (*drive.shape[:-1], resets.shape[-1]))
     (resets,) = split(resets, time)
 
@@ -253,19 +259,19 @@ def _linear(reverse, decay, drive, start, resets):
   return jax.lax.complex(*states) if len(states) > 1 else states[0]
 
 
-# `recurrent.kernels.linear_scan` as one kernel; complex as pairs of reals.
-# Channels stand in lanes, [time, ..., channels]; all other axes are rows.
+# `recurrent.kernels.linear_scan` as one kernel. Complex numbers are pairs of
+# real numbers. The last axis, of channels, is in lanes; all others are rows.
 linear_scan = by_kernel(_linear)
 
 
 def complex_parts(array):
-  """A complex array as its two parts, a real one as its only part."""
+  """Returns [real, imaginary] for a complex array, [array] for a real one."""
   complex_ = jnp.issubdtype(array.dtype, jnp.complexfloating)
   return [array.real, array.imag] if complex_ else [array]
 
 
 def multiply(a, b):
-  """The product of numbers in parts."""
+  """Multiplies two numbers that are given as `complex_parts`."""
   if len(a) == 1:
     return [a[0] * b[0]]
   return [a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]]

@@ -1,4 +1,4 @@
-"""A time step as a program: what a kernel reads, and what it computes."""
+"""Traces a time step to a jaxpr for a kernel, and the arrays that it reads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,18 +10,19 @@ from jax.interpreters import partial_eval
 
 
 def is_flag(x: Any) -> bool:
-  """Whether an array is of flags."""
+  """Returns whether an array is Boolean."""
   return x.dtype == jnp.bool_
 
 
 def by_time_step(xs: Any) -> tuple[Any, Any]:
-  """What a loop reads, as its kernels take it.
+  """Prepares the arrays that a loop reads for a kernel.
 
   Args:
-    xs: arrays [time, batch, ...]; flags may be [time, batch].
+    xs: a pytree of arrays [time, batch, ...]; flags may be [time, batch].
 
   Returns:
-    The same, flags [time, batch, 1]; and the shapes of one time step.
+    The same arrays, with flags as [time, batch, 1]; and the shapes and dtypes
+    of one time step.
   """
   column = lambda x: x[..., None] if is_flag(x) and x.ndim == 2 else x
   xs = jax.tree.map(column, xs)
@@ -38,21 +39,22 @@ def traced(
   now: Any,
   xs: Any,
 ) -> tuple[list[tuple[str, Any]], core.Jaxpr, int]:
-  """The time step of a block of rows as a program of the leaves that it reads.
+  """Traces the time step of a block of rows, with only the leaves it reads.
 
   Args:
     time_step: `time_step(fixed, rows, carry, now) -> (carry, y)`.
-    block: how many rows it sees.
-    fixed: arrays that all rows and time steps share.
-    rows: arrays [batch, ...] that all time steps share.
+    block: number of rows in the block.
+    fixed: arrays that are the same for all rows and time steps.
+    rows: arrays [batch, ...] that are the same for all time steps.
     carry: arrays [batch, ...]; the program takes all of them, read or not.
     now: arrays [batch, ...], shapes of what one time step reads.
     xs: arrays [time, batch, ...], of which `now` is one time step.
 
   Returns:
-    Pairs of what a leaf is, "f", "r", "c" or "x" as in the arguments above, and
-    the leaf; the program, which takes them in that order; how many it takes as
-    constants, which are those that the time step closes over and come first.
+    Pairs of a kind ("f" fixed, "r" rows, "c" carry, "x" xs) and a leaf; the
+    jaxpr, which takes the leaves in that order; and the number of leaves that
+    are its constants. These come first: they are the arrays that the time step
+    closes over.
   """
   cut = lambda tree: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((block, *x.shape[1:]), x.dtype), tree

@@ -1,13 +1,13 @@
-"""Kernels of our own under every transformation of JAX.
+"""Makes custom kernels work under every transformation of JAX.
 
-A kernel in C++, a reverse pass written by hand or an iterative solver is one
-program for one purpose. `jax.jvp`, the gradient of a gradient, `jax.export` and
-other platforms each ask for something that it does not have. The functions here
-put a plain form in JAX operations beside a kernel, which answers for it then.
+A kernel in C++, a hand-written reverse pass or an iterative solver does not by
+itself support `jax.jvp`, second derivatives, `jax.export` or other platforms.
+The functions here pair a kernel with a plain form, the same function in JAX
+operations, which is used in these cases.
 
-`call` gives a function a reverse pass of its own, and lets JAX differentiate
-the plain form where it asks for anything else. `kernel` runs one kernel where
-it can run, and the plain form in its place where it cannot.
+`call` gives a function a custom reverse pass, and computes all other
+derivatives from plain JAX operations. `kernel` runs a kernel where it can run,
+and the plain form where it cannot.
 """
 
 import functools
@@ -26,18 +26,20 @@ Static = tuple[Any, ...]  # hashable values
 
 
 class Passes(NamedTuple):
-  """A function of arrays with passes of its own, for `call`.
+  """A function with custom derivatives, for `call`.
 
-  All take hashable values first. Arrays come as pytrees.
+  Each pass takes the hashable values `static` first. All other arguments and
+  results are pytrees of arrays.
 
   Attributes:
-    run: `(*static, *args) -> out`, if no derivative is asked for.
-    forward: `(*static, *args) -> (out, kept)`, with what the two below need.
-    tangent: `(*static, kept, d_args) -> d_out`: forward derivatives, in plain
-      JAX. It is linear in `d_args`, which hold float0 where `args` are not
+    run: `(*static, *args) -> out`, used if nothing is differentiated.
+    forward: `(*static, *args) -> (out, kept)`, where `kept` holds the residuals
+      that `tangent` and `backward` read.
+    tangent: `(*static, kept, d_args) -> d_out`, the forward derivative in plain
+      JAX. It is linear in `d_args`, which are float0 where `args` are not
       floating-point.
-    backward: `(*static, kept, d_out) -> d_args`: its transpose; None where
-      `args` are not floating-point.
+    backward: `(*static, kept, d_out) -> d_args`, the transpose of `tangent`,
+      with None where `args` are not floating-point.
   """
 
   run: Callable[..., Any]
@@ -47,10 +49,11 @@ class Passes(NamedTuple):
 
 
 def call(passes: Passes, static: Static, *args: Any) -> Any:
-  """Calls a function that has passes of its own.
+  """Calls a function that has custom derivatives.
 
-  The reverse pass is `backward` of what `forward` kept, as by `jax.custom_vjp`.
-  Forward derivatives, which that has not, are `tangent`'s.
+  In reverse mode `backward` is applied to the residuals of `forward`, as with
+  `jax.custom_vjp`. Forward mode, which `jax.custom_vjp` does not support, uses
+  `tangent`.
 
   Args:
     passes: the function.
@@ -58,7 +61,7 @@ def call(passes: Passes, static: Static, *args: Any) -> Any:
     *args: pytrees of arrays.
 
   Returns:
-    What `passes.run` does.
+    The result of `passes.run`.
   """
   return _call(passes, static, *vary_alike(args))
 
@@ -99,7 +102,7 @@ _call.defjvp(_call_jvp, symbolic_zeros=True)
 
 
 def _still(x):
-  """The tangent of an array that has none."""
+  """Returns a symbolic zero as the tangent of an array."""
   return SymbolicZero(jax.typeof(x).to_tangent_aval())
 
 
@@ -120,14 +123,14 @@ def _is_real(x) -> bool:
 
 
 def _zero(x):
-  """The tangent of what does not move."""
+  """Returns a zero tangent; it is float0 if the array is not differentiable."""
   if _is_real(x):
     return jnp.zeros(x.shape, x.dtype)
   return np.zeros(jnp.shape(x), jax.dtypes.float0)
 
 
 class _Leaves(NamedTuple):
-  """A pytree without its arrays."""
+  """The structure of a pytree, and the types of its leaves."""
 
   tree: Any
   types: tuple[_Type, ...]
@@ -144,18 +147,18 @@ class _Leaves(NamedTuple):
 
 
 class _Linear(NamedTuple):
-  """A derivative as a linear function of lists of arrays, and its transpose."""
+  """A derivative: a linear function of lists of arrays, and its transpose."""
 
   passes: Passes
   static: Static
-  kept: Any  # the tree
+  kept: Any  # the structure of the residuals
   args: _Leaves
   moving: tuple[bool, ...]  # which of the args have a tangent
   outs: _Leaves
 
   @property
   def types(self) -> tuple[_Type, ...]:
-    """Those of the results of `forwards`."""
+    """The types of the results of `forwards`."""
     return tuple(filter(_is_real, self.outs.types))
 
   def forwards(self, kept, tangents):
@@ -174,7 +177,7 @@ class _Linear(NamedTuple):
     chosen = []
 
     def choose(d, moving):
-      # None stands for a subtree of which nothing is moving.
+      # `d` is None for a subtree of arguments that have no gradient.
       if d is not None and moving:
         chosen.append(d)
 
@@ -184,10 +187,10 @@ class _Linear(NamedTuple):
 
 
 class _Mapped(NamedTuple):
-  """A linear function over one more axis, the first of every tangent."""
+  """A linear function under `jax.vmap`, over the first axis of the tangents."""
 
   linear: Any
-  axes: tuple[int | None, ...]  # of what is kept
+  axes: tuple[int | None, ...]  # of the residuals
   size: int
 
   @property
@@ -261,9 +264,9 @@ def kernel(
 ) -> Any:
   """Runs a kernel where it can run, and its plain form elsewhere.
 
-  `plain` is what is differentiated, and, for a kernel of one platform, what is
-  compiled for others and exported: what `jax.export` writes must mean the same
-  in another process.
+  Derivatives are those of `plain`. If the kernel is for one platform only,
+  `plain` is also compiled for other platforms and for `jax.export`, whose
+  result must be valid in another process.
 
   Args:
     fast: `(*static, *args) -> out`.
@@ -273,7 +276,7 @@ def kernel(
     platform: the only one that `fast` runs on; None: it runs on any.
 
   Returns:
-    What `fast` does.
+    The result of `fast` or `plain`.
   """
   leaves, tree = jax.tree.flatten(vary_alike(args))
   of_list, plain_of_list = (_Flat(f, static, tree) for f in (fast, plain))
@@ -290,7 +293,7 @@ def kernel(
 
 
 class _Flat(NamedTuple):
-  """A function of a list of arrays."""
+  """A function of pytrees, called with a list of their leaves."""
 
   function: Callable[..., Any]
   static: Static
@@ -304,7 +307,7 @@ class _Flat(NamedTuple):
 
 
 class _MappedFlat(NamedTuple):
-  """The same over one more axis."""
+  """A function of a list of arrays under `jax.vmap`."""
 
   function: Any
   axes: tuple[int | None, ...]
@@ -313,8 +316,8 @@ class _MappedFlat(NamedTuple):
     return jax.vmap(self.function, (list(self.axes),))(leaves)
 
 
-# `kernel_p.bind(*leaves, fast, plain, platform, types)`: one of two functions
-# of a list, both of which return a list of arrays of these types.
+# `kernel_p.bind(*leaves, fast, plain, platform, types)` calls `fast` or `plain`
+# with the list of leaves. Both return a list of arrays of the given types.
 kernel_p = Primitive("recurrent_kernel")
 kernel_p.multiple_results = True
 
@@ -334,8 +337,8 @@ def _lower_kernel(ctx, *operands, fast, plain, platform, types):
     and not module.lowering_parameters.for_export
   )
   run = fast if here else plain
-  # It works on each device by itself: over which axes of a mesh its arrays
-  # vary is none of its business.
+  # A kernel runs on each device separately, so the mesh axes over which its
+  # arrays vary are removed from their types.
   types = [jax.core.ShapedArray(x.shape, x.dtype) for x in ctx.avals_in]
   ctx = ctx.replace(avals_in=types)
   return mlir.lower_fun(lambda *leaves: run(list(leaves)))(ctx, *operands)
@@ -376,7 +379,7 @@ def _jvp(run, primals, tangents):
 
 
 def _no_tangent(x):
-  """The tangent of what does not move, as rules of primitives have it."""
+  """Returns a symbolic zero tangent, as rules of primitives use it."""
   return ad.Zero(jax.typeof(x).to_tangent_aval())
 
 
@@ -386,7 +389,7 @@ def _wider(types, size) -> tuple[_Type, ...]:
 
 
 def _typed(types, operands):
-  """JAX's types of results, which vary over a mesh as the operands do."""
+  """Returns the abstract values of results, with the operands' mesh axes."""
   like = operands[0]
   return [
     like.update(
@@ -413,7 +416,7 @@ def _plain_axes(axes) -> tuple[int | None, ...]:
 
 
 def _register(primitive, lower):
-  """Has a primitive run, outside `jax.jit`, as the program of it alone."""
+  """Registers a primitive's lowering, and compiles it outside `jax.jit`."""
 
   @functools.partial(jax.jit, static_argnums=0)
   def compiled(params, *operands):
@@ -435,17 +438,17 @@ batching.primitive_batchers[kernel_p] = _kernel_batch
 
 
 def vary_alike(tree: Any) -> Any:
-  """Has all arrays vary over the axes of a mesh that any of them varies over.
+  """Makes all arrays vary over each mesh axis that any of them varies over.
 
-  Within `jax.shard_map` JAX knows of each array whether it is the same on all
-  devices. What a loop carries must stay what it was, and a zero that is the
-  same everywhere does not once sharded inputs were added to it.
+  Within `jax.shard_map` the type of an array says over which mesh axes it
+  varies. The carry of a loop must keep its type, but a carry that starts with
+  replicated zeros varies once sharded inputs are added to it.
 
   Args:
     tree: a pytree of arrays.
 
   Returns:
-    The same arrays. Outside `jax.shard_map` there is nothing to do.
+    The same arrays with such types; outside `jax.shard_map`, `tree` itself.
   """
   over = [_varies_over(x) for x in jax.tree.leaves(tree)]
   axes = frozenset().union(*over)
@@ -462,10 +465,11 @@ def vary_alike(tree: Any) -> Any:
 
 
 def each_device(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  """A shape of what a kernel returns, under `kernel`, as Pallas wants it.
+  """Marks the shape of a kernel's result as varying over no mesh axis.
 
-  Within `jax.shard_map` Pallas has to be told over which axes of a mesh its
-  results vary; none, for a kernel that works on each device by itself.
+  Within `jax.shard_map` Pallas must be told over which mesh axes its results
+  vary. A kernel that `kernel` calls runs on each device separately, so there
+  are none.
   """
   none = {"manual_axis_type": jax.sharding.ManualAxisType()}
   return jax.ShapeDtypeStruct(shape.shape, shape.dtype, **none)
@@ -473,7 +477,7 @@ def each_device(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 def _varies_over(x) -> frozenset[str]:
   kind = jax.typeof(x)
-  # Another name in JAX before 0.10.
+  # JAX before 0.10 has another name for it.
   kind = getattr(kind, "manual_axis_type", kind)
   over = getattr(kind, "varying", None)
   return getattr(kind, "vma", frozenset()) if over is None else over
