@@ -407,9 +407,9 @@ def explain(cell: Cell, method: str = "auto") -> str:
   chosen = resolve_method(cell, method, setting)
   why = "asked for"
   if method == "auto":
-    row = executors.choose(cell, setting)
+    rule = executors.choose(cell, setting)
     about = executors.table(setting).about
-    why = f"{row.why} (row {row.name!r} for {setting.platform}, {about})"
+    why = f"{rule.why} (rule {rule.name!r} for {setting.platform}, {about})"
   lines = [f"{cell} runs by {chosen!r}: {why}"]
   for name, executor in executors.EXECUTORS.items():
     why_not = executor.why_not(cell) or executor.why_not_here(setting)

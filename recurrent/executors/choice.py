@@ -46,7 +46,7 @@ class Setting(NamedTuple):
     return cls(dtype, carry_dtype, jax.default_backend(), jax.device_count())
 
 
-class Row(NamedTuple):
+class Rule(NamedTuple):
   """A rule that assigns a method to some cells.
 
   Attributes:
@@ -76,31 +76,31 @@ def _in_cpp(cell, setting):
   )
 
 
-MATRIX = Row(
+MATRIX = Rule(
   "matrix cells",
   _is(MatrixCell),
   "chunkwise",
   "attention within chunks: no matrix is written down for every time step",
 )
-LINEAR = Row(
+LINEAR = Rule(
   "linear cells",
   _is(LinearCell),
   "linear_scan",
   "a reverse pass that is the same scan backwards, from the states alone",
 )
-NATIVE = Row(
+NATIVE = Rule(
   "cells with a loop in C++, on one device",
   _in_cpp,
   "cpu_kernel",
   "a time step stays in registers",
 )
-GATED = Row(
+GATED = Rule(
   "gated cells",
   _is(GatedCell),
   "fused",
   "weight gradients are bulk products, outside the reverse loop",
 )
-OTHERS = Row(
+OTHERS = Rule(
   "all other cells",
   _is(Cell),
   "scan",
@@ -113,11 +113,11 @@ class Table(NamedTuple):
 
   Attributes:
     about: whether the rules were measured, and where the results are.
-    rows: the rules, in the order in which they are tried.
+    rules: the rules, in the order in which they are tried.
   """
 
   about: str
-  rows: tuple[Row, ...]
+  rules: tuple[Rule, ...]
 
 
 TABLES = {
@@ -134,7 +134,7 @@ def table(setting: Setting) -> Table:
   return TABLES.get(setting.platform, TABLES["gpu"])
 
 
-def choose(cell: Cell, setting: Setting) -> Row:
+def choose(cell: Cell, setting: Setting) -> Rule:
   """Returns the first of the setting's rules that holds for a cell."""
-  rows = table(setting).rows
-  return next(row for row in rows if row.holds(cell, setting))
+  rules = table(setting).rules
+  return next(rule for rule in rules if rule.holds(cell, setting))

@@ -102,12 +102,12 @@ def _run(*args):
 
 def _forward(cell, how, *args):
   # JAX differentiates `_loop`, which computes the same without iterations.
-  out, saved = transforms.kernel(_rounds, _loop, (cell, how), *args)
+  out, saved = transforms.kernel(_iterate, _loop, (cell, how), *args)
   return out, (*args, saved)
 
 
 def _loop(cell, how, params, initial, carry, time_steps):
-  """Computes `_rounds` by the plain loop, with a report of no iterations."""
+  """Computes `_iterate` by the plain loop, with a report of no iterations."""
   del how
   out, kept = loop_forward(
     cell, False, False, params, initial, carry, time_steps
@@ -117,7 +117,7 @@ def _loop(cell, how, params, initial, carry, time_steps):
   return (*out, report), kept[-1]
 
 
-def _rounds(cell, how, params, initial, carry, time_steps):
+def _iterate(cell, how, params, initial, carry, time_steps):
   time = length(time_steps)
   dtype = jax.tree.leaves(carry)[0].dtype
   own = _own_recurrence(cell, params, initial)
@@ -128,7 +128,7 @@ def _rounds(cell, how, params, initial, carry, time_steps):
     return jnp.stack([jnp.abs(x).max(axis=-1) for x in leaves]).max(axis=0)
 
   def improve(loop):
-    states, rounds, _ = loop
+    states, iterations, _ = loop
     before = _before(carry, states)
     stepped, jacobian = _linearise(
       cell, params, initial, time_steps, before, own, how.damping
@@ -143,7 +143,7 @@ def _rounds(cell, how, params, initial, carry, time_steps):
     # residual is above the tolerance, and ends the iterations.
     finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(new)]
     residual = jnp.where(jnp.stack(finite).all(), residual, jnp.inf)
-    return new, rounds + 1, residual
+    return new, iterations + 1, residual
 
   # The first guess is the result of each time step alone, from the first carry.
   # The first carry itself would be a worse guess: it is usually zero, where a
@@ -153,7 +153,7 @@ def _rounds(cell, how, params, initial, carry, time_steps):
   start = cell.step(params, alone, time_steps.projected)[0]
   start = hold(time_steps.mask, start, same)
   tolerance = how.tolerance or 50 * float(jnp.finfo(dtype).eps)
-  states, rounds, residual = jax.lax.while_loop(
+  states, iterations, residual = jax.lax.while_loop(
     lambda loop: (
       (loop[1] < how.max_iterations)
       & (loop[2] > tolerance)
@@ -180,7 +180,7 @@ def _rounds(cell, how, params, initial, carry, time_steps):
   (last, outputs), saved = jax.lax.cond(
     converged, accept, loop_after_all, states
   )
-  report = NewtonReport(rounds, residual, converged)
+  report = NewtonReport(iterations, residual, converged)
   return (last, outputs, report), saved
 
 

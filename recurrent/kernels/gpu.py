@@ -484,7 +484,7 @@ def _linear(reverse, decay, drive, start, resets):
     decays, drives = ins[:parts], ins[parts : 2 * parts]
     starts, flags = ins[2 * parts : 3 * parts], ins[3 * parts :]
 
-    def stretch(first, state, time_steps):
+    def segment(first, state, time_steps):
       places = [
         (time - 1 - first - k if reverse else first + k) * blocks + block
         for k in range(time_steps)
@@ -506,9 +506,9 @@ def _linear(reverse, decay, drive, start, resets):
     state = [read(ref, block) for ref in starts]
     whole = time // AHEAD
     state = lax.fori_loop(
-      0, whole, lambda i, state: stretch(i * AHEAD, state, AHEAD), state
+      0, whole, lambda i, state: segment(i * AHEAD, state, AHEAD), state
     )
-    stretch(whole * AHEAD, state, time - whole * AHEAD)
+    segment(whole * AHEAD, state, time - whole * AHEAD)
 
   outs = plgpu.kernel(
     body,

@@ -44,7 +44,7 @@ def test_explain_names_the_choice_its_row_and_its_reason():
   assert explain(CELLS["lstm"](8)).splitlines()[0] == (
     "LSTM(features=8, forget_bias=1.0, t_max=0, structure=Dense()) runs by"
     " 'fused': weight gradients are bulk products, outside the reverse loop"
-    " (row 'gated cells' for cpu, measured: docs/methods.json)"
+    " (rule 'gated cells' for cpu, measured: docs/methods.json)"
   )
   assert "'scan': asked for" in explain(CELLS["lstm"](8), method="scan")
   with pytest.raises(ValueError, match="method"):

@@ -69,11 +69,11 @@ def test_each_row_is_somebodys_and_takes_a_method_that_can_run(platform):
   taken = set()
   for build in cells.CELLS.values():
     cell = build(8)
-    row = choose(cell, setting)
-    executor = EXECUTORS[row.method]
+    rule = choose(cell, setting)
+    executor = EXECUTORS[rule.method]
     assert not executor.why_not(cell) and not executor.why_not_here(setting)
-    taken.add(row.name)
-  assert taken == {row.name for row in choice.TABLES[platform].rows}
+    taken.add(rule.name)
+  assert taken == {rule.name for rule in choice.TABLES[platform].rules}
 
 
 def test_an_unknown_kind_of_device_is_taken_for_a_gpu():

@@ -1,7 +1,7 @@
 // Layers of RNN, LSTM and GRU on a CPU, both passes; and the linear recurrence
 // (at the end).
 //
-// Forward, a stretch of time steps is projected at a time, so that projected
+// Forward, a segment of time steps is projected at a time, so that projected
 // inputs never leave the caches; then, at each time step, one product with the
 // recurrent weights, and the gates on what is still in registers. The reverse
 // pass gives the cotangents of both products; the gradients of weights and
@@ -742,13 +742,13 @@ void Backward(const Call<F>& c, const F* saved, const F* old_hidden,
 }
 
 // h = decay * h + drive, elementwise, and its reverse pass. Memory is all it
-// costs: threads take stretches of a row, whose state stays in the first cache.
+// costs: threads take segments of a row, whose state stays in the first cache.
 //
 // Each state has a second part, what rounding has taken from the first: over
 // many time steps with decays near one that adds up. The second part of a
 // complex state would cost more than a state in double.
 
-constexpr int64_t kStretch = 1024;
+constexpr int64_t kSegment = 1024;
 
 // The compiler's own product of complex numbers asks each for NaN first.
 template <class F>
@@ -808,19 +808,19 @@ using State = typename StateOf<F>::Type;
 // States side by side: each part by itself, as vectors need it.
 template <class F, class S>
 struct States {
-  decltype(S::value) values[kStretch];
+  decltype(S::value) values[kSegment];
   S Get(int64_t i) const { return {values[i]}; }
   void Set(int64_t i, S s) { values[i] = s.value; }
 };
 template <class F>
 struct States<F, Compensated<F>> {
-  F highs[kStretch], lows[kStretch];
+  F highs[kSegment], lows[kSegment];
   Compensated<F> Get(int64_t i) const { return {highs[i], lows[i]}; }
   void Set(int64_t i, Compensated<F> s) { highs[i] = s.high, lows[i] = s.low; }
 };
 
 template <class Work>
-void Stretches(int64_t time, int64_t width, int64_t most, Work work) {
+void Segments(int64_t time, int64_t width, int64_t most, Work work) {
   // As for the cells: a thread costs some 10 microseconds to wake.
   int64_t threads = 1;
   if (time * width >= 100000) {
@@ -831,8 +831,8 @@ void Stretches(int64_t time, int64_t width, int64_t most, Work work) {
   };
   auto work_piece = [&](int64_t, int64_t piece) {
     for (int64_t from = cut(piece), to = cut(piece + 1); from < to;
-         from += kStretch) {
-      work(from, std::min(kStretch, to - from));
+         from += kSegment) {
+      work(from, std::min(kSegment, to - from));
     }
   };
   Workers::Get().Run(threads, 1, threads, true, false, work_piece);
@@ -856,7 +856,7 @@ template <class F>
 void LinearForward(int64_t time, int64_t width, bool reverse, int64_t threads,
                    const F* decay, const F* drive, const F* start,
                    const uint8_t* resets, F* hidden) {
-  Stretches(time, width, threads, [&](int64_t from, int64_t count) {
+  Segments(time, width, threads, [&](int64_t from, int64_t count) {
     States<F, State<F>> states;
     for (int64_t i = 0; i < count; ++i) {
       states.Set(i, State<F>::Of(start[from + i]));
@@ -893,7 +893,7 @@ void LinearBackward(int64_t time, int64_t width, bool reverse, int64_t threads,
                     const F* hidden, const F* d_hidden, F* d_decay, F* d_drive,
                     F* d_start) {
   const int64_t next = reverse ? -width : width;
-  Stretches(time, width, threads, [&](int64_t from, int64_t count) {
+  Segments(time, width, threads, [&](int64_t from, int64_t count) {
     States<F, State<F>> states;  // cotangents of the time step after
     for (int64_t i = 0; i < count; ++i) states.Set(i, State<F>::Of(F(0)));
     Unrolled(time, [&](int64_t first, auto steps) {
