@@ -1,8 +1,9 @@
-r"""TFDS builders whose text is on every machine that runs Python.
+r"""TFDS builders of texts that come with every installation of Python.
 
 Both write their splits, in order, as records of whole lines: a split's text is
-exactly `"\n".join(records)`. No download, no TensorFlow. Importing this module
-imports TFDS (0.4 s) and registers the builders; `text.py` does so when needed.
+exactly `"\n".join(records)`. They need no download and no TensorFlow. Importing
+this module imports TFDS (0.4 s) and registers the builders; `text.py` does so
+when needed.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ from recurrent.data import overlap
 from recurrent.errors import DataError
 
 _LINES_PER_RECORD = 128
-# Tests, and what was installed later. `config-*` and `_sysconfigdata*` are
-# written when Python is built, and name the machine.
+# Folders with tests, and with packages that were installed later. The files
+# `config-*` and `_sysconfigdata*` are written when Python is built, and name
+# the machine.
 _SKIPPED_FOLDERS = {
   "__pycache__",
   "dist-packages",
@@ -37,8 +39,8 @@ class _Lines(  # type: ignore[call-arg]
 ):
   """A text in three splits, as records of whole lines."""
 
-  # The text ships with Python: another Python is another dataset. What a text
-  # is made of must not change under a version, for caches hold it.
+  # The text ships with Python, so another version of Python has another text.
+  # The text of a version must not change, since caches contain it.
   VERSION = tfds.core.Version("{}.{}.{}".format(*sys.version_info[:3]))
 
   def texts(self) -> dict[str, str]:
@@ -144,7 +146,7 @@ def _skipped(name: str) -> bool:
 
 
 def _split_of(name: str) -> str:
-  """A split for a file: 90/5/5, the same on every machine."""
+  """The split of a file, by a hash of its name: 90/5/5 on every machine."""
   bucket = hashlib.sha256(name.encode("utf-8")).digest()[0] * 100 // 256
   return "train" if bucket < 90 else "valid" if bucket < 95 else "test"
 
