@@ -40,8 +40,8 @@ class Checked:
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {}
   # Values that replace the defaults with --smoke; given flags take precedence.
   SMOKE: typing.ClassVar[dict[str, Any]] = {}
-  # Maps a flag to (other flag, values). The flag would have no effect unless the
-  # other flag has one of these values, and is then refused.
+  # Maps a flag to (other flag, values). Unless the other flag has one of these
+  # values, the flag would have no effect and is refused.
   NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {}
 
   def check(self) -> None:

@@ -23,8 +23,8 @@ from experiments.benchmarks.report import Comparison, Turns
 
 LOG = logging.getLogger("recurrent")
 
-# Largest relative difference to the first implementation, as a norm over a norm:
-# of forward results, and of gradients.
+# Largest relative difference to the first implementation (a norm over a norm),
+# for forward results and for gradients.
 TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (5e-2, 2e-1)}
 
 

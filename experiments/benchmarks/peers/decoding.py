@@ -1,7 +1,7 @@
 """Decodes from a language model of this library, in several ways.
 
 All ways sample from the whole softmax and copy every token to the host. If the
-option is a dtype, `generate.Stream` decodes blocks of tokens on the device, with
+option is a dtype, `generate.Stream` decodes blocks of tokens on the device with
 weight matrices of that dtype. With "call" and "step" there is one compiled call
 per token, with the choice of the token inside or outside of it. The values that
 are compared are the most likely tokens and their log-probabilities.

@@ -44,8 +44,8 @@ def make(problem, drawn, dtype, option):
   def back(gradients):
     kernel, recurrent, bias = (next(gradients) for _ in range(3))
     if problem.kind == "gru":
-      # Two biases that are only added have the same gradient. The converter adds
-      # them, so one is set to zero.
+      # Two biases that are only added have the same gradient. The converter
+      # adds them, so one is set to zero.
       bias[1] = 0
     return converters.from_keras([kernel, recurrent, bias], problem.kind)
 

@@ -8,7 +8,7 @@ from recurrent import kernels
 
 
 def make(problem, drawn, dtype, option):
-  """Makes a network whose parameter is the decay and whose input is the drive."""
+  """Makes a network whose parameter is the decay; its input is the drive."""
   del problem
   network = networks.Network(
     jnp.asarray(drawn.more["decay"], dtype),

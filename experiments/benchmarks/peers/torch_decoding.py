@@ -8,7 +8,7 @@ from experiments.benchmarks.peers.torch import device, recurrent_layers
 
 
 def make(problem, drawn, dtype, option):
-  """Makes a model of embedding, LSTM and linear layer, and its sampling loop."""
+  """Makes a model of embedding, LSTM and linear layer, and a sampling loop."""
   del option
   e, h, v = problem.in_features, problem.features, problems.VOCABULARY
   embedding, output = torch.nn.Embedding(v, e), torch.nn.Linear(h, v)
