@@ -1,7 +1,7 @@
 """Fixtures and settings of all tests: strict promotion, and one CPU device.
 
-By default JAX has one CPU device, and so have the tests: `method="auto"` chooses
-as it does for users. Tests that need more are marked `several_devices`:
+By default JAX has one CPU device, and so have the tests: `method="auto"` then
+chooses as it does for users. Tests that need more are marked `several_devices`:
 
   pytest                # all tests without the mark
   pytest --devices=8    # the tests with the mark, on eight CPU devices

@@ -70,14 +70,14 @@ class _Lines(  # type: ignore[call-arg]
 class Pydoc(_Lines):
   """The Python language reference, as `pydoc` shows it: 455 kB of English.
 
-  The topics of `pydoc_data.topics`, sorted by name, joined by newlines. Train,
-  valid and test are the first 90 %, the next 5 % and the last 5 % of the
-  characters. From test every paragraph, which is what stands between blank
-  lines, is left out of which 100 or more characters in a row occur in train or
-  valid: the topics quote each other.
+  The text is the topics of `pydoc_data.topics`, sorted by name and joined by
+  newlines. Train, valid and test are the first 90 %, the next 5 % and the last
+  5 % of the characters. Since the topics quote each other, a paragraph of test
+  (the text between two blank lines) is left out if 100 or more characters of it
+  in a row occur in train or valid.
   """
 
-  # Python's, and 100 for each change of the rule above.
+  # Python's version, plus 100 for each change of the rule above.
   VERSION = tfds.core.Version(
     "{}.{}.{}".format(*sys.version_info[:2], 100 + sys.version_info[2])
   )
@@ -101,9 +101,9 @@ class Pydoc(_Lines):
 class Stdlib(_Lines):
   """The standard library's own sources: 12 MB of Python.
 
-  The `.py` files sorted by relative path, without the tests, joined by
-  newlines. A hash of its path puts a file into train (90 %), valid or test
-  (5 % each), so that each split is a fair sample of the packages.
+  The text is the `.py` files without the tests, sorted by relative path and
+  joined by newlines. The hash of its path assigns each file to train (90 %),
+  valid or test (5 % each), so that each split is a sample of all packages.
   """
 
   def texts(self) -> dict[str, str]:
