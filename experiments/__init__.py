@@ -1,1 +1,1 @@
-"""Experiments: thin recipes, each `python -m experiments.NAME --help`."""
+"""Experiments: scripts to run as `python -m experiments.NAME --help`."""

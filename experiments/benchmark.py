@@ -1,4 +1,4 @@
-"""Measures this machine: implementations in turn, medians and ratios.
+"""Benchmarks this library on this machine, alone and against other libraries.
 
   python -m experiments.benchmark
   python -m experiments.benchmark --peers=ours,torch --suite=cells
@@ -6,27 +6,32 @@
   python -m experiments.benchmark --suite=loop,generation
   python -m experiments.benchmark --suite=scaling
 
-Against peers, each in its own process, its values compared before it is timed
-(`pip install -e '.[peers]'` has them; what is missing is named and left out):
+Implementations take turns, and results are medians and ratios.
 
-cells: layers of LSTM, GRU, RNN: forward, forward and backward, train step.
-linear: the linear recurrence by our kernel, `associative_scan`, `scan`.
-newton: all time steps at once, against loops.
-decode: sampling from a language model, tokens handed to the host; with narrow
-  weights ("ours:int8") it is another function, so the part of the likeliest
-  tokens that are those of float32 is printed instead of asked for.
+The following suites compare this library with others. Each implementation runs
+in its own process, and its values are checked before it is timed. The command
+`pip install -e '.[peers]'` installs the other libraries; a library that is not
+installed is named and left out.
 
-Within this process:
+cells: layers of LSTM, GRU and RNN: forward, forward and backward, train step.
+linear: the linear recurrence by our kernel, `associative_scan` and `scan`.
+newton: all time steps in parallel by Newton's method, against loops.
+decode: sampling from a language model and moving the tokens to the host.
+  Narrow weights ("ours:int8") compute another function: the share of their
+  most likely tokens that equal those of float32 is printed, and only half of
+  them have to.
 
-loop: training throughput against the bare compiled step on one batch.
-generation: decoding on the device against one compiled call a token, with the
-  choice of the token in it, and against a compiled step and a choice outside.
-methods: every cell by every method of ours that runs it.
+The following suites run in this process:
+
+loop: the training loop, against the bare compiled step on one batch.
+generation: decoding on the device, against one compiled call per token that
+  also chooses the token, and against a compiled step with a choice outside.
+methods: every cell by every method that can run it.
 scaling: time, memory and compilation against sizes and devices, with fitted
-  exponents (`experiments.benchmarks.scaling`); a plot of its own.
+  exponents and a plot (see `experiments.benchmarks.scaling`).
 
-Prints tables; writes benchmark.json, benchmark.png and scaling.png to the
-workdir.
+It prints tables, and writes benchmark.json, benchmark.png and scaling.png to
+the workdir.
 """
 
 import dataclasses
@@ -53,25 +58,28 @@ LOG = logging.getLogger("recurrent")
 
 @dataclasses.dataclass(frozen=True)
 class Config(config_lib.Checked):
-  """Flags of benchmark.
+  """Flags of the benchmark.
 
   Args:
-    workdir: directory of benchmark.json and of the plots.
-    suite: what to measure, separated by commas: cells, linear, newton, decode,
+    workdir: directory for benchmark.json and the plots.
+    suite: suites to run, separated by commas: cells, linear, newton, decode,
       loop, generation, methods, scaling.
-    peers: implementations of the first four suites, separated by commas; empty:
-      all.
-    shapes: of the first four suites: "default", "all" (hours on a small CPU),
-      or names and B,T,D,H, separated by semicolons.
-    dtype: what they compute in: float32 or bfloat16.
-    seconds: what the turns of all implementations on one shape and work may
-      take, in the first four suites and methods; there are 3 repeats even so.
-    threads: of each process in the first four suites; 0: all processors.
-    repeats: turns of each implementation, at most.
-    steps: training steps a turn, in the suite loop.
-    tokens: tokens a turn, in the suite generation.
+    peers: implementations to run in the suites cells, linear, newton and
+      decode, separated by commas; empty: all.
+    shapes: shapes to measure in the suites cells, linear, newton and decode.
+      Use "default", "all" (takes hours on a small CPU), or names and B,T,D,H
+      (batch, time, inputs, width), separated by semicolons.
+    dtype: dtype of the computation, float32 or bfloat16.
+    seconds: time limit in seconds for all repeats of one shape and one kind of
+      work; there are at least 3 repeats even so. The suites loop, generation
+      and scaling do not use it.
+    threads: threads per process in the suites cells, linear, newton and decode;
+      0: one per processor.
+    repeats: largest number of repeats of each measurement.
+    steps: training steps per repeat of the suite loop.
+    tokens: tokens per repeat of the suite generation.
     features: width of the model in the suite generation.
-    rounds: what repeats was called before.
+    rounds: former name of --repeats, which is refused.
   """
 
   workdir: str = "runs/benchmark"
@@ -95,7 +103,7 @@ class Config(config_lib.Checked):
   }
 
   def check(self) -> None:
-    """Raises ConfigError at the first value that cannot be meant."""
+    """Raises ConfigError if a value is wrong."""
     super().check()
     if self.rounds:
       raise ConfigError("--rounds has a new name", "use --repeats")
@@ -116,7 +124,8 @@ class Config(config_lib.Checked):
     return suites
 
 
-# Module and function of the suites in this process, which load when they run.
+# Module and function of each suite that runs in this process. The modules are
+# imported when the suite runs.
 SUITES = {
   "loop": ("throughput", "measure_loop"),
   "generation": ("throughput", "measure_generation"),
@@ -126,7 +135,7 @@ SUITES = {
 
 
 def run(config: Config) -> dict[str, Any]:
-  """Runs the suites; returns their ratios."""
+  """Runs the suites and returns the results, without the long tables."""
   suites = config.suites()
   against_peers = [name for name in suites if name in problems.WORKS]
   chosen = problems.choose(config.shapes, against_peers)
@@ -172,6 +181,6 @@ def run(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  from experiments import runner  # it loads what training needs
+  from experiments import runner  # imports all that training needs
 
   runner.main(run, Config)

@@ -1,8 +1,8 @@
-"""Trains every cell on the same text, with as many parameters and steps each.
+"""Trains every cell on the same text, with equal numbers of parameters.
 
   python -m experiments.compare --params=250000 --steps=600
 
-Prints a table, best first; the last line is JSON.
+It prints a table, best cell first; the last line of its output is JSON.
 """
 
 import dataclasses
@@ -20,15 +20,17 @@ from recurrent.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Config(config_lib.Checked):
-  """Flags of compare.
+  """Flags of the comparison.
 
   Args:
-    cells: names separated by commas; empty: all that take vectors.
-    params: what a model's parameters come to at most, all together.
-    steps: training steps of each.
-    learning_rate: of each.
-    dataset: what they read.
-    seed: of each.
+    cells: names of cells, separated by commas; empty: all cells whose inputs
+      are vectors.
+    params: largest number of parameters of a model, embedding and output layer
+      included.
+    steps: training steps of each model.
+    learning_rate: peak learning rate of each model.
+    dataset: dataset to train on: pydoc, stdlib, or a prepared TFDS text.
+    seed: seed of each model and its training.
   """
 
   cells: str = ""
@@ -45,7 +47,8 @@ class Config(config_lib.Checked):
     """The cells to compare.
 
     Raises:
-      ConfigError: if one is unknown, or takes other inputs than vectors.
+      ConfigError: if a name is unknown, or the inputs of its cell are not
+        vectors.
     """
     known = cells.vector_cells()
     names = self.cells.split(",") if self.cells else list(known)
@@ -63,7 +66,7 @@ class Config(config_lib.Checked):
 
 
 def run(config: Config) -> dict[str, Any]:
-  """Returns valid_bpc, width and seconds of each cell."""
+  """Trains the cells; returns valid_bpc, width and seconds of each."""
   config.check()
   names = config.names()
   rows = {name: _train(config, name) for name in names}
@@ -87,7 +90,7 @@ def _train(config, name):
     config.params - vocab_size * embedding,
     outputs=vocab_size,
   )
-  # Multiples of 8 suit heads and vector units.
+  # A multiple of 8, which divides into heads and fills vector registers.
   features = max(8, features // 8 * 8)
   with tempfile.TemporaryDirectory() as workdir:
     begun = time.perf_counter()

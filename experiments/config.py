@@ -1,8 +1,8 @@
-"""A configuration is a frozen dataclass; its fields are the script's flags.
+"""Configurations: frozen dataclasses whose fields are a script's flags.
 
-A field's help is its line in the class's docstring, its type is the flag's
-type. Notebooks and tests build the dataclass themselves; only `parse` knows
-command lines.
+The help text of a flag is the field's entry under `Args` in the docstring of
+its class, and the type of the flag is that of the field. Notebooks and tests
+construct the dataclass directly; `parse` makes it from a command line.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from recurrent.unroll import METHODS, RENAMED
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-  """A configuration whose values are checked by name.
+  """Base class of configurations, which checks the values of its fields.
 
-  Numbers are finite and at least 0 unless a table here says more. A class
-  states only what it adds: its tables are merged with those of its bases, and
-  an entry of a subclass replaces that of a base.
+  Numbers must be finite and at least 0; class variables name the fields with
+  stricter limits. A class states only what it adds: its tables are merged with
+  those of its base classes, and an entry of a subclass replaces that of a base.
 
   Args:
     workdir: directory of the run.
@@ -41,9 +41,10 @@ class Checked:
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset()
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset()
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {}
-  # What a smoke run takes instead of a default; a flag still wins.
+  # Values that replace the defaults with --smoke; given flags take precedence.
   SMOKE: typing.ClassVar[dict[str, Any]] = {}
-  # A flag that says nothing unless another has one of these values.
+  # Maps a flag to (other flag, values). Unless the other flag has one of these
+  # values, the flag would have no effect and is refused.
   NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {}
 
   def __init_subclass__(cls, **options):
@@ -54,7 +55,7 @@ class Checked:
       setattr(cls, name, functools.reduce(operator.or_, tables))
 
   def check(self) -> None:
-    """Raises ConfigError at the first value that cannot be meant."""
+    """Raises ConfigError if a value is wrong."""
     if self.NEEDS_WORKDIR and not self.workdir:
       raise ConfigError(
         "--workdir is missing", "add --workdir=DIR, the directory of the run"
@@ -91,36 +92,42 @@ class Checked:
           f"{_nearest(name, getattr(self, name), choices)}use one of"
           f" {', '.join(choices)}",
         )
-    # From a command line `parse` refuses defaults too.
+    # `parse` also refuses such a flag when its value is the default.
     _refuse_idle_flags(self, not_default(self))
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Checked):
-  """What every training script takes.
+  """Flags of a run, common to all training scripts.
 
   Args:
-    workdir: directory of the run; the same command again resumes it.
-    steps: training steps in all.
-    batch_size: rows of the global batch, over all devices.
-    seed: decides the initial parameters, the data order and all dropout.
-    log_every: steps between rows of training metrics.
-    eval_every: steps between evaluations; there is one at the end too.
-    checkpoint_every: steps between checkpoints; 0 saves at evaluations.
-    patience: stop after so many evaluations without a better one; 0: never.
-    ema: decay of a moving average of the parameters, which is then what is
-      evaluated and sampled, and is over the last tenth of the steps while
-      there are few; 0: none.
-    dtype: what the network computes in: float32 or bfloat16.
-    method: executor of the cells, see recurrent.unroll.
-    remat: keep the carry of every so-manieth time step only, or gates: carries
-      only, see recurrent.unroll; 0: keep all.
-    devices: how many devices to use; 0: all.
-    coordinator: host:port of process 0, for a run of several processes;
-      "auto" where the cluster tells (TPU pods, SLURM).
-    processes: how many processes, if the cluster does not tell.
-    process: number of this one, if the cluster does not tell.
-    smoke: a few small steps, to see that everything works.
+    workdir: directory of the run; the same command, run again, resumes it.
+    steps: total number of training steps.
+    batch_size: number of rows of the global batch, over all devices.
+    seed: seed of the initial parameters, the data order and the dropout.
+    log_every: number of steps between rows of training metrics.
+    eval_every: number of steps between evaluations; there is also one at the
+      end.
+    checkpoint_every: number of steps between checkpoints; 0 saves at
+      evaluations.
+    patience: stop after this many evaluations in a row without a new best one;
+      0: never.
+    ema: decay of a moving average of the parameters; 0: none. The average is
+      then evaluated and sampled from. Early in training it covers only the last
+      tenth of the steps.
+    dtype: dtype in which the network computes, float32 or bfloat16.
+    method: method that computes the recurrence, such as auto or scan; see
+      recurrent.unroll.
+    remat: saves memory by recomputation in the backward pass. A number N keeps
+      the carry of every N-th time step only; gates keeps all carries and
+      recomputes the gates; 0 keeps everything. See recurrent.unroll.
+    devices: number of devices to use; 0: all.
+    coordinator: address host:port of process 0, for a run of several processes,
+      or auto on clusters that JAX can ask for it (TPU pods, SLURM).
+    processes: number of processes; not needed with --coordinator=auto.
+    process: number of this process, from 0; not needed with
+      --coordinator=auto.
+    smoke: makes a few small steps, to test that everything works.
   """
 
   steps: int = 1000
@@ -140,7 +147,7 @@ class RunConfig(Checked):
   process: int = 0
   smoke: bool = False
 
-  # What may differ between two commands on one workdir.
+  # Flags that may change when a run is resumed in its workdir.
   OPERATIONAL: typing.ClassVar[frozenset[str]] = frozenset(
     "workdir steps checkpoint_every devices coordinator processes process"
     " smoke".split()
@@ -161,7 +168,7 @@ class RunConfig(Checked):
   }
 
   def identity(self) -> dict[str, Any]:
-    """The values that decide what a run computes."""
+    """The values that determine the results of a run."""
     return {
       key: value
       for key, value in dataclasses.asdict(self).items()
@@ -170,17 +177,17 @@ class RunConfig(Checked):
 
 
 def parse(cls: type[Checked], argv: Sequence[str]) -> Any:
-  """A configuration from a command line.
+  """Makes a configuration from a command line.
 
   Args:
     cls: a subclass of `Checked`.
-    argv: the command line, program first.
+    argv: the command line; its first item is the program.
 
   Returns:
-    An instance of `cls`, checked.
+    An instance of `cls` whose values have been checked.
 
   Raises:
-    ConfigError: on an unknown flag, a bad value or a contradiction.
+    ConfigError: if a flag is unknown, or values are wrong or contradictory.
     SystemExit: after --help.
   """
   values = flags.FlagValues()
@@ -218,7 +225,7 @@ def parse(cls: type[Checked], argv: Sequence[str]) -> Any:
 
 
 def _refuse_idle_flags(config, given):
-  """No flag is accepted and then ignored."""
+  """Raises ConfigError if a given flag would have no effect (see `NEEDS`)."""
   for name, (other, wanted) in config.NEEDS.items():
     if name in given and getattr(config, other) not in wanted:
       raise ConfigError(
@@ -236,7 +243,7 @@ def not_default(config: Checked) -> dict[str, Any]:
   }
 
 
-# What other frameworks call a flag, its first name being ours.
+# Names that other frameworks use for a flag; the first of each is that of ours.
 _SYNONYMS = [
   words.split()
   for words in (
@@ -282,7 +289,7 @@ _SYNONYMS = [
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-  """What may have been meant by a flag that there is not."""
+  """Suggests a flag in place of an unknown one."""
   plain = name.lower().replace("-", "_")
   for ours, *theirs in _SYNONYMS:
     if ours in known and plain in theirs:
@@ -293,7 +300,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _nearest(name: str, value: Any, choices: Sequence[str]) -> str:
-  """What may have been meant, whatever its case, or nothing."""
+  """Suggests a similar choice for an unknown value; empty if there is none."""
   if name == "method" and value in RENAMED:
     return f"it is now called {RENAMED[value]}: "
   by_lower = {choice.lower(): choice for choice in choices}
@@ -302,12 +309,12 @@ def _nearest(name: str, value: Any, choices: Sequence[str]) -> str:
 
 
 class _WholeNumber(flags.ArgumentParser):
-  """A whole number, in any way to write one: 1000, 1_000, 1e3."""
+  """Parses a whole number, such as 1000, 1_000 or 1e3."""
 
   syntactic_help = "a whole number"
 
   def parse(self, argument):
-    """The number."""
+    """Returns the number."""
     with contextlib.suppress(ValueError):
       return int(argument)
     with contextlib.suppress(ValueError):
@@ -316,29 +323,29 @@ class _WholeNumber(flags.ArgumentParser):
     raise ValueError("not a whole number")
 
   def flag_type(self):
-    """For --help."""
+    """The name of the type, for --help."""
     return "int"
 
 
 class _NumberOrWord(_WholeNumber):
-  """A whole number, or else a word, which `Checked.check` is to allow."""
+  """Parses a whole number or a word; `Checked.check` checks the word."""
 
   syntactic_help = "a whole number or a word"
 
   def parse(self, argument):
-    """The number or the word."""
+    """Returns the number or the word."""
     try:
       return super().parse(argument)
     except ValueError:
       return argument
 
   def flag_type(self):
-    """For --help."""
+    """The name of the type, for --help."""
     return "int or string"
 
 
 def _words(field) -> tuple[str, ...]:
-  """What a field that is a number may be besides."""
+  """The words that a field allows besides a number."""
   literals = [
     t
     for t in typing.get_args(field.type)
@@ -348,7 +355,7 @@ def _words(field) -> tuple[str, ...]:
 
 
 def _types(field) -> tuple[type, ...]:
-  """Types that a value of a field may have."""
+  """The types that a value of a field may have."""
   found = [
     str if typing.get_origin(kind) is typing.Literal else kind
     for kind in typing.get_args(field.type) or (field.type,)
@@ -357,7 +364,7 @@ def _types(field) -> tuple[type, ...]:
 
 
 def _define(field, help_text, values):
-  # Of `float | None` and `int | Literal["word"]`, the number.
+  # The number type of `float | None` and of `int | Literal["word"]`.
   kind = _types(field)[0]
   if kind is int:
     parser = _NumberOrWord() if _words(field) else _WholeNumber()
@@ -374,7 +381,7 @@ def _define(field, help_text, values):
 
 
 def _helps(cls) -> dict[str, str]:
-  """The `Args` of the docstrings of a class and its bases."""
+  """The entries under `Args` in the docstrings of a class and its bases."""
   found: dict[str, str] = {}
   for base in cls.__mro__:
     args = re.split(r"\n\s*Args:\n", base.__doc__ or "")

@@ -17,15 +17,16 @@ from recurrent.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Config(config_lib.Checked):
-  """Flags of evaluate.
+  """Flags of the evaluation.
 
   Args:
-    split: train, valid or test.
-    dynamic: learn from what has been scored, with this rate (3e-4 is one to
-      begin with); 0: the parameters stay as they are.
-    dynamic_decay: part of the way back after each window.
-    weights: float32, or bfloat16 or int8: what `generate` loses with such
-      matrices, scored with its step.
+    split: split to score: train, valid or test.
+    dynamic: learning rate of dynamic evaluation, which trains on each window
+      after scoring it; 3e-4 is a good first value; 0: no dynamic evaluation.
+    dynamic_decay: with --dynamic, the fraction by which the parameters decay
+      towards the trained ones after each window.
+    weights: dtype of the weight matrices: float32, bfloat16 or int8. The last
+      two score with the same step as `generate` with --weights.
   """
 
   split: str = "test"
@@ -39,7 +40,7 @@ class Config(config_lib.Checked):
   }
 
   def check(self):
-    """Raises ConfigError at the first value that cannot be meant."""
+    """Raises ConfigError if a value is wrong."""
     super().check()
     if not self.dynamic and self.dynamic_decay != Config.dynamic_decay:
       raise ConfigError(
@@ -54,7 +55,7 @@ class Config(config_lib.Checked):
 
 
 def run(config: Config) -> dict[str, Any]:
-  """Returns the metrics of the split."""
+  """Scores the split and returns its metrics."""
   config.check()
   experiment = runner.find_experiment(config.workdir)
   name = experiment.__name__.rpartition(".")[-1]

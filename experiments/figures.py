@@ -1,4 +1,4 @@
-"""Figures from what a run has written down."""
+"""Draws the learning curves of a run."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ def curves(metrics: Path, figures: Path) -> Path:
   Metrics of one kind, such as train_bpc and valid_bpc, share a panel.
 
   Args:
-    metrics: the file.
-    figures: folder for `curves.png`; created if it is missing.
+    metrics: path of the `metrics.jsonl`.
+    figures: folder for `curves.png`; it is created if it is missing.
 
   Returns:
-    The path of the figure.
+    The path of `curves.png`.
   """
   from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
 
@@ -29,7 +29,7 @@ def curves(metrics: Path, figures: Path) -> Path:
       if value is not None:
         lines = series.setdefault(kind, {})
         lines.setdefault(split, []).append((step, value))
-  # A metric that is always zero tells nothing.
+  # A metric that is always zero is not drawn.
   telling = [
     kind
     for kind, lines in series.items()

@@ -3,7 +3,7 @@
   python -m experiments.generate --workdir=runs/pydoc --prompt='The '
   python -m experiments.generate --workdir=runs/pydoc --weights=int8
 
-The text streams to stdout as it is drawn; the last line is one JSON object.
+The text is printed to stdout while it is drawn; the last line is a JSON object.
 """
 
 import dataclasses
@@ -25,24 +25,26 @@ from recurrent import decoding
 from recurrent.errors import ConfigError
 from recurrent.types import Carry
 
-BLOCK = 256  # tokens a row that the device draws at a time
+BLOCK = 256  # tokens of each row that the device draws at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(config_lib.Checked):
-  """Flags of generate.
+  """Flags of text generation.
 
   Args:
-    prompt: what the text begins with.
-    num_tokens: tokens to draw after the prompt.
-    temperature: 1 samples the model as it is, 0 takes the likeliest token.
-    top_k: only the k likeliest tokens; 0: all.
-    top_p: only the likeliest tokens that together reach p; 1: all.
-    num_samples: texts to draw at once.
-    stop: end a text at this token, such as a newline; empty: never.
-    seed: another seed, another text.
-    weights: what the matrices are kept in: float32, bfloat16 or int8; evaluate
-      has the same flag, and tells what the narrow ones cost.
+    prompt: text with which each sample begins.
+    num_tokens: number of tokens to draw after the prompt.
+    temperature: divides the logits; 1 samples from the model's distribution, 0
+      takes the most likely token.
+    top_k: draw from the k most likely tokens only; 0: from all.
+    top_p: draw from the most likely tokens whose probabilities sum to p only;
+      1: from all.
+    num_samples: number of texts to draw at once.
+    stop: a token that ends a text, such as a newline; empty: none.
+    seed: seed of the random choice of tokens.
+    weights: dtype in which the weight matrices are stored: float32, bfloat16 or
+      int8. Run evaluate with the same flag to see how much accuracy it costs.
   """
 
   prompt: str = "The "
@@ -63,12 +65,12 @@ class Config(config_lib.Checked):
   }
 
   def check(self):
-    """Raises ConfigError at the first value that cannot be meant."""
+    """Raises ConfigError if a value is wrong."""
     super().check()
     self.sampler()
 
   def sampler(self) -> decoding.Sampler:
-    """How a token is chosen."""
+    """The sampler that the flags describe."""
     try:
       return decoding.Sampler(self.temperature, self.top_k, self.top_p)
     except ValueError as error:
@@ -79,13 +81,14 @@ def run(config: Config) -> dict[str, Any]:
   """Prints the samples as they are drawn.
 
   Returns:
-    `step` of the checkpoint; `tokens` drawn, without stop tokens;
-    `tokens_per_second` of decoding, compilation excluded; `weight_bytes` that
-    a token reads; `log_probabilities` of the samples in nats, stop token
-    included; `texts` of the samples, prompt included.
+    A dict of: `step`, that of the checkpoint; `tokens`, the number of tokens
+    drawn, without stop tokens; `tokens_per_second` of decoding, without
+    compilation; `weight_bytes`, the bytes of weights that each token reads;
+    `log_probabilities` of the samples in nats, with the stop token; `texts`,
+    the samples with the prompt.
 
   Raises:
-    UserError: if a value cannot be meant, or the workdir holds no model.
+    UserError: if a value is wrong, or the workdir has no model.
   """
   config.check()
   trained, tokenizer = language_model.read(config.workdir)
@@ -132,8 +135,9 @@ def run(config: Config) -> dict[str, Any]:
       print(f"--- sample {number}\n{text}")
   print()
   if len(times) == 1:
-    # The time of the only block held the compilation: it is drawn once more,
-    # after the next one, which the device has begun if a stop token came.
+    # The time of the only block includes the compilation, so a block is drawn
+    # again and timed. With stop tokens the device may still be drawing another
+    # block, which is waited for first.
     for _ in range(2 if stop_tokens else 1):
       times = [time.perf_counter()]
       next(draw(BLOCK))
@@ -153,11 +157,11 @@ class Stream:
   """Draws text block by block from a language model.
 
   Args:
-    graphdef: of the model.
-    params: of the model.
-    sampler: how a token is chosen.
+    graphdef: graph definition of the model.
+    params: parameters of the model.
+    sampler: chooses a token from logits.
     stop_tokens: ids that end a row.
-    weights: dtype of the matrices, one of `decoding.DTYPES`.
+    weights: dtype of the weight matrices, one of `decoding.DTYPES`.
   """
 
   def __init__(
@@ -177,7 +181,11 @@ class Stream:
     self.weight_bytes = 0
 
   def read(self, prompts: np.ndarray) -> tuple[Any, Carry, jax.Array]:
-    """Reads prompts, [batch, time] ids: step, carry and logits after them."""
+    """Reads prompts, [batch, time] ids.
+
+    Returns:
+      The decoding step, and the carry and logits after the prompts.
+    """
     packed, carry = self._pack(len(prompts))
     self.weight_bytes = packed.bytes
     step = jax.tree_util.Partial(packed.step, packed.weights)
@@ -186,13 +194,13 @@ class Stream:
   def draw(
     self, start: tuple[Any, Carry, jax.Array], key: jax.Array, num_tokens: int
   ) -> Iterator[decoding.Block]:
-    """Draws `num_tokens` tokens a row after what `read` returned."""
+    """Draws `num_tokens` tokens for each row, starting from `read`'s result."""
     return self._draw(*start, key, num_tokens=num_tokens)
 
   def __call__(
     self, prompts: np.ndarray, key: jax.Array, num_tokens: int
   ) -> Iterator[decoding.Block]:
-    """Reads prompts and draws the tokens after them, BLOCK at a time."""
+    """Reads prompts, and draws the tokens after them in blocks of `BLOCK`."""
     return self.draw(self.read(prompts), key, num_tokens)
 
 

@@ -2,12 +2,12 @@
 
   python -m experiments.language_model --workdir=runs/pydoc
 
-Truncated back-propagation through time: each row of the batch reads one
-contiguous stretch of the text, window by window, and the carry goes from one
-window to the next. Bits per character (bpc) are over the characters of the
-text, whatever the tokens are. A tokenizer that cannot write every text, such as
-word, has no bpc, since what it cannot write would cost nothing: its results
-have the perplexity of its tokens and the share of them that are unknown.
+It trains by truncated back-propagation through time: each row of the batch
+reads one contiguous segment of the text, window by window, and the carry of one
+window is the initial carry of the next. Results are in bits per character (bpc)
+of the text, for any tokenizer that can encode every text. The tokenizer word
+cannot, so its results are the perplexity of its tokens and the share of them
+that are unknown.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ from recurrent.unroll import (
 
 NAME = "language_model"
 SAMPLE_TOKENS = 200
-DYNAMIC_WINDOW = 20  # tokens scored before they are learnt from
-DYNAMIC_STATISTICS = 400  # windows of the train split
+DYNAMIC_WINDOW = 20  # tokens of a window in dynamic evaluation
+DYNAMIC_STATISTICS = 400  # windows of the train split for gradient statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,34 +54,50 @@ class Config(runner.TrainConfig):
   """Flags of the language model; the defaults are the recipe of README.md.
 
   Args:
-    dataset: pydoc, stdlib, or any prepared text of the TFDS catalogue. What
-      part of valid and test occurs in the splits before is in the log.
-    data_dir: where that was prepared.
-    text_file: a UTF-8 text of your own, instead of a dataset; the same part of
-      it is in the log.
-    tokenizer: char, byte, word or sentencepiece.
-    vocab_size: of sentencepiece, and at most of word; 0: their default.
-    min_count: occurrences that make a word one, for word; 0: its default.
-    cell: name in recurrent.cells.CELLS, of one that takes vectors.
-    layers: recurrent layers.
-    features: width of every layer.
-    embedding_features: width of the embedding; with --tied it is --features.
-    tied: share the embedding with the output layer.
-    residual: add a layer's inputs to its outputs.
-    dropout: rate between layers, a fresh mask at each time step.
-    embedding_dropout: rate on the embedding, one mask for a whole window.
-    embedding_row_dropout: rate at which a token's whole row is dropped.
-    output_dropout: rate on the last layer, one mask for a whole window.
-    recurrent_dropout: rate on h in its product, one mask for a whole window.
-    weight_drop: rate on the recurrent weights, one mask for a whole window.
-    update_dropout: rate on the candidate of an LSTM or GRU.
-    zoneout: probability that a hidden unit keeps its value at a time step.
-    memory_zoneout: the same of an LSTM's cell.
-    activation_penalty: weight of the mean square of the outputs (AR).
-    temporal_penalty: weight of the mean square of their changes (TAR).
-    seq_len: tokens of a window, through which gradients flow back.
-    eval_rows: stretches of a split that are read side by side.
-    eval_warm_up: tokens read before a stretch, unscored.
+    dataset: text to train on: pydoc, stdlib, or a text dataset of the TFDS
+      catalogue that has been prepared. The share of valid and test that also
+      occurs in the splits before them is logged.
+    data_dir: directory in which the dataset was prepared; by default that of
+      TFDS.
+    text_file: path of a UTF-8 text file to train on, instead of a dataset.
+    tokenizer: kind of tokens: char, byte, word or sentencepiece.
+    vocab_size: vocabulary size of the tokenizer sentencepiece, or largest size
+      for word; 0: the tokenizer's default.
+    min_count: least number of occurrences of a word in the vocabulary, for the
+      tokenizer word; 0: its default.
+    cell: name of the recurrent cell, such as lstm or gru.
+    layers: number of recurrent layers.
+    features: width of every recurrent layer.
+    embedding_features: width of the embedding; with --tied it is that of
+      --features.
+    tied: share the weights of the embedding and the output layer.
+    residual: add the inputs of a layer to its outputs.
+    dropout: dropout rate between layers, with a new mask at each time step.
+    embedding_dropout: dropout rate of the embedded inputs, with one mask for a
+      whole window.
+    embedding_row_dropout: rate at which whole rows of the embedding matrix,
+      that is tokens, are dropped.
+    output_dropout: dropout rate of the last layer's outputs, with one mask for
+      a whole window.
+    recurrent_dropout: dropout rate of the hidden state in the recurrent
+      product, with one mask for a whole window.
+    weight_drop: dropout rate of the recurrent weights (DropConnect), with one
+      mask for a whole window.
+    update_dropout: dropout rate of the candidate of an LSTM or GRU.
+    zoneout: probability that a hidden unit keeps its previous value at a time
+      step.
+    memory_zoneout: probability that a cell unit of an LSTM keeps its previous
+      value at a time step.
+    activation_penalty: weight of the penalty on the mean square of the outputs
+      (AR).
+    temporal_penalty: weight of the penalty on the mean squared change of the
+      outputs between time steps (TAR).
+    seq_len: tokens of a training window, through which gradients are
+      propagated.
+    eval_rows: number of segments of a split that an evaluation reads in
+      parallel.
+    eval_warm_up: number of tokens that an evaluation reads before each segment
+      without scoring them.
   """
 
   dataset: str = "pydoc"
@@ -110,7 +126,7 @@ class Config(runner.TrainConfig):
   seq_len: int = 64
   eval_rows: int = 8
   eval_warm_up: int = 256
-  # The recipe: where it differs from RunConfig and OptimizerConfig.
+  # Defaults that differ from those of RunConfig and OptimizerConfig.
   steps: int = 4600
   batch_size: int = 16
   eval_every: int = 920
@@ -120,7 +136,7 @@ class Config(runner.TrainConfig):
   warmup_steps: int = 100
   weight_decay: float = 0.2
   b2: float = 0.99
-  # What is evaluated is an average over some 500 steps at a high rate.
+  # An average over about 500 steps, which allows a high learning rate.
   ema: float = 0.998
 
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
@@ -149,7 +165,7 @@ class Config(runner.TrainConfig):
   }
 
   def check(self):
-    """Raises ConfigError at the first value that cannot be meant."""
+    """Raises ConfigError if a value is wrong."""
     super().check()
     for name in ("activation_penalty", "temporal_penalty"):
       if getattr(self, name) < 0:
@@ -179,20 +195,21 @@ def loss(
   activation_penalty: float = 0.0,
   temporal_penalty: float = 0.0,
 ) -> tuple[jax.Array, tuple[Carry, dict[str, Mean]]]:
-  """Mean cross-entropy of a window, in nats a token, and penalties.
+  """Mean cross-entropy of a window in nats per token, plus penalties.
 
   Args:
     model: the model.
-    carry: from the window before.
-    batch: `inputs` and `targets`, [batch, time] ids. If given: `resets`
-      [batch], True where a row begins anew; `mask` [batch, time], True where a
-      token is real; `weights` [batch, time], of the targets.
-    key: draws the dropout masks; None for evaluation.
+    carry: the carry after the previous window.
+    batch: `inputs` and `targets`, [batch, time] ids. Optional: `resets`
+      [batch], True where the carry of a row is reset; `mask` [batch, time],
+      True where a token is real; `weights` [batch, time] of the targets.
+    key: PRNG key of the dropout masks; None for evaluation.
     activation_penalty: weight of `losses.activation_penalty`.
     temporal_penalty: weight of `losses.temporal_activation_penalty`.
 
   Returns:
-    The loss, and the next carry and the mean as a metric.
+    The loss, and a pair of the next carry and the metrics: `nats`, the mean
+    cross-entropy.
   """
   resets = batch.get("resets")
   if resets is not None:
@@ -214,10 +231,10 @@ def loss(
 
 
 def make_cell(config: Config, features: int) -> cells.Cell:
-  """The cell that the flags describe, with its noise.
+  """Makes the cell that the flags describe, with its dropout and zoneout.
 
   Raises:
-    ValueError: if the cell cannot have that noise.
+    ValueError: if the cell does not support one of them.
   """
   return cells.noisy(
     cells.get(config.cell)(features),
@@ -230,7 +247,7 @@ def make_cell(config: Config, features: int) -> cells.Cell:
 
 
 def make_model(config: Config, vocab_size: int, rngs: nnx.Rngs):
-  """The model that the flags describe."""
+  """Makes the model that the flags describe."""
   return LanguageModel(
     vocab_size,
     cell=functools.partial(make_cell, config),
@@ -251,7 +268,7 @@ def make_model(config: Config, vocab_size: int, rngs: nnx.Rngs):
 
 
 def make_task(config: Config) -> runner.Task:
-  """Data, model, loss and evaluation, for the runner."""
+  """Makes the `Task` of the runner: data, model, loss and evaluation."""
   cell = make_cell(config, config.features)
   with _as_bad_method(config):
     resolve_method(cell, config.method, Setting.here(config.dtype))
@@ -267,7 +284,7 @@ def make_task(config: Config) -> runner.Task:
     min_count=config.min_count or None,
   )
   tokens = {k: tokenizer.encode(v) for k, v in corpus._asdict().items()}
-  # Bits a token times tokens a character are bits a character.
+  # Tokens per character: multiplied by bits per token, bits per character.
   density = {k: len(tokens[k]) / len(v) for k, v in corpus._asdict().items()}
   batches = data.ContiguousBatches(
     tokens["train"],
@@ -367,9 +384,9 @@ def make_task(config: Config) -> runner.Task:
 def make_score(
   config: Config, graphdef: nnx.GraphDef, mesh: Mesh
 ) -> Callable[[Any, np.ndarray, runner.Interrupted], float | None]:
-  """A function that streams tokens through the model: nats a token."""
-  # A split takes the same rows on any number of devices: rows that only fill
-  # up the mesh read nothing.
+  """Makes a function that scores a sequence of tokens, in nats per token."""
+  # The segments are the same on any number of devices; rows that are added to
+  # divide over the mesh are masked.
   rows = -(-config.eval_rows // mesh.size) * mesh.size
 
   @jax.jit
@@ -394,7 +411,7 @@ def make_score(
 
 
 def eval_streams(config: Config, tokens: np.ndarray) -> data.EvalStreams:
-  """The windows of a split, as the flags have them."""
+  """The windows in which the evaluation reads the tokens of a split."""
   return data.EvalStreams(
     tokens,
     rows=config.eval_rows,
@@ -411,7 +428,10 @@ def score_dynamically(
   learning_rate: float,
   decay: float,
 ) -> float:
-  """Nats a token of a split that the model learns from as it goes along."""
+  """Scores a split by dynamic evaluation, in nats per token.
+
+  See `recurrent.training.dynamic.score`.
+  """
 
   def stream(tokens):
     windows = data.EvalStreams(tokens, rows=1, seq_len=DYNAMIC_WINDOW)
@@ -438,13 +458,13 @@ def score_dynamically(
 def pack(
   graphdef: nnx.GraphDef, params: Any, rows: int, weights: str
 ) -> tuple[decoding.Packed, Carry]:
-  """The decoder of a model with packed weights.
+  """Makes the decoding step of a model with packed weights.
 
   Args:
-    graphdef: of the model.
-    params: of the model.
-    rows: how many it is for.
-    weights: dtype of the matrices, one of `decoding.DTYPES`.
+    graphdef: graph definition of the model.
+    params: parameters of the model.
+    rows: number of rows that the step decodes.
+    weights: dtype of the weight matrices, one of `decoding.DTYPES`.
 
   Returns:
     The step `(weights, carry, token [rows]) -> (carry, logits)`, and the
@@ -469,14 +489,14 @@ def score_packed(
   tokens: np.ndarray,
   weights: str,
 ) -> float:
-  """Nats a token by the very step that `generate` decodes with.
+  """Scores a split in nats per token, by the decoding step of `generate`.
 
   Args:
-    config: of the run.
-    graphdef: of the model.
-    params: of the model.
-    tokens: of a split.
-    weights: dtype of the matrices, one of `decoding.DTYPES`.
+    config: configuration of the run.
+    graphdef: graph definition of the model.
+    params: parameters of the model.
+    tokens: [N] ids of the split.
+    weights: dtype of the weight matrices, one of `decoding.DTYPES`.
   """
   packed, carry = pack(graphdef, params, config.eval_rows, weights)
 
@@ -500,7 +520,7 @@ def score_packed(
 
 
 def read(workdir: str | Path) -> tuple[Config, tokenizers.Tokenizer]:
-  """Configuration and tokenizer of a run.
+  """Reads the configuration and the tokenizer of a run.
 
   Raises:
     CheckpointError: if the directory holds no run of a language model.
@@ -512,10 +532,10 @@ def read(workdir: str | Path) -> tuple[Config, tokenizers.Tokenizer]:
 def encode_prompt(
   tokenizer: tokenizers.Tokenizer, prompt: str, flag: str = "prompt"
 ) -> np.ndarray:
-  """Ids of a prompt, which was the value of a flag.
+  """Encodes a prompt, the value of the flag `flag`, as ids [tokens].
 
   Raises:
-    ConfigError: if it is empty, or has what the vocabulary lacks.
+    ConfigError: if the prompt is empty, or the vocabulary lacks a part of it.
   """
   unknown = tokenizer.unknown(prompt)
   if unknown:
@@ -531,7 +551,7 @@ def encode_prompt(
 
 @contextlib.contextmanager
 def _as_bad_method(config):
-  """Makes a ValueError that of a bad flag."""
+  """Turns a ValueError into a ConfigError about --method."""
   try:
     yield
   except ValueError as error:

@@ -1,7 +1,8 @@
-"""What all training scripts share: from a command line to a result.
+"""Runs training scripts, from the command line to the final metrics.
 
-A script gives a `Task`: its data, its model, its loss, its evaluation. The
-runner gives it a mesh, a workdir, a resume, a loop, and exit codes.
+A script defines a `Task`: its data, model, loss and evaluation. The runner adds
+what all scripts share: the device mesh, the workdir, resuming from checkpoints,
+the training loop and the exit codes.
 """
 
 import dataclasses
@@ -33,8 +34,8 @@ from recurrent.training.preemption import Preemption
 from recurrent.training.workdir import Workdir
 from recurrent.types import Carry, PyTree
 
-# The functions that use these import them: they import Orbax, tqdm and
-# tensorboardX, which take long, and not all scripts need them.
+# Imported at run time only in the functions that use them, since they import
+# Orbax, tqdm and tensorboardX, which is slow, and not all scripts need them.
 if TYPE_CHECKING:
   from recurrent.training.checkpoint import Checkpoints
 
@@ -47,7 +48,7 @@ Interrupted = Callable[[], bool]
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(config_lib.RunConfig, optim.OptimizerConfig):
-  """What every training script takes: a run and an optimiser."""
+  """Flags of every training script: those of a run and of an optimiser."""
 
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
     "accumulate plateau_patience plateau_window".split()
@@ -68,33 +69,40 @@ class TrainConfig(config_lib.RunConfig, optim.OptimizerConfig):
 
 
 class Task(NamedTuple):
-  """What an experiment is, to the runner.
+  """An experiment, as the functions and values that the runner needs.
 
   Attributes:
-    name: of the experiment, by which `evaluate` and `generate` find it.
-    make_model: draws a fresh model.
+    name: name of the experiment's module, by which `evaluate` and `generate`
+      find it.
+    make_model: `make_model(rngs) -> model`; initialises a new model.
     loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
-    metrics: names of what `loss` measures. The step adds the loss itself, as
-      `train_loss`, and the norm of the gradient.
-    batches: the global batch of each step.
-    units: what a step consumes, and how much of it: ("tokens", 2048).
-    make_evaluate: from (graphdef, mesh) to `evaluate(params, split,
-      interrupted) -> metrics, or None if interrupted()`. What it is to merge
-      with `nnx.merge(graphdef, params)` are all variables of the model, which
-      is in evaluation mode (`nnx.Module.eval`).
-    objective: the metric of the valid split to minimise.
-    data_sha256: of the training data. A run refuses to resume with other data.
-    make_carry: the initial carry of a batch, from a model; by default empty.
-    describe: from the means of all metrics over some steps to what is written
-      of them; by default the means.
-    make_sample: from graphdef to `sample(params, step) -> text` that shows
-      what the model does; by default no text.
-    splits: splits of the final result.
-    save: saves what belongs to the data, such as a tokenizer, in the workdir.
-    modes: other ways to score a split, `(graphdef, params, split, *options) ->
-      metrics` by name. `evaluate` knows "dynamic", whose options are a learning
-      rate and a decay, and "packed", whose option is a dtype of the weights.
-    next_command: module and flags to try on the finished run.
+    metrics: names of the metrics that `loss` returns. The training step adds
+      the loss itself, as `train_loss`, and the norm of the gradient.
+    batches: `batches[step]` is the global batch of a step.
+    units: name and number of the units that a step consumes, such as
+      ("tokens", 2048).
+    make_evaluate: `make_evaluate(graphdef, mesh) -> evaluate`, where
+      `evaluate(params, split, interrupted)` returns metrics, or None if
+      `interrupted()` is True. `nnx.merge(graphdef, params)` is the model in
+      evaluation mode (`nnx.Module.eval`), so `params` here includes the other
+      variables of the model.
+    objective: name of the metric of the valid split to minimise.
+    data_sha256: hash of the training data, so that a run is not resumed with
+      other data.
+    make_carry: `make_carry(model) -> carry`, the initial carry of a batch; by
+      default empty.
+    describe: `describe(means) -> values`; makes a row of training metrics from
+      the means of all metrics; by default the means themselves.
+    make_sample: `make_sample(graphdef) -> sample`, where `sample(params, step)`
+      returns a text that shows what the model does; by default no text.
+    splits: names of the splits to score at the end.
+    save: `save(path)`; saves files that belong to the data, such as a
+      tokenizer, in the workdir.
+    modes: other ways to score a split, by name: `(graphdef, params, split,
+      *options) -> metrics`. `evaluate` uses "dynamic", whose options are a
+      learning rate and a decay, and "packed", whose option is the dtype of the
+      weights in decoding.
+    next_command: module and flags of the command to suggest after the run.
   """
 
   name: str
@@ -121,10 +129,12 @@ class Task(NamedTuple):
 
 
 def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
-  """Parses the command line, runs, prints the result, exits by contract.
+  """Runs a script: parses its flags, prints its result as JSON, and exits.
+
+  A `UserError` is printed as its cause and remedy, and exits with its code.
 
   Args:
-    run: from a configuration to the final metrics.
+    run: `run(config) -> metrics`.
     config_class: dataclass of the configuration.
   """
   LOG.handlers = [logging.StreamHandler()]
@@ -141,8 +151,8 @@ def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
     sys.stderr.flush()
     sys.exit(error.exit_code)
   except BrokenPipeError:
-    # Whoever read stdout has seen enough, as `head` has. Python would flush it
-    # once more.
+    # The reader of stdout has closed it, as `head` does. Python would flush
+    # stdout again at its exit and fail.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
@@ -150,14 +160,15 @@ def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
 def train(
   config: TrainConfig, make_task: Callable[[Any], Task]
 ) -> dict[str, Any]:
-  """Trains a task to its end, from wherever the workdir has got to.
+  """Trains a task to its end, and resumes it if the workdir has checkpoints.
 
   Args:
     config: flags of the script.
-    make_task: builds the task; it meets bad data before the workdir exists.
+    make_task: `make_task(config) -> task`. It is called before the workdir is
+      created, so that errors in the data leave no workdir.
 
   Returns:
-    The final metrics, as in the last line of stdout.
+    The final metrics, which are also the last line of stdout.
 
   Raises:
     UserError: one of `recurrent.errors`, each with its cause and its remedy.
@@ -205,7 +216,7 @@ def train(
 
 
 def _show_log() -> None:
-  """Shows the log where nobody has set up logging, as in a notebook."""
+  """Shows the log where logging is not configured, as in a notebook."""
   if not LOG.hasHandlers():
     LOG.addHandler(_LastResort())
   if LOG.level == logging.NOTSET:
@@ -213,7 +224,7 @@ def _show_log() -> None:
 
 
 class _LastResort(logging.StreamHandler):
-  """Writes to what sys.stderr is by then, until the root has handlers."""
+  """Writes to the current `sys.stderr`, unless the root logger has handlers."""
 
   def emit(self, record):
     """Writes a record."""
@@ -223,7 +234,7 @@ class _LastResort(logging.StreamHandler):
 
 
 def _check_name(task, make_task):
-  """Refuses a task that `evaluate` and `generate` would not find."""
+  """Raises ConfigError if a task's name is not that of its module."""
   module = getattr(make_task, "func", make_task).__module__
   if module == "__main__":
     spec = getattr(sys.modules[module], "__spec__", None)
@@ -237,11 +248,11 @@ def _check_name(task, make_task):
 
 
 def join_processes(config):
-  """Joins the other processes of the run, if there are any."""
+  """Initialises `jax.distributed` if the run has several processes."""
   if not config.coordinator:
     return
-  # `Preemption` handles SIGTERM. Orbax asks JAX's own service, under numbers of
-  # its own, and that answers once only.
+  # `Preemption` handles SIGTERM, so JAX's own preemption service is not needed.
+  # Orbax would poll it with step numbers of its own, and it answers only once.
   jax.config.update("jax_enable_preemption_service", False)
   if config.coordinator == "auto":
     jax.distributed.initialize()
@@ -252,7 +263,7 @@ def join_processes(config):
 
 
 def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
-  """Restores or begins, trains, and scores the best parameters."""
+  """Restores or initialises the state, trains, and scores the best step."""
   from recurrent.training.progress import Progress
   from recurrent.training.writers import MetricsWriter
 
@@ -287,7 +298,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   sample = task.make_sample(to_evaluate)
 
   def is_before(row):
-    """Whether the run had written a row when it saved."""
+    """Whether a row was written before the checkpoint was saved."""
     return row["step"] <= (
       outcome.evaluated_step if task.objective in row else outcome.logged_step
     )
@@ -295,7 +306,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   begun = int(state.step)
   if begun >= config.steps:
     LOG.info("At step %d already: no steps are left.", begun)
-  # It would be about another step than the newest and the best.
+  # The result of an earlier, shorter run would be out of date.
   workdir.remove(RESULT)
   average = "of the parameters' moving average, see --ema" if config.ema else ""
   with (
@@ -355,7 +366,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
 
 
 def _conclude(config, task, workdir, result):
-  """Draws the curves, marks the run as finished, and says what comes next."""
+  """Draws the curves, writes the result, and prints commands to try next."""
   curves = figures.curves(workdir.path / "metrics.jsonl", workdir.figures)
   workdir.write(RESULT, json.dumps(result) + "\n")
   place = shlex.quote(config.workdir)
@@ -369,10 +380,10 @@ def _conclude(config, task, workdir, result):
 
 
 def find_experiment(workdir: str | Path) -> ModuleType:
-  """The script that made a run: a module with Config and make_task.
+  """Imports the script that made a run, a module with Config and make_task.
 
   Raises:
-    CheckpointError: if there is no run, or no such script here.
+    CheckpointError: if the workdir has no run, or there is no such script.
   """
   name = _read_values(workdir).get("experiment")
   try:
@@ -387,15 +398,15 @@ def find_experiment(workdir: str | Path) -> ModuleType:
 
 
 def read_config(workdir: str | Path, name: str, cls: type) -> Any:
-  """The configuration of a run, as `config.json` has it.
+  """Reads the configuration of a run from its `config.json`.
 
   Args:
-    workdir: of the run.
-    name: of the experiment it must be.
-    cls: its configuration's class.
+    workdir: directory of the run.
+    name: name of the experiment that the run must be of.
+    cls: class of its configuration.
 
   Raises:
-    CheckpointError: if there is no such run.
+    CheckpointError: if the directory has no run of that experiment.
   """
   values = _read_values(workdir)
   if values.get("experiment") != name:
@@ -409,7 +420,7 @@ def read_config(workdir: str | Path, name: str, cls: type) -> Any:
 
 
 def _read_values(workdir):
-  """The identity of a run: its experiment, its flags, its data."""
+  """Reads the experiment, the flags and the hash of the data of a run."""
   found = workdir_lib.read_config(workdir)
   if found is None:
     raise CheckpointError(
@@ -421,17 +432,18 @@ def _read_values(workdir):
 def load_params(
   config: config_lib.RunConfig, make_model: Callable[[nnx.Rngs], nnx.Module]
 ) -> tuple[nnx.GraphDef, PyTree, int]:
-  """The best good parameters of a run, to evaluate or to decode with.
+  """Loads the best parameters of a run that can be read and verified.
 
   Args:
-    config: of the run, from `read_config`.
-    make_model: draws its model.
+    config: configuration of the run, from `read_config`.
+    make_model: `make_model(rngs) -> model`.
 
   Returns:
-    Graph definition, parameters, and the step they are from.
+    The graph definition of the model in evaluation mode, its parameters and
+    other variables, and the step that they are from.
 
   Raises:
-    CheckpointError: if there is no good checkpoint.
+    CheckpointError: if there is no checkpoint, or all are damaged.
   """
   from recurrent.training.checkpoint import Checkpoints
 
@@ -463,7 +475,7 @@ def load_params(
 
 
 def _best_first(workdir, checkpoints: "Checkpoints", steps: list[int]):
-  """The result's step, or the best by the newest record; then the newest."""
+  """Sorts steps: that of the result, or else the best one, comes first."""
   result = _result(workdir)
   if result is not None and result["step"] in steps:
     return sorted(steps, key=lambda s: s != result["step"])
@@ -477,7 +489,7 @@ def _best_first(workdir, checkpoints: "Checkpoints", steps: list[int]):
 
 
 def initialiser(config, task, optimizer):
-  """A function that makes the state at step 0, and the graph definition."""
+  """Returns a function that makes the initial state, and the graphdef."""
 
   def init():
     model = task.make_model(nnx.Rngs(config.seed))
@@ -499,14 +511,14 @@ def _shapes(config, make_model):
 
 
 def _evaluated_graphdef(config, make_model):
-  """Of the model as it is evaluated: without dropout, with mean statistics."""
+  """The graph definition of the model in evaluation mode (without dropout)."""
   model = _shapes(config, make_model)
   model.eval()
   return nnx.split(model)[0]
 
 
 def _template(init, shardings):
-  """Shapes, dtypes and places of a state, for Orbax to restore into."""
+  """Shapes, dtypes and shardings of a state, as Orbax needs to restore it."""
   shapes = jax.eval_shape(init)
   return type(shapes)(*map(_placed, shapes, shardings))
 
@@ -519,7 +531,7 @@ def _placed(shapes, where):
 
 
 def _finished(workdir: Workdir, steps: int) -> dict[str, Any] | None:
-  """The result of a run that has nothing left to do."""
+  """The result of a run that has reached its last step, or None."""
   result = _result(workdir.path)
   if result is None:
     return None
@@ -528,7 +540,7 @@ def _finished(workdir: Workdir, steps: int) -> dict[str, Any] | None:
 
 
 def _result(path: str | Path) -> dict[str, Any] | None:
-  """What a workdir's `result.json` holds; the run may have none yet."""
+  """The contents of a workdir's `result.json`, or None if it has none."""
   try:
     return json.loads((Path(path) / RESULT).read_text())
   except (OSError, ValueError):
@@ -536,7 +548,7 @@ def _result(path: str | Path) -> dict[str, Any] | None:
 
 
 def _about(config, task) -> dict[str, Any]:
-  """What a reader of `config.json` wants to know besides."""
+  """Versions, devices and command line, to record in `config.json`."""
   names = ("recurrent", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
   return {
     "versions": {
@@ -550,8 +562,8 @@ def _about(config, task) -> dict[str, Any]:
 
 
 def _command(config, task) -> list[str]:
-  """The command line of a configuration, wherever that came from."""
-  # What the launcher or the cluster adds for each process.
+  """The command line that gives a configuration."""
+  # Flags that the launcher or the cluster adds for each process.
   elsewhere = ("coordinator", "processes", "process")
   given = config_lib.not_default(config)
   return ["python", "-m", f"experiments.{task.name}"] + [

@@ -1,1 +1,1 @@
-"""Ways to start a run: on this machine, on a pod, on a cluster."""
+"""Starts runs of several processes; README.md has the commands."""

@@ -3,9 +3,10 @@
   python -m launch.local --processes=2 -- experiments.language_model \
       --workdir=runs/pydoc
 
-Each process gets the same flags, and who it is. A SIGTERM or SIGINT goes to
-all. When one ends badly, so do the others: they would wait for it. The exit
-code is that of the first to end with one that is not zero.
+Each process gets the same flags, and its own number. A SIGTERM, SIGINT or
+SIGHUP is forwarded to all of them. If one process fails, the others are killed
+some seconds later, since they would wait for it. The exit code is the first one
+that is not zero.
 """
 
 import os
@@ -22,20 +23,20 @@ PROCESSES = flags.DEFINE_integer(
 )
 PORT = flags.DEFINE_integer("port", 0, "of process 0; 0: one that is free")
 
-PREEMPTED = 75  # every process ends with it, when it has saved
-GRACE = 5.0  # seconds for the others to find out by themselves
+PREEMPTED = 75  # exit code of a process that was told to stop and has saved
+GRACE = 5.0  # seconds in which the others may end by themselves
 
 
 def commands(arguments: list[str], processes: int, port: int) -> list[list]:
-  """The command line of each process.
+  """Returns the command line of each process.
 
   Args:
     arguments: module of the experiment, and its flags.
-    processes: how many.
-    port: where process 0 listens.
+    processes: number of processes.
+    port: port on which process 0 listens.
 
   Returns:
-    One list of arguments a process.
+    One list of arguments per process.
   """
   module, *rest = arguments
   return [
@@ -62,9 +63,10 @@ def main(argv: list[str]) -> int:
       file=sys.stderr,
     )
     return 2
-  # Where the CPU is the device, a process is one, not one a core.
+  # On a CPU, each process has one device.
   environment = {"JAX_NUM_CPU_DEVICES": "1", **os.environ}
-  # In sessions of their own, or a Ctrl-C would reach each of them twice.
+  # Each process has a session of its own; otherwise a Ctrl-C would reach it
+  # twice, from the terminal and from `forward`.
   running = [
     subprocess.Popen(command, env=environment, start_new_session=True)
     for command in commands(
@@ -84,14 +86,15 @@ def main(argv: list[str]) -> int:
 
 
 def wait(running: list[subprocess.Popen], grace: float = GRACE) -> int:
-  """Waits for processes, and kills the rest once one has ended badly.
+  """Waits for all processes, and kills the others when one has failed.
 
   Args:
     running: the processes.
-    grace: seconds that the rest have to end by themselves.
+    grace: seconds in which the others may end by themselves.
 
   Returns:
-    The first exit code that is not zero, as a shell has it; or 0.
+    The first exit code that is not zero, or 0. A process that was killed by
+    signal N has the code 128 + N, as in a shell.
   """
   found, deadline = 0, None
   waiting = list(running)
@@ -112,7 +115,7 @@ def wait(running: list[subprocess.Popen], grace: float = GRACE) -> int:
 
 
 def free_port() -> int:
-  """A port of this machine that nobody listens on."""
+  """Returns a free TCP port of this machine."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     return probe.getsockname()[1]

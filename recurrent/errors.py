@@ -1,17 +1,17 @@
-"""Errors a user can cause, each with its cause, its remedy and its exit code.
+"""Errors that a user can cause, with a cause, a remedy and an exit code.
 
-A library function raises `ValueError` for a wrong argument. These are for what
-comes from outside: flags, files, a workdir, a learning rate. Scripts print
+Library functions raise `ValueError` for a wrong argument. The errors here are
+for input of a program: flags, files, a workdir, a learning rate. Scripts print
 `cause` and `remedy`, one line each, and exit with `exit_code`.
 """
 
 
 class UserError(Exception):
-  """Something outside the program is wrong, and the user can mend it.
+  """Base class of the errors that a user can cause and correct.
 
   Args:
-    cause: one line: what is wrong, with the name and the value.
-    remedy: one line: what to do about it.
+    cause: one line that says what is wrong, with the name and the value.
+    remedy: one line that says what to do about it.
   """
 
   exit_code = 1
@@ -26,36 +26,39 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-  """A bad flag or a bad combination of flags."""
+  """A flag or a combination of flags is wrong."""
 
   exit_code = 2
 
 
 class DataError(UserError):
-  """Data that is missing, unreadable, or too small for the job."""
+  """Data is missing, unreadable, or too small for the task."""
 
   exit_code = 3
 
 
 class CheckpointError(UserError):
-  """A checkpoint that is missing, corrupt or of another model."""
+  """A checkpoint is missing, damaged, or of another configuration."""
 
   exit_code = 4
 
 
 class WorkdirError(UserError):
-  """A workdir that cannot be written to, or that a live run is using."""
+  """A workdir cannot be written to, or another run is using it."""
 
   exit_code = 5
 
 
 class DivergedError(UserError):
-  """Training that left the finite numbers and did not come back."""
+  """Training diverged: its updates are not finite, or its loss grew."""
 
   exit_code = 6
 
 
 class Preempted(UserError):  # noqa: N818 - nothing went wrong
-  """The run was told to stop, and has saved: run the same command again."""
+  """The run was stopped by a signal and has saved its state.
+
+  The same command, run again, continues it.
+  """
 
   exit_code = 75

@@ -24,7 +24,7 @@ def cross_entropy(
 def activation_penalty(
   outputs: Activations, mask: Mask | None = None
 ) -> Float[Array, ""]:
-  """Mean square of a layer's outputs (AR): it keeps them near zero.
+  """Activation regularisation (AR): the mean square of a layer's outputs.
 
   Args:
     outputs: [batch, time, H], after dropout.
@@ -45,17 +45,19 @@ def temporal_activation_penalty(
   mask: Mask | None = None,
   resets: Mask | None = None,
 ) -> Float[Array, ""]:
-  """Mean square of what outputs change from time step to time step (TAR).
+  """Temporal activation regularisation (TAR): mean squared output change.
+
+  The change is the difference between the outputs of neighbouring time steps.
 
   Args:
     outputs: [batch, time, H], before dropout.
-    mask: [batch, time], True where a time step is real; only neighbours that
-      are both real count.
-    resets: [batch, time], True where a sequence begins: from the time step
-      before it to it, nothing counts.
+    mask: [batch, time], True where a time step is real; only pairs of
+      neighbours that are both real count.
+    resets: [batch, time], True where a new sequence begins. The pair of that
+      time step and the one before it does not count.
 
   Returns:
-    The mean over such pairs and units; zero if there is none.
+    The mean over the counted pairs and the units; zero if there is no pair.
 
   Reference:
     Merity, McCann & Socher, "Revisiting activation regularization for language
@@ -72,12 +74,12 @@ def temporal_activation_penalty(
 
 
 def _wide(array):
-  """In float32 at least, since a sum over all time steps follows."""
+  """Casts 16-bit floats to float32, since a sum over all time steps follows."""
   return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
 
 
 def _mean(values, mask):
-  """The mean where the mask is True."""
+  """The mean of the values where the mask is True."""
   if mask is None:
     return values.mean()
   values = jnp.where(mask, values, jnp.zeros_like(values))

@@ -1,8 +1,9 @@
-"""From plain values to one `optax.chain`.
+"""Builds an `optax` optimiser from a configuration of plain values.
 
-Order: penalties join the gradient, clipping sees both, then the optimiser,
-then decoupled decay, then the plateau's factor. Gradient accumulation wraps
-the whole; schedules count updates, not micro-steps.
+The order of the chain: l1 and l2 penalties are added to the gradient, their sum
+is clipped, then follow the optimiser, decoupled weight decay, and the factor of
+the plateau schedule. Gradient accumulation wraps the whole chain, so schedules
+count updates and not micro-steps.
 """
 
 import dataclasses
@@ -20,12 +21,13 @@ from optax import contrib
 from recurrent.errors import ConfigError
 from recurrent.types import Array, Float, PyTree
 
-# lbfgs searches along a line with more evaluations of the loss than a step
-# has; the others take no schedule, or are deprecated.
+# Optimisers of optax that are not offered. lbfgs does a line search, which
+# evaluates the loss more than once a step; the others do not accept a schedule,
+# or are deprecated.
 NOT_HERE = ("lbfgs", "rprop", "sm3", "noisy_sgd", "optimistic_adam")
 SCHEDULES = ("constant", "cosine", "plateau")
-# How the names of parameters end that are no matrix, whatever their rank: the
-# bias of a stack of layers has two axes.
+# Ends of the names of parameters that are not matrices, whatever their rank:
+# the bias of stacked layers, for example, has two axes.
 NO_MATRIX = tuple(
   "bias biases scale scales gain gains peephole peepholes".split()
 )
@@ -33,30 +35,36 @@ NO_MATRIX = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """What `make_optimizer` builds from; 0 switches a penalty or a clip off.
+  """Configuration of the optimiser; 0 switches a penalty or a clip off.
 
   Args:
-    optimizer: a name in optax that takes a learning rate.
+    optimizer: name of an optimiser in optax, such as adam or sgd.
     learning_rate: peak learning rate.
-    schedule: "constant", "cosine" or "plateau", after the warm-up.
-    warmup_steps: updates of linear warm-up from zero.
-    final_learning_rate: cosine's end, as a fraction of the peak.
-    plateau_factor: what a plateau multiplies the rate with.
-    plateau_patience: windows without a better loss before it does.
-    plateau_window: updates whose loss is averaged to one value.
-    plateau_min: least rate, as a fraction of the peak; below 1.
+    schedule: learning rate after the warm-up: constant, cosine or plateau.
+    warmup_steps: number of updates of linear warm-up of the learning rate.
+    final_learning_rate: learning rate at the end of the cosine schedule, as a
+      fraction of the peak.
+    plateau_factor: the plateau schedule multiplies the learning rate by this
+      factor when the loss stops improving.
+    plateau_patience: number of windows without a better loss before the plateau
+      schedule lowers the learning rate.
+    plateau_window: number of updates in a window, over which the plateau
+      schedule averages the loss.
+    plateau_min: lower bound of the plateau schedule's learning rate, as a
+      fraction of the peak; below 1.
     clip_norm: largest global norm of the gradient.
-    clip_value: largest absolute value of a gradient's entry.
-    clip_adaptive: largest ratio of gradient to parameter norm, unit by unit
-      (Brock et al., 2021).
-    weight_decay: decoupled decay of matrices, times the learning rate
-      (Loshchilov & Hutter, 2019). Biases, scales and the like are left alone,
-      see `decayed`.
-    l1: penalty l1 * sum |w| over matrices, as a gradient.
-    l2: penalty l2 / 2 * sum w^2 over matrices, as a gradient.
-    accumulate: gradients averaged before each update, at least 1.
-    b1: first-moment decay, where the optimiser has one; None for optax's.
-    b2: second-moment decay, where the optimiser has one; None for optax's.
+    clip_value: largest absolute value of an element of the gradient.
+    clip_adaptive: largest ratio of gradient norm to parameter norm, unit by
+      unit (Brock et al., 2021).
+    weight_decay: decoupled weight decay of matrices, multiplied by the learning
+      rate (Loshchilov & Hutter, 2019). Biases and scales do not decay.
+    l1: adds the gradient of the penalty l1 * sum |w| over all matrices.
+    l2: adds the gradient of the penalty l2 / 2 * sum w^2 over all matrices.
+    accumulate: number of gradients to average for each update, at least 1.
+    b1: decay rate of the first moment, if the optimiser has one; by default
+      that of optax.
+    b2: decay rate of the second moment, if the optimiser has one; by default
+      that of optax.
   """
 
   optimizer: str = "adam"
@@ -80,7 +88,15 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-  """Learning rate by update, `steps` training steps long."""
+  """Makes the learning rate schedule, a function of the number of updates.
+
+  Args:
+    config: the configuration.
+    steps: number of training steps.
+
+  Raises:
+    ConfigError: if the schedule is unknown.
+  """
   updates = max(1, steps // config.accumulate)
   warmup = min(config.warmup_steps, updates - 1)
   if config.schedule == "cosine":
@@ -96,7 +112,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
   if not warmup:
     return after
-  # One more than zero, so that the first update is not lost.
+  # The warm-up does not begin at zero, so that the first update has an effect.
   rise = optax.linear_schedule(
     config.learning_rate / (warmup + 1), config.learning_rate, warmup
   )
@@ -108,20 +124,21 @@ def make_optimizer(
   steps: int,
   matrices: PyTree | Callable[[PyTree], PyTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """The whole chain.
+  """Makes the optimiser that a configuration describes.
 
   Args:
-    config: what to build.
+    config: the configuration.
     steps: number of training steps, for the schedule.
-    matrices: True at the parameters that are decayed and penalised, or a
-      function from parameters to that; by default `is_matrix`. Of an NNX model
-      it is `decayed(model)`.
+    matrices: a tree of bools, True at the parameters that weight decay and
+      penalties apply to, or a function from the parameters to that tree; by
+      default `is_matrix`. For an NNX model pass `decayed(model)`.
 
   Returns:
     A gradient transformation; pass the loss as `update(..., value=loss)`.
 
   Raises:
-    ConfigError: on an unknown optimiser or schedule.
+    ConfigError: if the optimiser or the schedule is unknown, or a value is out
+      of range.
   """
   schedule = make_schedule(config, steps)
   matrices = is_matrix if matrices is None else matrices
@@ -160,7 +177,7 @@ def make_optimizer(
         factor=config.plateau_factor,
         patience=config.plateau_patience,
         accumulation_size=config.plateau_window,
-        # Absolute, for a loss may be negative.
+        # An absolute tolerance, since a loss may be negative.
         rtol=0.0,
         atol=1e-4,
         min_scale=config.plateau_min,
@@ -168,7 +185,7 @@ def make_optimizer(
     )
   optimizer = optax.with_extra_args_support(optax.chain(*chain))
   if config.accumulate > 1:
-    # Not its own gradient_transformation(), which drops `value`.
+    # `MultiSteps.gradient_transformation()` would drop the argument `value`.
     steps_of = optax.MultiSteps(optimizer, config.accumulate)
     optimizer = optax.GradientTransformationExtraArgs(
       steps_of.init, steps_of.update
@@ -179,21 +196,23 @@ def make_optimizer(
 def make_learning_rate(
   config: OptimizerConfig, steps: int
 ) -> Callable[[PyTree], Float[Array, ""]]:
-  """A function that reads the learning rate off the optimiser's state.
+  """Makes a function that reads the learning rate from the optimiser's state.
 
   Args:
-    config: what the optimiser was built from.
+    config: the configuration of the optimiser.
     steps: number of training steps, for the schedule.
 
   Returns:
-    A function from the state of `make_optimizer`'s optimiser to the rate of
-    its last update, the plateau's factor included. Steps that only accumulate,
-    or were skipped, change nothing; before all updates it is the first rate.
+    A function from the state of the optimiser of `make_optimizer` to the
+    learning rate of its last update, including the factor of the plateau
+    schedule. Steps that only accumulate gradients or were skipped do not change
+    it. Before the first update it is the rate of the first update.
   """
   schedule = make_schedule(config, steps)
 
   def learning_rate(state):
-    # Each optimiser counts its updates there, within MultiSteps too.
+    # The state of each optimiser contains one of these, which counts updates;
+    # this holds inside MultiSteps too.
     kinds = optax.ScaleByScheduleState, contrib.ReduceLROnPlateauState
     found = [
       leaf
@@ -212,14 +231,17 @@ def make_learning_rate(
 
 
 def is_matrix(params: PyTree) -> PyTree:
-  """True at matrices, by rank and name: more than one axis, no `NO_MATRIX`.
+  """Tells which parameters are matrices, by their rank and their name.
+
+  A matrix has more than one axis, and its name does not end in one of
+  `NO_MATRIX`.
 
   Args:
-    params: arrays in dicts, NamedTuples or the like. The name of an array is
-      the last one on its path.
+    params: a pytree of arrays in dicts, NamedTuples and the like. The name of
+      an array is the last name on its path.
 
   Returns:
-    A tree of bools.
+    A tree of bools like `params`.
   """
 
   def judge(path, leaf):
@@ -231,14 +253,14 @@ def is_matrix(params: PyTree) -> PyTree:
 
 
 def decayed(model: nnx.Module) -> PyTree:
-  """True at the parameters of a model that weight decay and penalties change.
+  """Tells which parameters of a model weight decay and penalties apply to.
 
-  These are its matrices by `is_matrix`. A parameter that is something else, or
-  is not to be decayed, says so: `nnx.Param(array, decayed=False)`. A cell says
-  it by `Cell.undecayed`.
+  These are its matrices by `is_matrix`, unless a parameter has metadata that
+  says otherwise, such as `nnx.Param(array, decayed=False)`. A cell excludes its
+  parameters by `Cell.undecayed`.
 
   Args:
-    model: any NNX module; its shapes, from `nnx.eval_shape`, are enough.
+    model: any NNX module; a module of shapes, from `nnx.eval_shape`, is enough.
 
   Returns:
     A tree of bools like `nnx.as_pure(nnx.state(model, nnx.Param))`.
@@ -270,10 +292,11 @@ def _named_optimizer(config, schedule):
   chosen = {"b1": config.b1, "b2": config.b2}
   chosen = {k: v for k, v in chosen.items() if v is not None}
   if "weight_decay" in known:
-    # The flag says it all; some of optax's optimisers decay by default, and
-    # biases too.
+    # Only --weight_decay decays weights; some of optax's optimisers would do so
+    # by default, biases included.
     chosen["weight_decay"] = 0.0
-  # A recipe's default gives way to an optimiser without it; a choice does not.
+  # A default value is dropped if the optimiser has no such argument; a value
+  # that was chosen is refused below.
   defaults = {f.name: f.default for f in dataclasses.fields(config)}
   chosen = {
     name: value
@@ -305,7 +328,7 @@ def _takes_learning_rate(make) -> bool:
 
 
 def _map_matrices(function, matrices, updates, params):
-  """`function(update, param)` at matrices, the update elsewhere."""
+  """Applies `function(update, param)` to the updates of matrices only."""
   where = matrices(params) if callable(matrices) else matrices
   return jax.tree.map(
     lambda is_matrix, u, p: function(u, p) if is_matrix else u,
@@ -324,7 +347,7 @@ def _l1_penalty(strength, matrices):
 
 
 def _decoupled_decay(decay, schedule, matrices):
-  """Subtracts learning rate * decay * w, whatever the optimiser was."""
+  """Adds -learning_rate * decay * w to the updates of matrices."""
 
   def init(params):
     del params

@@ -1,7 +1,7 @@
-"""Where arrays live: a mesh of all devices with one axis, `"data"`.
+"""Data parallelism over a mesh of devices with one axis, `"data"`.
 
-Batches and carries are split over `"data"` by their first axis, all else is
-replicated, and the compiler inserts the all-reduce.
+Batches and carries are split over `"data"` along their first axis. All other
+arrays are replicated, and the compiler inserts the all-reduce of the gradients.
 """
 
 import jax
@@ -13,16 +13,16 @@ from recurrent.types import PyTree
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
-  """A mesh over the first `devices` devices, or over all of them.
+  """Makes a mesh over the first `devices` devices, or over all of them.
 
   Args:
-    devices: how many to use; None or 0 for all.
+    devices: number of devices to use; None or 0 for all.
 
   Returns:
     A mesh with the axis "data".
 
   Raises:
-    ConfigError: if there are fewer devices.
+    ConfigError: if there are fewer than `devices` devices.
   """
   available = jax.device_count()
   if devices and devices > available:
@@ -30,8 +30,8 @@ def make_mesh(devices: int | None = None) -> Mesh:
       f"--devices={devices}, but there are {available}",
       f"use --devices={available}, or leave the flag out for all",
     )
-  # Auto: since jax 0.9 the default is Explicit, under which a plain
-  # embedding lookup of sharded tokens is a type error.
+  # Auto, since under Explicit, the default since jax 0.9, a plain embedding
+  # lookup of sharded tokens is a type error.
   return jax.make_mesh(
     (devices or available,),
     ("data",),
@@ -41,24 +41,26 @@ def make_mesh(devices: int | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A whole copy on each device."""
+  """The sharding that puts a copy of an array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-  """The first axis split over "data"."""
+  """The sharding that splits the first axis of an array over the devices."""
   return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
-  """Puts arrays, the same on every process, where `sharding` says.
+  """Puts global arrays onto the devices of all processes.
 
   Args:
-    tree: NumPy arrays or Python scalars, with global shapes.
-    sharding: for every leaf.
+    tree: NumPy arrays or Python scalars of global shape, the same on every
+      process.
+    sharding: sharding of every leaf.
 
   Returns:
-    Global `jax.Array`s; each process sends its own devices' part only.
+    Global `jax.Array`s. Each process transfers only the parts of its own
+    devices.
   """
   if jax.process_count() == 1:
     return jax.device_put(tree, sharding)
@@ -73,7 +75,13 @@ def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
-  """Raises ConfigError unless the mesh divides the batch evenly."""
+  """Raises ConfigError unless the devices divide the batch evenly.
+
+  Args:
+    name: name of the flag of the batch size, for the message.
+    batch_size: rows of the global batch.
+    mesh: the mesh of devices.
+  """
   n = mesh.size
   if batch_size % n == 0:
     return

@@ -1,10 +1,10 @@
-"""What every test runs under: strict numerics, and one CPU device.
+"""Fixtures and settings of all tests: strict promotion, and one CPU device.
 
-One device is what a user with one CPU has, so `method="auto"` takes the same
-paths in the tests. A test that needs several is marked `several_devices`:
+By default JAX has one CPU device, and so have the tests: `method="auto"` then
+chooses as it does for users. Tests that need more are marked `several_devices`:
 
-  pytest                # all tests but those
-  pytest --devices=8    # those tests, with eight CPU devices
+  pytest                # all tests without the mark
+  pytest --devices=8    # the tests with the mark, on eight CPU devices
 
 JAX fixes the number of CPU devices when it first uses one, hence two runs.
 """
@@ -13,10 +13,10 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A worker of pytest-xdist has one core; more threads only get in its way.
+# Each worker of pytest-xdist has one core; more threads would slow it down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Tests train the same small models again and again.
+# Tests compile the same small programs again and again.
 _XLA_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_XLA_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -59,10 +59,10 @@ _tests_run = 0
 
 @pytest.fixture(autouse=True)
 def _forget_programs():
-  """Drops compiled programs now and then.
+  """Clears JAX's caches of compiled programs every 200 tests.
 
-  Each holds some maps of memory, of which a process may have 65,530: a worker
-  that keeps those of 2,000 tests dies.
+  Each program holds some memory maps, of which Linux allows a process 65,530. A
+  worker that kept the programs of 2,000 tests would crash.
   """
   global _tests_run
   yield
@@ -73,7 +73,7 @@ def _forget_programs():
 
 @pytest.fixture
 def standard_promotion():
-  """Dtypes and ranks promoted as users have it; some libraries need it."""
+  """JAX's default promotion of dtypes and ranks; some libraries need it."""
   with (
     jax.numpy_dtype_promotion("standard"),
     jax.numpy_rank_promotion("allow"),
@@ -83,6 +83,6 @@ def standard_promotion():
 
 @pytest.fixture
 def x64():
-  """float64 for one test."""
+  """Enables float64 for one test."""
   with jax.enable_x64(True):
     yield

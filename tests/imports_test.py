@@ -1,4 +1,4 @@
-"""What is imported when: the core needs JAX, Flax, Optax and NumPy alone."""
+"""Checks that the core imports only JAX, Flax, Optax and NumPy."""
 
 import subprocess
 import sys

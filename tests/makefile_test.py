@@ -1,4 +1,4 @@
-"""The Makefile finds a Python to make the environment with, or says why not."""
+"""Tests how the Makefile finds a Python for the environment."""
 
 import pathlib
 import shutil

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Breaks the library in known ways, one at a time: does a test notice?
+"""Mutation testing: changes lines of the library and checks that tests fail.
 
   python -m tests.mutation [--only=SUBSTRING]
 
@@ -19,7 +19,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# (file under recurrent/, what stands there once, what instead)
+# (file under recurrent/, text to replace, its replacement)
 MUTANTS = [
   # Cells: a bias dropped, gates swapped, a sign, a term.
   ("cells/rnn.py", "numerics.affine(inputs, params.kernel, params.bias)", "numerics.product(inputs, params.kernel)"),
@@ -123,7 +123,7 @@ MUTANTS = [
   ("kernels/packed.py", "greatest / LARGEST", "greatest / 100"),
   ("kernels/cpu/products.cc", "for (; k < c.depth; ++k) step(k, sums[0]);", ";"),
   ("kernels/cpu/products.cc", "sum *= Widen(c.scale + j);", ";"),
-  # unroll: what stands around them.
+  # unroll and Bidirectional.
   ("unroll.py", "resets = None if resets is None else resets & mask", "pass"),
   ("unroll.py", "inputs = jax.tree.map(lambda x: select(mask, x, jnp.zeros_like(x)), inputs)", "pass"),
   ("unroll.py", "parts = [last, outputs] if reverse else [outputs, last]", "parts = [outputs, last]"),
@@ -138,7 +138,7 @@ def caught(mutant: tuple[str, str, str]) -> bool:
   """Whether a test fails on a tree with this change.
 
   Raises:
-    ValueError: if what is to be changed does not stand there.
+    ValueError: if the file does not contain the text to replace.
   """
   file, old, new = mutant
   with tempfile.TemporaryDirectory() as directory:
@@ -154,7 +154,7 @@ def caught(mutant: tuple[str, str, str]) -> bool:
     if old not in source:
       raise ValueError(f"{file} has no {old!r}: mend MUTANTS")
     path.write_text(source.replace(old, new, 1))
-    # The tests of the file first: most mutants fall there.
+    # The tests of the changed file run first, since they catch most mutants.
     near = sorted(
       TESTS, key=lambda test: test.split("/")[1] != file.split("/")[0]
     )

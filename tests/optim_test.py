@@ -1,7 +1,7 @@
 """Each flag against plain optax or arithmetic by hand.
 
-Most tests use SGD at a rate of 1: the update is then minus what the rest of
-the chain has made of the gradient.
+Most tests use SGD with a learning rate of 1: the update is then minus the
+gradient as the rest of the chain has changed it.
 """
 
 import inspect

@@ -1,7 +1,7 @@
-"""Bugs that other libraries have or had, each as a test that ours passes.
+"""Regression tests for bugs that other libraries have or had.
 
-Fifteen groups; a group's first line names the reports. What is wrong there is
-in the test's name; numbers come from formulas in NumPy, float64.
+There are fifteen groups; the comment before a group names the bug reports. The
+expected values come from formulas in NumPy and float64.
 """
 
 import functools

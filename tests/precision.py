@@ -1,4 +1,4 @@
-"""Where a program sums many numbers in a narrow dtype."""
+"""Finds operations that sum many numbers in bfloat16."""
 
 import math
 
@@ -8,17 +8,17 @@ from jax.extend.core import jaxprs_in_params
 
 
 def narrow_sums(function, *args):
-  """Sums of more than one number that a function keeps in bfloat16.
+  """Lists the operations of a function that accumulate sums in bfloat16.
 
-  Such a sum stops growing at some 256 addends. Products are counted where
-  they are not told to sum in float32.
+  Such a sum stops growing after about 256 terms. Matrix products are listed if
+  their result is bfloat16.
 
   Args:
-    function: what to trace; its inner loops are searched too.
+    function: the function to trace; its inner loops are searched too.
     *args: its arguments.
 
   Returns:
-    The name of the operation and the shapes it goes from and to, sorted.
+    The operations, sorted, each with the shapes of its inputs and outputs.
   """
   jaxpr = jax.make_jaxpr(function)(*args).jaxpr
   return sorted({str(found) for found in _search(jaxpr)})

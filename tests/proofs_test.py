@@ -1,4 +1,4 @@
-"""docs/proofs.md names tests, and mutants change lines, that exist."""
+"""Checks that the tests in docs/proofs.md and the lines of mutants exist."""
 
 import pathlib
 import re

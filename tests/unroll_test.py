@@ -1,6 +1,6 @@
-"""`unroll` beyond the laws of the cells: arguments, cost, cells of the tests.
+"""Tests of `unroll`: its arguments, its cost, and cells not in `CELLS`.
 
-`tests/cells/laws_test.py` holds the laws, over the table of cells.
+The laws of the cells in `CELLS` are in `tests/cells/laws_test.py`.
 """
 
 import functools

@@ -1,26 +1,26 @@
-"""What `experiments.benchmark` measures, and how.
+"""The suites of `experiments.benchmark`.
 
-Pieces:
+Modules that all suites use:
 
-timing.py           turns, medians, ratios; the machine
-processes.py        processes that run functions on request
-report.py           rows, ratios, targets, tables
+timing.py           times calls in turn; medians, ratios; describes the machine
+processes.py        worker processes that run functions on request
+report.py           rows of results, ratios, targets, tables
 plots.py            all plots
 
-Against peers, in processes of their own:
+Suites that compare libraries, each in a process of its own:
 
-problems.py         what is computed: shapes, parameters, inputs
-implementations.py  who computes it; a row each
-peers/              how each library computes it
-networks.py         from a library's network to the calls that are timed
-worker.py           what runs in the process of an implementation
+problems.py         the problems: shapes, parameters, inputs
+implementations.py  the table of implementations
+peers/              one module per library, which computes a problem
+networks.py         makes the timed calls from a library's network
+worker.py           runs in the process of an implementation
 comparison.py       starts these processes, compares values, times in turn
 
-In the process of `experiments.benchmark`:
+Suites that run in the process of `experiments.benchmark`:
 
 programs.py         compiled programs of `recurrent.unroll`
-training.py         a train step of the language model, also among processes
-throughput.py       the training loop and the decoder, work a second
-methods.py          every cell by every method of ours
-scaling.py          how time, memory and compilation grow; exponents
+training.py         a train step of the language model, in several processes too
+throughput.py       throughput of the training loop and of decoding
+methods.py          every cell by every method
+scaling.py          growth of time, memory and compilation with the size
 """

@@ -1,4 +1,7 @@
-"""The suites against peers: each in its own process, compared, then timed."""
+"""Compares implementations: checks that their values agree, then times them.
+
+Each implementation runs in a process of its own.
+"""
 
 import functools
 import logging
@@ -20,8 +23,8 @@ from experiments.benchmarks.report import Comparison, Turns
 
 LOG = logging.getLogger("recurrent")
 
-# The greatest difference, as a norm over that of the first implementation's: of
-# what is computed forward, and of gradients.
+# Largest relative difference to the first implementation (a norm over a norm),
+# for forward results and for gradients.
 TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (5e-2, 2e-1)}
 
 
@@ -30,8 +33,8 @@ class Workers:
 
   Args:
     suite: a key of `IMPLEMENTATIONS`.
-    config: with the flags dtype, repeats and seconds.
-    threads: of each process.
+    config: a configuration with the flags dtype, repeats and seconds.
+    threads: number of threads of each process.
   """
 
   def __init__(self, suite: str, config: Any, threads: int):
@@ -48,16 +51,16 @@ class Workers:
       pool.shutdown()
 
   def compare(self, problem: Problem, names: Sequence[str]) -> Comparison:
-    """Measures one problem.
+    """Measures one problem by several implementations.
 
     Args:
-      problem: what is computed.
-      names: of implementations, which are installed; those that leave the
-        problem out are not asked.
+      problem: the problem.
+      names: names of installed implementations. Those that do not support the
+        problem are left out.
 
     Returns:
-      All turns; implementations that fail, or whose values are not those of the
-      first, are refused and not timed.
+      The times of all turns. Implementations that fail, or whose values differ
+      from those of the first one, are refused and not timed.
     """
     left_out, refused, about, first_calls = {}, {}, {}, {}
     wanted = None
@@ -111,7 +114,7 @@ class Workers:
     return Comparison(problem, turns, left_out, refused, about)
 
   def peak(self) -> dict[str, Any]:
-    """FLOP/s of a matrix product on this machine, and the device's name."""
+    """FLOP/s of a large matrix product, platform and name of the device."""
     with self._start(IMPLEMENTATIONS["linear"]["ours"]) as pool:
       return processes.ask(pool, worker.peak, self._config.dtype)
 
@@ -129,7 +132,7 @@ class Workers:
     environment = {
       "OMP_NUM_THREADS": str(self._threads),
       "MKL_NUM_THREADS": str(self._threads),
-      # Compile times are to be those of compiling.
+      # A cached program would not show the time of compilation.
       "JAX_ENABLE_COMPILATION_CACHE": "false",
       # Several processes share a GPU.
       "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -145,9 +148,10 @@ class Workers:
     return pool
 
   def _unequal(self, wanted, first, got, name, about) -> str:
-    """How values are not those of the first implementation; empty if they are.
+    """Describes how values differ from the first implementation's; or empty.
 
-    Of those that need not agree on all tokens it is noted how far they do.
+    If an implementation need not agree on all tokens, the share on which it
+    agrees is stored in `about`.
     """
     tolerances = TOLERANCES[self._config.dtype]
     least = self._table[name].agreement
@@ -166,13 +170,13 @@ class Workers:
 def difference(
   wanted: dict[str, Any], got: dict[str, Any], tolerances: tuple[float, float]
 ) -> str:
-  """What differs between two implementations' values; empty if nothing does.
+  """Describes how the values of two implementations differ; empty if equal.
 
   Args:
-    wanted: arrays by name.
-    got: arrays by name.
-    tolerances: of what is computed forward and of gradients, as a norm of the
-      difference over the norm of what is wanted. Integers must be equal.
+    wanted: arrays by name, of the first implementation.
+    got: arrays by name, of the other one.
+    tolerances: largest norm of the difference over the norm of `wanted`, for
+      forward results and for gradients. Integers must be equal.
   """
   if wanted.keys() != got.keys():
     return f"{sorted(wanted.keys() ^ got.keys())} is"
@@ -186,24 +190,24 @@ def difference(
       continue
     error = np.linalg.norm((found - want).ravel())
     error /= max(float(np.linalg.norm(want.ravel())), 1e-30)
-    # Not the other way round: a NaN is to be refused.
+    # Written with `not`, so that NaN is refused.
     if not error <= tolerances[name.startswith("gradient")]:
       return f"{name} is off by {error:.1e} and"
   return ""
 
 
 def agree(wanted: dict[str, Any], got: dict[str, Any]) -> float:
-  """Cuts two implementations' tokens, and scores, to what they agree on.
+  """Sets tokens and scores to zero from the first token that differs.
 
-  A row is another text after its first other token: from there on tokens and
-  scores of both become zero, in place.
+  After the first token that differs, the rest of a row is another text and
+  cannot be compared. Both arguments are changed in place.
 
   Args:
-    wanted: `tokens` and `scores`, [batch, N].
-    got: the same.
+    wanted: `tokens` and `scores`, [batch, N], of the first implementation.
+    got: `tokens` and `scores`, [batch, N], of the other one.
 
   Returns:
-    The part of the tokens that is left.
+    The share of the tokens before that point.
   """
   same = np.logical_and.accumulate(wanted["tokens"] == got["tokens"], axis=1)
   for values in (wanted, got):
@@ -218,16 +222,18 @@ def measure(
   names: dict[str, list[str]],
   about: dict[str, Any],
 ) -> dict[str, Any]:
-  """Measures problems of some suites, and prints what comes out.
+  """Measures the problems of some suites, and prints the results.
 
   Args:
-    config: the flags.
+    config: the flags of the benchmark.
     chosen: the problems.
-    names: implementations of each suite.
-    about: the machine; its device, threads and FLOP/s are added to it.
+    names: names of the implementations of each suite.
+    about: description of the machine; its device, threads and FLOP/s are added
+      in place.
 
   Returns:
-    The skipped implementations, the refused ones, the targets, and all rows.
+    A dict of the skipped implementations, the refused ones, the targets, and
+    all rows.
   """
   threads = config.threads or timing.processors()
   skipped = {

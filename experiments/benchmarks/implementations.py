@@ -1,4 +1,7 @@
-"""Who computes the problems. To add one: a file in peers/, a row in a table."""
+"""The table of implementations of each suite.
+
+To add one, add a module to peers/ and an entry to `IMPLEMENTATIONS`.
+"""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -12,18 +15,20 @@ class Implementation(NamedTuple):
   """One way to compute the problems of a suite.
 
   Attributes:
-    module: that has `make`.
-    side: "ours"; "jax", another way to do it in JAX; "torch"; or "other", which
-      no ratio is about.
-    option: handed to `make`.
-    needs: packages that have to be installed.
-    environment: variables of its process.
-    cannot: the kinds, structures and dtypes ("rnn", "diagonal", "bfloat16", or
-      kind and dtype, "rnn bfloat16") that it leaves out, and why, as "it ...".
-    agreement: the least part of the tokens that must be those of the first
-      implementation, each row up to where it departs; 1 but for narrow weights,
-      which compute another function. The part is reported.
-    if_named: whether it takes part only if `--peers` names it.
+    module: name of the module with its function `make`.
+    side: "ours"; "jax" for another implementation in JAX; "torch"; or "other"
+      for one that has no part in the ratios.
+    option: argument of `make`.
+    needs: names of packages that must be installed.
+    environment: environment variables of its process.
+    cannot: maps kinds, structures and dtypes ("rnn", "diagonal", "bfloat16", or
+      a kind and a dtype, "rnn bfloat16") that it does not support to the
+      reason, which completes a sentence that begins with "it".
+    agreement: least share of the tokens that must equal those of the first
+      implementation, counted in each row up to the first that differs. It is 1
+      except for narrow weights, which compute another function; then the share
+      is reported.
+    if_named: whether it runs only if `--peers` names it.
   """
 
   module: str
@@ -36,13 +41,13 @@ class Implementation(NamedTuple):
   if_named: bool = False
 
   def why_not(self, problem: Problem, dtype: str) -> str:
-    """Why it leaves a problem out; empty if it does not."""
+    """Why it does not support a problem; empty if it does."""
     kind = problem.kind
     words = (kind, problem.structure, dtype, f"{kind} {dtype}")
     return next((self.cannot[w] for w in words if w in self.cannot), "")
 
   def missing(self) -> str:
-    """What to install for it; empty if it is all there."""
+    """Which packages to install for it; empty if none is missing."""
     absent = [n for n in self.needs if importlib.util.find_spec(n) is None]
     if not absent:
       return ""
@@ -74,12 +79,13 @@ DENSE = {"diagonal": "has dense cells only"}
 LAX = _peer("lax", "jax", cannot=DENSE)
 TORCH = _peer("torch", "torch", needs=("torch",), cannot=DENSE)
 
-# The first of a suite is the one whose values the others must have.
+# The values of a suite's first implementation are those that the others must
+# agree with.
 IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
   "cells": {
     "ours": OURS,
     **_ours("fused", "scan"),
-    # For one kind of device each.
+    # Each of these runs on one kind of device only.
     **_ours("tpu_kernel", "gpu_kernel", "cudnn", if_named=True),
     "scan": LAX,
     "flax": _peer(

@@ -1,9 +1,10 @@
-"""Every cell by every method that runs it: what the table of "auto" rests on.
+"""Times every cell by every method: the data for the choice of method="auto".
 
   python -m experiments.benchmark --suite=methods
 
-In this process, methods in turn. `recurrent.executors.choice` has the table;
-tests/executors/choice_test.py holds it against docs/methods.json.
+The methods take turns in this process. `recurrent.executors.choice` has the
+rules of the choice; tests/executors/choice_test.py compares them with the
+measurements in docs/methods.json.
 """
 
 import functools
@@ -18,7 +19,8 @@ from recurrent import cells, memory
 from recurrent.executors import EXECUTORS, Setting
 from recurrent.unroll import resolve_method
 
-# One iterates, one is interpreted: the suites newton and cells are for those.
+# "newton" needs a varying number of iterations, and "tpu_kernel" is interpreted
+# where there is no TPU. The suites newton and cells measure these.
 LEFT_OUT = ("newton", "tpu_kernel")
 SHAPES = ((64, 100, 128, 128), (16, 64, 512, 512), (1, 256, 256, 256))
 MORE_SHAPES = ((32, 10, 1, 64), (20, 35, 648, 648), (1, 4096, 64, 64))
@@ -26,10 +28,10 @@ WELL_KNOWN = ("rnn", "lstm", "gru", "slstm", "lru", "mlstm")
 
 
 class Case(NamedTuple):
-  """A cell at a shape.
+  """A cell and the shape of its inputs.
 
   Attributes:
-    name: key of `recurrent.cells.CELLS`.
+    name: a key of `recurrent.cells.CELLS`.
     batch: rows.
     time: time steps.
     in_features: width of the inputs.
@@ -44,7 +46,7 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-  """All cells at some shapes, well-known ones at some more."""
+  """All cells at some shapes, and well-known cells at further shapes."""
   return [
     *(Case(n, *s) for s in SHAPES for n in cells.vector_cells()),
     *(Case(n, *s) for s in MORE_SHAPES for n in WELL_KNOWN),
@@ -55,8 +57,8 @@ def measure(config: Any, machine: Any) -> list[dict[str, Any]]:
   """Times all methods of all cases, in turn.
 
   Returns:
-    One row a case and work: `ms` has each method's best turn, `auto` what
-    `method="auto"` takes.
+    One row per case and kind of work: `ms` has the best time of each method,
+    `auto` is the method that `method="auto"` chooses.
   """
   del machine
   memory.keep_freed()
@@ -89,9 +91,10 @@ def measure(config: Any, machine: Any) -> list[dict[str, Any]]:
 
 
 def _best_turns(compiled, arguments, config):
-  """Of each method, the least of its turns' medians: noise only adds.
+  """The smallest of the medians of each method's turns, in milliseconds.
 
-  What compiled to the same program has the same time.
+  Noise only adds time, hence the smallest. Methods that compile to the same
+  program are measured once.
   """
   texts = {name: _program(method) for name, method in compiled.items()}
   first = {text: name for name, text in reversed(texts.items())}
@@ -106,7 +109,7 @@ def _best_turns(compiled, arguments, config):
 
 
 def _program(compiled):
-  """What was compiled, without where in the source it came from."""
+  """The text of a compiled program, without its source locations."""
   text = re.sub(r"metadata=\{[^}]*\}", "", compiled.as_text())
   return text[text.index("\n%") :]
 

@@ -1,9 +1,10 @@
-"""From a library's network to the calls that are timed.
+"""Makes the calls that are timed from the network of a library.
 
-The same work on every side. Forward: the outputs of all time steps. Forward
-and backward: the gradients of mean(outputs * weights) by all parameters and by
-the inputs. Train step: that, and Adam (rate 1e-3, epsilon 1e-8) by the
-library's own optimiser. Every call waits for its results.
+The work is the same for every library. Forward: the outputs of all time steps.
+Forward and backward: the gradients of mean(outputs * weights) with respect to
+all parameters and the inputs. Train step: the same, and an update by the
+library's Adam (learning rate 1e-3, epsilon 1e-8). Every call waits for its
+results.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,23 +22,30 @@ RATE, EPSILON = 1e-3, 1e-8
 
 
 class Calls(NamedTuple):
-  """What a worker runs."""
+  """The calls that a worker process runs.
 
-  works: dict[str, Callable[[], Any]]  # the calls, by name
-  # What they compute, by name, to be equal on every side.
+  Attributes:
+    works: the calls to time, by the name of the work.
+    values: returns the computed arrays by name, which must agree between
+      implementations.
+    about: further facts to report, by name.
+  """
+
+  works: dict[str, Callable[[], Any]]
   values: Callable[[], dict[str, Any]]
-  about: dict[str, Any] = {}  # what else is worth knowing
+  about: dict[str, Any] = {}
 
 
 class Network(NamedTuple):
   """A network of a JAX library.
 
   Attributes:
-    variables: all that is learned.
-    apply: from (variables, inputs) to the outputs of all time steps.
-    name_gradients: from gradients by the variables to arrays by name.
-    optimizer: (state, update), update(gradients, state, variables) ->
-      (variables, state); None: optax's Adam.
+    variables: pytree of the trained arrays.
+    apply: `apply(variables, inputs)` returns the outputs of all time steps.
+    name_gradients: converts gradients with respect to `variables` to arrays by
+      name.
+    optimizer: a pair (state, update), where `update(gradients, state,
+      variables) -> (variables, state)`; None: optax's Adam.
     about: see `Calls`.
   """
 
@@ -49,12 +57,13 @@ class Network(NamedTuple):
 
 
 def from_jax(network: Network, drawn: Drawn, dtype: str) -> Calls:
-  """The calls of a JAX library: whole functions, compiled.
+  """Makes the calls of a JAX library, each one compiled function.
 
   Args:
-    network: in float32; it computes in `dtype` for inputs of it.
-    drawn: the arrays.
-    dtype: what to compute in.
+    network: network with float32 variables, which computes in the dtype of its
+      inputs.
+    drawn: the arrays of the problem.
+    dtype: dtype of the computation.
   """
   # Copies, since the training step donates its variables.
   copy = lambda tree: jax.tree.map(jnp.array, tree)
@@ -102,14 +111,16 @@ def from_cells(
   fill: Callable[[Any], Any] = lambda params: params,
   back: Callable[[Any], Any] = lambda gradients: gradients,
 ) -> Calls:
-  """The calls of a JAX library that has cells, and leaves layers to its user.
+  """Makes the calls of a JAX library that has cells but no stacks of layers.
 
   Args:
-    drawn: the arrays.
-    dtype: what to compute in; variables stay float32.
-    run: from (variables, inputs, reverse) to the outputs of one direction.
-    fill: from the parameters of a cell to the library's variables.
-    back: from gradients by the variables to parameters of a cell.
+    drawn: the arrays of the problem.
+    dtype: dtype of the computation; variables are float32.
+    run: `run(variables, inputs, reverse)` returns the outputs of one direction
+      of a layer.
+    fill: converts parameters of a cell to the library's variables.
+    back: converts gradients with respect to these variables to the form of
+      parameters of a cell.
   """
 
   def apply(variables, inputs):
@@ -134,14 +145,14 @@ def from_modules(
   params_of: Callable[[Any], list[Any]],
   about: dict[str, Any] | None = None,
 ) -> Calls:
-  """The calls of Flax NNX modules.
+  """Makes the calls of a stack of Flax NNX modules.
 
   Args:
-    drawn: the arrays.
-    dtype: what to compute in; parameters stay float32.
-    layers: the modules, one upon the other.
-    run: from (layer, inputs) to its outputs.
-    params_of: the parameters of a layer's cells, one a direction.
+    drawn: the arrays of the problem.
+    dtype: dtype of the computation; parameters are float32.
+    layers: the modules, from the first layer to the last.
+    run: `run(layer, inputs)` returns the outputs of a layer.
+    params_of: returns the parameters of a layer's cells, one per direction.
     about: see `Calls`.
   """
   graphdef, *parts = nnx.split(nnx.List(layers), nnx.Param, ...)
@@ -161,7 +172,7 @@ def from_modules(
 
 
 def name_layers(gradients: list[list[Any]]) -> dict[str, Any]:
-  """Gradients by cell parameters, [layer][direction], as arrays by name."""
+  """Names the gradients of the cells' parameters, [layer][direction]."""
   return {
     f"{leaf}, layer {layer}, direction {direction}": getattr(params, leaf)
     for layer, pair in enumerate(gradients)
@@ -173,7 +184,7 @@ def name_layers(gradients: list[list[Any]]) -> dict[str, Any]:
 def as_values(
   outputs: Any, d_inputs: Any, gradients: dict[str, Any]
 ) -> dict[str, Any]:
-  """What all are to agree on: outputs, gradients by inputs and by others."""
+  """Names the values to compare, as float32: outputs and all gradients."""
   found = {"outputs": outputs}
   for name, array in {"inputs": d_inputs, **gradients}.items():
     found[f"gradient of {name}"] = array
@@ -181,7 +192,7 @@ def as_values(
 
 
 def _adam(variables):
-  """State and update of optax's Adam."""
+  """The initial state and the update function of optax's Adam."""
   adam = optax.adam(RATE, eps=EPSILON)
 
   def update(gradients, opt_state, variables):

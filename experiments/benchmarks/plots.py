@@ -1,4 +1,4 @@
-"""All plots: medians as dots, and how things grow with size."""
+"""Draws the plots: medians of implementations, and growth with the size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from experiments.benchmarks.implementations import IMPLEMENTATIONS
 
 Row = dict[str, Any]
 
-# Ours dark, the plain scan light; recomputation in colours.
+# "auto" is black and the plain scan is grey; recomputation has colours.
 COLOURS = {
   "auto": "black",
   "fused": "tab:blue",
@@ -22,7 +22,7 @@ COLOURS = {
   "fused, checkpoint around": "tab:purple",
 }
 MARKERS = "os^vDP<>"
-# Part and axis of each panel that is lines, what x is, what y is.
+# Part and axis of each panel with lines, and the labels of x and y.
 PANELS = (
   ("time", "time_steps", "time steps T", "forward + backward, ms"),
   ("time", "batch", "rows B", "forward + backward, ms"),
@@ -35,23 +35,23 @@ PANELS = (
 
 
 def title(machine: dict[str, Any], about: str) -> str:
-  """Processor, what else matters, and versions."""
+  """A heading: processor, further facts, and versions of the libraries."""
   versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
   return f"{machine['processor']}, {about}; {versions}"
 
 
 def medians(rows: Sequence[Row], heading: str, path: Path) -> None:
-  """Draws the rows of `report.rows`: a line of panels a suite, a panel a work.
+  """Draws medians as dots: a row of panels per suite, a panel per work.
 
   Args:
-    rows: whose medians are the dots.
+    rows: rows from `report.rows`.
     heading: device and versions.
-    path: of the PNG.
+    path: path of the PNG file to write.
   """
   suites = _groups(rows, "suite")
   columns = max(len(problems.WORKS[suite]) for suite in suites)
   shapes = {suite: list(_groups(suites[suite], "shape")) for suite in suites}
-  # Inches for a shape, and for what stands around a panel.
+  # Inches for each shape, and for the labels around a panel.
   heights = [0.42 * len(names) + 1.3 for names in shapes.values()]
   figure = _figure((4.2 * columns + 2.5, sum(heights) + 0.8))
   grid = figure.add_gridspec(len(suites), columns, height_ratios=heights)
@@ -67,7 +67,8 @@ def medians(rows: Sequence[Row], heading: str, path: Path) -> None:
       here = _groups([r for r in found if r["work"] == work], "implementation")
       for number, name in enumerate(names):
         chosen = here.get(name, [])
-        # Beside each other within the line of a shape, in the legend's order.
+        # The dots of a shape are shifted, in the order of the legend, so that
+        # they do not hide each other.
         shift = 0.6 * ((number + 0.5) / len(names) - 0.5)
         colour, marker = _style(name)
         panel.plot(
@@ -101,13 +102,13 @@ def medians(rows: Sequence[Row], heading: str, path: Path) -> None:
 def scaling(
   rows: Sequence[Row], exponents: Sequence[Row], heading: str, path: Path
 ) -> None:
-  """Draws the parts of the suite scaling as small panels, log-log.
+  """Draws the results of the suite scaling as panels with logarithmic axes.
 
   Args:
-    rows: as `scaling.measure` makes them.
-    exponents: as `scaling.fits` gives them.
+    rows: rows from `scaling.measure`.
+    exponents: rows from `scaling.fits`.
     heading: device and versions.
-    path: of the PNG.
+    path: path of the PNG file to write.
   """
   figure = _figure((20, 11))
   *panels, last = figure.subplots(2, 4).flat
@@ -144,7 +145,7 @@ def scaling(
 
 
 def _trade(panel, rows):
-  """Time against memory, relative to what keeps all, by "fused"."""
+  """Draws time against memory, relative to "fused" without recomputation."""
   for number, (shape, found) in enumerate(_groups(rows, "x").items()):
     one = next(r for r in found if r["implementation"] == "fused, kept")
     for row in found:
@@ -181,7 +182,7 @@ def _finish(panel, x_label, y_label, heading):
 
 
 def _legend_below(panel, size, heading):
-  """Below the panel, where it hides no point."""
+  """Draws the legend below the panel, where it hides no point."""
   panel.legend(
     loc="upper center",
     bbox_to_anchor=(0.5, -0.13),
@@ -194,7 +195,7 @@ def _legend_below(panel, size, heading):
 
 
 def _style(name):
-  """Ours are grey circles, the others have a colour and a marker each."""
+  """Colour and marker of an implementation; ours are grey circles."""
   ours, others = [], []
   for known in dict.fromkeys(n for s in IMPLEMENTATIONS.values() for n in s):
     (ours if known.startswith("ours") else others).append(known)
@@ -205,7 +206,7 @@ def _style(name):
 
 
 def _groups(rows, key) -> dict[str, list[Row]]:
-  """The rows by one of their values, in the order of its first row."""
+  """Groups rows by the value of a key, in the order of first appearance."""
   found: dict[str, list[Row]] = {}
   for row in rows:
     found.setdefault(row[key], []).append(row)

@@ -1,7 +1,7 @@
-"""What is computed: shapes, parameters, inputs. NumPy only.
+"""The problems of the benchmarks: shapes, parameters and inputs, in NumPy.
 
-Every implementation gets the same float32 arrays, batch first, and starts from
-zeros. The GRU's inner bias is zero, since Flax has none.
+Every implementation gets the same float32 arrays, batch first, and its initial
+carry is zero. The GRU's inner bias is zero, since Flax's GRU has none.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ WORKS = {
   "newton": (FORWARD, BACKWARD),
   "decode": ("tokens",),
 }
-VOCABULARY = 103  # of the decode suite, as of `pydoc`'s characters
-COMPARED = 64  # tokens, of the decode suite
+VOCABULARY = 103  # vocabulary size of the suite decode, that of `pydoc`
+COMPARED = 64  # number of tokens to compare in the suite decode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Problem:
     suite: a key of `WORKS`.
     kind: "lstm", "gru" or "rnn"; "linear" for a bare linear recurrence.
     batch: rows B.
-    time: time steps T; in the decode suite tokens a call.
+    time: time steps T; in the suite decode, tokens per call.
     in_features: width D of the inputs.
-    features: width H of a layer, one direction.
-    layers: how many.
+    features: width H of one direction of a layer.
+    layers: number of layers.
     bidirectional: whether there are two directions.
-    structure: of the recurrent product, "dense" or "diagonal".
-    large: whether it runs only when asked for.
+    structure: structure of the recurrent matrix, "dense" or "diagonal".
+    large: whether it runs only when --shapes asks for it.
   """
 
   suite: str
@@ -56,7 +56,7 @@ class Problem:
 
   @property
   def name(self) -> str:
-    """As `--shapes` takes it: lstm-64x100x128x128 is B x T x D x H."""
+    """Its name in `--shapes`: lstm-64x100x128x128 is B x T x D x H."""
     sizes = [self.batch, self.time, self.in_features, self.features]
     parts = [self.kind, "x".join(map(str, sizes))]
     if self.suite not in ("cells", self.kind):
@@ -67,7 +67,7 @@ class Problem:
     return "-".join(parts)
 
   def flops(self, work: str) -> int:
-    """Of the products that cannot be left out: a backward pass has twice."""
+    """FLOPs of the necessary products; a backward pass has twice as many."""
     passes = 1 if work in (FORWARD, "tokens") else 3
     if self.suite == "linear":
       return passes * 2 * self.batch * self.time * self.features
@@ -124,16 +124,16 @@ PROBLEMS = (
 
 
 def choose(shapes: str, suites: Sequence[str]) -> list[Problem]:
-  """The problems of some suites that `--shapes` asks for.
+  """Returns the problems of some suites that `--shapes` selects.
 
   Args:
-    shapes: "default", "all", or names and quadruples B,T,D,H separated by
-      semicolons; a quadruple is an LSTM of the suite cells, or what stands
-      before it, as in gru:64,100,128,128.
+    shapes: "default", "all", or names and quadruples B,T,D,H, separated by
+      semicolons. A quadruple is an LSTM of the suite cells, unless a kind
+      precedes it, as in gru:64,100,128,128.
     suites: keys of `WORKS`.
 
   Raises:
-    ConfigError: if a shape is unknown, or a suite is left without any.
+    ConfigError: if a shape is unknown, or a suite is left without a problem.
   """
   if shapes in ("default", "all"):
     found = [p for p in PROBLEMS if shapes == "all" or not p.large]
@@ -166,14 +166,16 @@ def _named(text):
 
 
 class Drawn(NamedTuple):
-  """Arrays of a problem, float32.
+  """The arrays of a problem, in float32.
 
   Attributes:
     layers: parameters of the cells, [layer][direction].
-    inputs: [batch, time, in_features]; [time, batch, H] drive if linear;
-      token ids [batch, 8] of a prompt if decode.
-    weights: like the outputs; the loss is the mean of outputs * weights.
-    more: "decay" if linear; "embedding", "kernel", "bias" if decode.
+    inputs: [batch, time, in_features]; in the suite linear the drive [time,
+      batch, H]; in the suite decode the token ids [batch, 8] of a prompt.
+    weights: array of the shape of the outputs; the loss is the mean of outputs
+      * weights.
+    more: "decay" in the suite linear; "embedding", "kernel" and "bias" in the
+      suite decode.
   """
 
   layers: list[list[Any]]
@@ -183,7 +185,7 @@ class Drawn(NamedTuple):
 
 
 def draw(problem: Problem) -> Drawn:
-  """The arrays of a problem, the same in every process."""
+  """Draws the arrays of a problem, which are the same in every process."""
   rng = np.random.default_rng(0)
 
   def normal(*shape):
@@ -218,7 +220,7 @@ def draw(problem: Problem) -> Drawn:
   if problem.suite == "decode":
     more = {
       "embedding": normal(VOCABULARY, problem.in_features),
-      # Large enough that no two logits are nearly the same.
+      # So large that no two logits are nearly equal.
       "kernel": 8 * h**-0.5 * normal(h, VOCABULARY),
       "bias": normal(VOCABULARY),
     }

@@ -1,4 +1,4 @@
-"""Processes of their own, which run functions on request."""
+"""Worker processes, which run functions on request."""
 
 import multiprocessing
 import os
@@ -10,25 +10,25 @@ from unittest import mock
 
 
 class WorkerError(Exception):
-  """A process could not do what was asked of it, or is gone."""
+  """A function failed in its worker process, or the process has ended."""
 
 
 def start(environment: Mapping[str, str]) -> Executor:
-  """A new process with these variables beside those of this one."""
+  """Starts a process with these environment variables added to our own."""
   pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
   with mock.patch.dict(os.environ, environment):
-    # What libraries print must not get into this script's output.
+    # Libraries may print to stdout: it is redirected to stderr.
     pool.submit(os.dup2, 2, 1).result()
   return pool
 
 
 def submit(pool: Executor, function: Callable[..., Any], *args: Any) -> Future:
-  """Asks for a function's value; any error there becomes a `WorkerError`."""
+  """Runs a function in the process; its errors become `WorkerError`s."""
   return pool.submit(_guarded, function, *args)
 
 
 def ask(pool: Executor, function: Callable[..., Any], *args: Any) -> Any:
-  """Waits for a function's value.
+  """Runs a function in the process and waits for its value.
 
   Raises:
     WorkerError: if the function fails, or the process has ended.
@@ -42,6 +42,6 @@ def ask(pool: Executor, function: Callable[..., Any], *args: Any) -> Any:
 def _guarded(function, *args):
   try:
     return function(*args)
-  except Exception as error:  # whose type may not be known on the other side
+  except Exception as error:  # the type may not be importable in the parent
     reason = str(error).strip().splitlines() or [""]
     raise WorkerError(f"{type(error).__name__}: {reason[0]}") from None

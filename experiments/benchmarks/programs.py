@@ -1,4 +1,4 @@
-"""Compiled programs of `recurrent.unroll`, for the suites without peers."""
+"""Lowers programs of `recurrent.unroll`, for suites without other libraries."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,18 +23,19 @@ def lower(
   by: tuple[int, ...] = (0, 1),
   **how: Any,
 ) -> jax.stages.Lowered:
-  """Lowers layers of one cell; the program takes (layers, inputs).
+  """Lowers a stack of layers of one cell; the program takes (layers, inputs).
 
   Args:
-    work: forward, or forward and backward of the mean of squares.
-    cell: of each layer.
-    layers: parameters of each, arrays or their shapes.
+    work: `FORWARD`, or `BACKWARD` for the gradient of the mean of squares.
+    cell: the cell of each layer.
+    layers: parameters of each layer, arrays or their shapes.
     inputs: [batch, time, features], an array or its shape.
-    last: whether only the last hidden state is wanted, not all outputs.
-    checkpoint: whether `jax.checkpoint` is around it all.
+    last: whether the program returns the last hidden state, and not all
+      outputs.
+    checkpoint: whether to wrap the forward pass in `jax.checkpoint`.
     gradient: jax.grad or jax.value_and_grad.
-    by: what the gradients are by: layers (0), inputs (1).
-    **how: of `unroll`.
+    by: what the gradients are with respect to: layers (0), inputs (1).
+    **how: further arguments of `unroll`.
   """
 
   def forward(layers, inputs):

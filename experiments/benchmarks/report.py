@@ -1,7 +1,8 @@
-"""From measured times to rows, from rows to ratios and targets, and to tables.
+"""Makes rows, ratios, targets and tables from measured times.
 
-A ratio is how many times longer another takes than ours: above 1, we win. It
-is the median over repeats, in each of which both had a turn.
+A ratio is the time of another implementation over the time of ours: above 1,
+ours is faster. It is the median over the repeats, in each of which both were
+timed.
 """
 
 import statistics
@@ -20,7 +21,7 @@ TITLES = {"jax": "the best JAX peer", "torch": "torch"}
 
 
 class Turns(NamedTuple):
-  """What was measured of one implementation with one work."""
+  """The measurements of one implementation for one kind of work."""
 
   seconds: list[list[float]]  # of each call, by repeat
   first_call: float  # seconds; JAX compiles in it
@@ -28,20 +29,20 @@ class Turns(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """What was measured of one problem; all but `turns` by implementation."""
+  """The measurements of one problem, by implementation."""
 
   problem: Problem
   turns: dict[str, dict[str, Turns]]  # by work, then by implementation
   left_out: dict[str, str]  # why it does not compute this, as "it ..."
   refused: dict[str, str]  # why it was not timed, or not to the end
-  about: dict[str, dict[str, Any]]  # what else is worth knowing
+  about: dict[str, dict[str, Any]]  # further facts to report
 
 
 def rows(measured: Comparison, peak_flops: float) -> list[Row]:
-  """One row a work and implementation.
+  """Makes one row per kind of work and implementation.
 
   Args:
-    measured: of one problem.
+    measured: the measurements of one problem.
     peak_flops: FLOP/s of a matrix product on this machine.
   """
   problem, found = measured.problem, []
@@ -83,7 +84,7 @@ def rows(measured: Comparison, peak_flops: float) -> list[Row]:
 
 
 class Target(NamedTuple):
-  """Something to reach; nothing of it was measured where `measured` is None."""
+  """A ratio to reach; `measured` is None if no shape of it was measured."""
 
   name: str
   wanted: float  # the least ratio
@@ -92,7 +93,7 @@ class Target(NamedTuple):
 
   @property
   def met(self) -> bool | None:
-    """Whether it is reached; None where nothing of it was measured."""
+    """Whether the target is reached; None if it was not measured."""
     return None if self.measured is None else self.measured >= self.wanted
 
 
@@ -109,8 +110,8 @@ _JAX, _TORCH = (f"over {title}" for title in TITLES.values())
 _ONE_ROW = {"batch": 1}
 _GENERATION = "generation, one row of 256, over"
 _SMALL = {"batch": 1, "features": 256}
-# Name, the ratio wanted, what is taken of the ratios of all shapes, and the
-# arguments of `against`.
+# Name, wanted ratio, the function that reduces the ratios of all shapes to one,
+# and the arguments of `against`.
 TARGETS: tuple[tuple[str, float, Callable[..., Any], Any], ...] = (
   (f"{BACKWARD}, {_JAX}, mean", 1.3, _mean, ("cells", BACKWARD, "jax")),
   (f"{BACKWARD}, {_JAX}, least", 1.0, _least, ("cells", BACKWARD, "jax")),
@@ -138,7 +139,7 @@ TARGETS: tuple[tuple[str, float, Callable[..., Any], Any], ...] = (
 
 
 def targets(found: Sequence[Row]) -> list[Target]:
-  """All targets, computed from the rows."""
+  """Computes all targets from the rows."""
   return [
     Target(name, wanted, *(reduce(ratios) if ratios else (None, "")))
     for name, wanted, reduce, which in TARGETS
@@ -149,14 +150,14 @@ def targets(found: Sequence[Row]) -> list[Target]:
 def against(
   found: Iterable[Row], suite: str, work: str, who: str, only: Row | None = None
 ) -> dict[str, float]:
-  """By shape, the ratio of an implementation, or of the fastest of a side.
+  """The ratio of each shape, of one implementation or the fastest of a side.
 
   Args:
-    found: rows.
-    suite: whose shapes.
-    work: which.
-    who: an implementation, or "jax" or "torch".
-    only: values that the rows must have besides.
+    found: rows from `rows`.
+    suite: suite of the shapes.
+    work: kind of work.
+    who: name of an implementation, or the side "jax" or "torch".
+    only: further values that a row must have, by key.
   """
   wanted = {"suite": suite, "work": work, **(only or {})}
   best: dict[str, Row] = {}
@@ -173,7 +174,7 @@ def against(
 
 
 def table(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
-  """A table in Markdown; numbers with four digits."""
+  """Formats a Markdown table; floats have four digits."""
 
   def show(value):
     if isinstance(value, list):
@@ -204,13 +205,13 @@ _COLUMNS = {
 
 
 def show_rows(found: Iterable[Row]) -> str:
-  """The rows of one shape as a table."""
+  """Formats the rows of one shape as a table."""
   lines = ([row[key] for key in _COLUMNS] for row in found)
   return table(_COLUMNS.values(), lines)
 
 
 def show_ratios(found: Sequence[Row]) -> str:
-  """By shape, ours against the best JAX peer and torch; losses are marked."""
+  """Formats the ratios to the best JAX peer and to torch, by shape."""
   lines = []
   for suite, works in problems.WORKS.items():
     for work in works:
@@ -224,7 +225,7 @@ def show_ratios(found: Sequence[Row]) -> str:
 
 
 def show_targets(all_targets: Iterable[Target]) -> str:
-  """The targets as a table."""
+  """Formats the targets as a table."""
   lines = []
   for name, wanted, measured, where in all_targets:
     shown, met = "-", "not measured"

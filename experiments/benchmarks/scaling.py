@@ -4,12 +4,12 @@
 
 time: forward and backward of LSTM layers against time steps, rows, width,
   layers.
-devices: a train step of the language model, the same batch shared out among
-  the devices of a process, and among processes.
-memory: temporaries of the compiled forward and backward against time steps, by
-  what is kept for the reverse pass.
-recompute: time and memory of keeping and recomputing, at a few sizes.
-compile: seconds and instructions of a compiled gradient against time steps.
+devices: a train step of the language model, with the same global batch split
+  over the devices of one process, or over several processes.
+memory: temporary memory of the compiled forward and backward against time
+  steps, for several choices of what is kept for the backward pass.
+recompute: time and memory with and without recomputation, at a few sizes.
+compile: compilation time and instructions of a gradient against time steps.
 
 An exponent is the slope of a least-squares line through the logarithms, over
 all points and over the last three.
@@ -32,13 +32,13 @@ from experiments.benchmarks.problems import BACKWARD
 from recurrent.cells import CELLS, LSTM
 
 MIB = 1 << 20
-LAST = 3  # points of an asymptote
+LAST = 3  # number of last points, whose exponent is fitted separately
 
 Row = dict[str, Any]
 
 
 class Layers(NamedTuple):
-  """Layers upon each other, as wide as their inputs."""
+  """The size of a stack of layers, whose inputs are as wide as the layers."""
 
   batch: int = 16
   time_steps: int = 128
@@ -47,9 +47,10 @@ class Layers(NamedTuple):
 
 
 class Sizes(NamedTuple):
-  """What is measured."""
+  """The sizes to measure."""
 
-  # The axes: what is held while one of them moves, their points, the methods.
+  # Part `times`: the size that is varied along one axis at a time, the points
+  # of each axis, and the methods.
   base: Layers = Layers()
   axes: Mapping[str, tuple[int, ...]] = {
     "time_steps": (32, 64, 128, 256, 512, 1024),
@@ -58,13 +59,13 @@ class Sizes(NamedTuple):
     "layers": (1, 2, 4, 8),
   }
   methods: tuple[str, ...] = ("auto", "fused", "scan")
-  # Some train steps of a language model with these flags: how many devices of
-  # one process share one out, and how many processes.
+  # Part `devices`: numbers of devices of one process, numbers of processes,
+  # flags of the language model, and train steps to time.
   devices: tuple[int, ...] = (1, 2, 4, 8)
   processes: tuple[int, ...] = (1, 2, 4)
   train: tuple[str, ...] = ("--batch_size=32", "--features=256")
   steps: int = 2
-  # Rows and width of the layer whose memory is read off, and time steps.
+  # Part `memory`: rows and width of the layer, and numbers of time steps.
   memory: tuple[int, int] = (8, 128)
   memory_times: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
   recompute: tuple[Layers, ...] = (
@@ -72,7 +73,7 @@ class Sizes(NamedTuple):
     Layers(20, 35, 650),
     Layers(16, 512, 512),
   )
-  # Cells and methods of the programs to compile, and time steps.
+  # Part `compile`: cells and methods to compile, and numbers of time steps.
   compiled: tuple[tuple[str, str], ...] = (
     ("lstm", "scan"),
     ("lstm", "fused"),
@@ -82,7 +83,8 @@ class Sizes(NamedTuple):
     ("mlstm", "chunkwise"),
   )
   compile_times: tuple[int, ...] = (64, 512, 4096, 32768)
-  # What the repeats of a part may take; 3 even so, but 1 of compilation.
+  # Time limit for the repeats of a part. There are at least 3 repeats, and 1 of
+  # the part `compile`.
   seconds: float = 15.0
 
 
@@ -90,7 +92,7 @@ SIZES = Sizes()
 
 
 def measure(config: Any, machine: dict[str, Any]) -> dict[str, Any]:
-  """Rows of all parts of `SIZES`, and exponents; printed and drawn."""
+  """Measures all parts, prints and draws them; returns rows and exponents."""
   rows: list[Row] = []
   for part in (times, devices, memory, recompute, compilation):
     found = part(SIZES, config.repeats)
@@ -108,12 +110,12 @@ def measure(config: Any, machine: dict[str, Any]) -> dict[str, Any]:
 
 
 def exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
-  """The power that y grows with, by least squares of the logarithms."""
+  """Fits y ~ x^p by least squares of the logarithms, and returns p."""
   return float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
 
 
 def fits(rows: Sequence[Row]) -> list[Row]:
-  """The exponents of every line along an axis: all points, the last three."""
+  """Fits the exponents of every line, over all and over the last points."""
   keys = ("part", "axis", "implementation")
   lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
   for row in rows:
@@ -129,7 +131,7 @@ def fits(rows: Sequence[Row]) -> list[Row]:
 
 
 def times(sizes: Sizes, repeats: int) -> list[Row]:
-  """Forward and backward along each axis."""
+  """Times forward and backward along each axis."""
   rows = []
   for axis, points in sizes.axes.items():
     calls = {}
@@ -142,14 +144,15 @@ def times(sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def layers_call(size: Layers, **how: Any) -> tuple[Callable[[], Any], float]:
-  """A compiled forward and backward of some LSTM layers.
+  """Compiles forward and backward of a stack of LSTM layers.
 
   Args:
-    size: of the layers.
+    size: size of the layers.
     **how: method and remat, see `recurrent.unroll`.
 
   Returns:
-    What calls it and waits, and MiB of its temporaries.
+    A function that runs the program and waits for it, and the MiB of its
+    temporary memory.
   """
   cell = LSTM(size.features)
   key, *keys = jax.random.split(jax.random.key(0), size.layers + 1)
@@ -162,13 +165,13 @@ def layers_call(size: Layers, **how: Any) -> tuple[Callable[[], Any], float]:
 
 
 def devices(sizes: Sizes, repeats: int) -> list[Row]:
-  """A train step, the same global batch over more and more devices."""
+  """Times a train step of the same global batch over more and more devices."""
   with contextlib.ExitStack() as stack:
     start = lambda processes, each: stack.enter_context(
       training.Workers(processes, each, sizes.train)
     )
     alone = start(1, max(sizes.devices))
-    # Both kinds of one device are the same process.
+    # One device and one process are the same measurement.
     workers = {
       ("processes", n): alone if n == 1 else start(n, 1)
       for n in sizes.processes
@@ -188,13 +191,14 @@ def devices(sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def memory(sizes: Sizes, repeats: int) -> list[Row]:
-  """Temporaries of a gradient by the last carry, by what is kept for it."""
+  """Temporary memory of a gradient, by method and by what is recomputed."""
   del repeats
   batch, features = sizes.memory
   cell = LSTM(features)
   fused = functools.partial(dict[str, Any], method="fused")
-  # Of the outputs nothing is wanted: they would be O(time steps) themselves.
-  # How well the machine code is made is nothing to the buffers.
+  # The loss is of the last hidden state, since all outputs would themselves
+  # need O(time steps). The level of LLVM's optimisation does not change the
+  # buffers.
   quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
   rows = []
   for number in sizes.memory_times:
@@ -218,7 +222,7 @@ def memory(sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def recompute(sizes: Sizes, repeats: int) -> list[Row]:
-  """Time and memory of what there is to keep, outputs and all."""
+  """Times each choice of `remat`, and reads its temporary memory."""
   rows = []
   for size in sizes.recompute:
     shape = f"{size.batch}x{size.time_steps}x{size.features}"
@@ -237,7 +241,7 @@ def recompute(sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def compilation(sizes: Sizes, repeats: int) -> list[Row]:
-  """Seconds to trace, lower and compile a gradient; its instructions."""
+  """Times tracing, lowering and compiling a gradient; counts instructions."""
   counts = {}
 
   def compile_timed(name, method, number):
@@ -250,7 +254,7 @@ def compilation(sizes: Sizes, repeats: int) -> list[Row]:
     (*which, number): functools.partial(compile_timed, *which, number)
     for which, number in itertools.product(sizes.compiled, sizes.compile_times)
   }
-  # What is in JAX's cache on disk is to be compiled anew.
+  # JAX's compilation cache on disk is switched off.
   cache = "jax_enable_compilation_cache"
   with contextlib.ExitStack() as stack:
     stack.callback(jax.config.update, cache, getattr(jax.config, cache))
@@ -268,14 +272,14 @@ def compilation(sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def gradient(name: str, method: str, number: int) -> jax.stages.Compiled:
-  """A compiled gradient of a cell over so many time steps, 4 rows, 32 units."""
+  """Compiles a cell's gradient over `number` time steps, 4 rows, 32 units."""
   cell = CELLS[name](32)
   shapes = programs.shapes(cell, 4, number, 32)
   return programs.lower(BACKWARD, cell, *shapes, method=method).compile()
 
 
 def instructions(compiled: jax.stages.Compiled) -> int:
-  """How many instructions XLA's program has, fused ones too."""
+  """Number of instructions of a program, those inside fusions included."""
   return sum(" = " in line for line in (compiled.as_text() or "").splitlines())
 
 
@@ -290,7 +294,7 @@ def row(
   values: Sequence[float],
   unit: str,
 ) -> Row:
-  """A point of a line: the median of some values, and their range."""
+  """Makes the row of a point: the median of some values and their range."""
   return {
     "part": part,
     "axis": axis,
@@ -305,7 +309,7 @@ def row(
 
 
 def show(rows: Sequence[Row]) -> str:
-  """A table with the columns of the first row."""
+  """Formats rows as a table with the columns of the first row."""
   return report.table(rows[0], (row.values() for row in rows))
 
 

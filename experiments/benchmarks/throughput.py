@@ -1,4 +1,4 @@
-"""The suites loop and generation: work a second, in this process."""
+"""The suites loop and generation: throughput, measured in this process."""
 
 import statistics
 import tempfile
@@ -19,7 +19,7 @@ from recurrent.training.writers import MetricsWriter
 def _measure(
   works: Mapping[str, Callable[[], Any]], units: int, repeats: int
 ) -> dict[str, float]:
-  """Units of work a second, in turn, and how much faster the first is."""
+  """Times works in turn; returns units per second, and ratios to the first."""
   times = timing.in_turn(
     {
       name: lambda work=work: timing.timed(work) for name, work in works.items()
@@ -38,7 +38,7 @@ def _measure(
 
 
 def measure_loop(config: Any, machine: Any) -> dict[str, float]:
-  """The training loop, with its rows and checkpoints, against its step."""
+  """Compares the whole training loop with the bare compiled step."""
   with tempfile.TemporaryDirectory() as folder:
     made = training.make_step(
       language_model.Config(workdir=folder, batch_size=16)
@@ -79,7 +79,7 @@ def measure_loop(config: Any, machine: Any) -> dict[str, float]:
 
 
 def measure_generation(config: Any, machine: Any) -> dict[str, float]:
-  """Blocks of tokens on the device against compiled calls for each token."""
+  """Compares decoding blocks on the device with one call per token."""
   problem = problems.Problem(
     "decode", "lstm", 1, config.tokens, 128, config.features
   )

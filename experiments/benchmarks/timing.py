@@ -1,6 +1,6 @@
-"""How everything is timed: in turn within one run, by medians and ratios.
+"""Times calls in turn within one run, and computes medians and ratios.
 
-A machine is not equally fast all the time. What is compared therefore takes
+The speed of a machine varies over time. Calls that are compared therefore take
 turns, and a ratio is the median of the ratios within each repeat.
 """
 
@@ -18,22 +18,23 @@ from typing import Any, TypeVar
 K = TypeVar("K")
 T = TypeVar("T")
 
-LEAST = 3  # repeats, however long they take
-TURN = 0.02  # seconds
+LEAST = 3  # least number of repeats, however long they take
+TURN = 0.02  # least seconds of a turn
 PACKAGES = ("jax", "flax", "torch", "keras", "dm-haiku", "equinox")
 
 
 def timed(call: Callable[[], Any]) -> float:
-  """Seconds of a call."""
+  """Makes a call and returns its seconds."""
   begun = time.perf_counter()
   call()
   return time.perf_counter() - begun
 
 
 def turn(call: Callable[[], Any], seconds: float) -> list[float]:
-  """Seconds of each call in a turn that lasts at least so long.
+  """Repeats a call for at least `seconds`; returns the seconds of each call.
 
-  The first call is to warm up. It counts only if it fills the turn by itself.
+  The first call is for warm-up. It counts only if it takes `seconds` by itself,
+  and is then the only one.
   """
   first = timed(call)
   if first >= seconds:
@@ -56,16 +57,16 @@ def in_turn(
   """Makes all calls, one after the other, again and again.
 
   Args:
-    calls: by name, each measures something.
-    repeats: how often each is made, at most.
-    seconds: by which the last repeat is to end, as far as the one before it
-      tells.
-    least: repeats that are made even so.
-    warm_up: whether each is made once before, and its value dropped.
+    calls: functions by name, each of which measures something.
+    repeats: largest number of repeats; each makes every call once.
+    seconds: time limit of all repeats. A repeat is not begun if it would exceed
+      the limit, as judged by the time of the previous one.
+    least: number of repeats that are made even so.
+    warm_up: whether to make each call once before, and drop its value.
     rotate: whether each repeat begins with another call.
 
   Returns:
-    What each call returned, in order.
+    The values that each call returned, by its name, in order.
   """
   names = list(calls)
   found: dict[K, list[T]] = {name: [] for name in names}
@@ -74,7 +75,7 @@ def in_turn(
   begun = start = time.perf_counter()
   for number in range(repeats):
     now = time.perf_counter()
-    # As if the next repeat takes as long as the one before it.
+    # The next repeat is assumed to take as long as the previous one.
     if number >= least and (now - begun) + (now - start) > seconds:
       break
     start = now
@@ -87,19 +88,19 @@ def in_turn(
 def medians(
   calls: Mapping[K, Callable[[], Any]], repeats: int, seconds: float
 ) -> dict[K, list[float]]:
-  """Milliseconds of calls of this process, the median of each one's turns."""
+  """Times calls in turn; returns the median milliseconds of each turn."""
   median = lambda call: 1e3 * statistics.median(turn(call, TURN))
   turns = {n: functools.partial(median, call) for n, call in calls.items()}
   return in_turn(turns, repeats, seconds)
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> float:
-  """Median over the repeats of how many times longer one took than another."""
+  """The median over the repeats of `times` over `base`."""
   return statistics.median(a / b for a, b in zip(times, base, strict=True))
 
 
 def machine() -> dict[str, Any]:
-  """What measured times depend on besides the code."""
+  """Describes the machine: processor, load, flags of XLA, versions."""
   versions = {"python": platform.python_version()}
   for name in PACKAGES:
     try:
@@ -122,7 +123,7 @@ def machine() -> dict[str, Any]:
 
 
 def processors() -> int:
-  """How many processors this process may use."""
+  """The number of processors that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

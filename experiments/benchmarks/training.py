@@ -1,4 +1,4 @@
-"""A train step of the language model, here or shared out among processes."""
+"""A train step of the language model, in this process or in several."""
 
 import concurrent.futures
 import dataclasses
@@ -22,10 +22,10 @@ class TrainStep(NamedTuple):
   """A compiled train step on a mesh.
 
   Attributes:
-    task: whose loss and batches these are.
-    run: (state, batch) -> (state, status).
-    start: makes a fresh state.
-    put: brings a batch to the devices.
+    task: the task, with its loss and batches.
+    run: `(state, batch) -> (state, status)`.
+    start: makes an initial state.
+    put: moves a batch to the devices.
   """
 
   task: runner.Task
@@ -35,7 +35,7 @@ class TrainStep(NamedTuple):
 
 
 def make_step(config: language_model.Config, devices: int = 0) -> TrainStep:
-  """The train step of a language model over some devices; 0: all."""
+  """Makes the train step of a language model; `devices=0` uses all devices."""
   mesh = sharding.make_mesh(devices)
   optimizer = optim.make_optimizer(config, config.steps)
   task = language_model.make_task(config)
@@ -51,7 +51,7 @@ def make_step(config: language_model.Config, devices: int = 0) -> TrainStep:
 
 
 def repeated(made: TrainStep) -> Callable[[int], None]:
-  """What makes so many steps on one batch, and waits for the last."""
+  """Makes a function that repeats the step on one batch, and waits for it."""
   state, batch = [made.start()], made.put(made.task.batches[0])
 
   def steps(number):
@@ -63,12 +63,12 @@ def repeated(made: TrainStep) -> Callable[[int], None]:
 
 
 class Workers:
-  """Processes that share a train step out, alive until the `with` ends.
+  """Processes that compute one train step together, until the `with` ends.
 
   Args:
-    number: how many.
-    devices: CPU devices of each.
-    flags: of the language model, the same for all.
+    number: number of processes.
+    devices: number of CPU devices of each process.
+    flags: flags of the language model, the same for all processes.
   """
 
   def __init__(self, number: int, devices: int, flags: Sequence[str]):
@@ -93,20 +93,20 @@ class Workers:
     return self
 
   def __exit__(self, exception, *_) -> None:
-    if exception is not None:  # each would wait for the others for ever
+    if exception is not None:  # they would wait for each other for ever
       for child in multiprocessing.active_children():
         child.kill()
-    # All are told before any is waited for: each waits for the others to end.
+    # Shut all down before waiting for any: each waits for the others to end.
     for wait in (False, True):
       for pool, _ in self._workers:
         pool.shutdown(wait)
 
   def seconds(self, devices: int, steps: int) -> float:
-    """Seconds of some steps over so many devices, by the slowest process.
+    """Times some train steps; returns the seconds of the slowest process.
 
     Args:
-      devices: how many, of all processes together.
-      steps: to take; the first time, another goes before to compile.
+      devices: number of devices, of all processes together.
+      steps: number of steps. The first call makes one more before, to compile.
 
     Raises:
       UserError: if a process fails.
@@ -115,7 +115,7 @@ class Workers:
       processes.submit(pool, _seconds, config, devices, steps)
       for pool, config in self._workers
     ]
-    # One that fails leaves the others waiting.
+    # If one process fails, the others wait for ever.
     when = concurrent.futures.FIRST_EXCEPTION
     done, _ = concurrent.futures.wait(futures, return_when=when)
     for error in filter(None, (future.exception() for future in done)):

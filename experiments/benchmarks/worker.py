@@ -1,7 +1,7 @@
-"""What runs in the process of one implementation.
+"""Functions that run in the process of one implementation.
 
-It is alone there, so that neither threads nor memory of one library touch
-another's. Its module is imported after the threads are pinned.
+Each implementation has a process of its own, so that libraries do not share
+threads or memory. Its module is imported after the threads are pinned.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ import numpy as np
 from experiments.benchmarks import problems, timing
 from recurrent import memory
 
-TURN = 0.05  # seconds
+TURN = 0.05  # least seconds of a turn
 _here: dict[str, Any] = {}
 
 
 def start(module: str, threads: int) -> None:
   """Pins the threads, then imports the library."""
-  # XLA takes as many threads as there are processors to run on.
+  # XLA starts as many threads as there are processors that it may run on.
   if hasattr(os, "sched_setaffinity"):
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, allowed[:threads])
   _here["module"] = importlib.import_module(module)
-  # For all implementations alike: torch gains as much by it as XLA.
+  # The same for all implementations: torch gains as much by it as XLA.
   memory.keep_freed()
   if "torch" in sys.modules:
     sys.modules["torch"].set_num_threads(threads)
@@ -40,11 +40,11 @@ def start(module: str, threads: int) -> None:
 def build(
   problem: problems.Problem, dtype: str, option: str
 ) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
-  """Builds a problem and calls each work once.
+  """Builds a problem and makes the first call of each kind of work.
 
   Returns:
-    Seconds of each first call, which compiles; values by name; what else is
-    known.
+    The seconds of each first call, which includes compilation; the computed
+    values by name; further facts to report.
   """
   _here["calls"] = None
   jax.clear_caches()
@@ -59,17 +59,18 @@ def build(
 
 
 def run(work: str) -> tuple[list[float], int]:
-  """Takes a turn.
+  """Times the calls of one turn.
 
   Returns:
-    Seconds of each call, and bytes of memory at its highest: of a device that
-    has its own, else of the process, above what it holds between the calls.
+    The seconds of each call, and the peak of memory in bytes: that of the
+    device if it has memory of its own, else that of the process above its
+    memory between the calls.
   """
-  if _here["baseline"] is None:  # what was built has been handed over
+  if _here["baseline"] is None:  # the first turn after `build`
     _tidy()
     _here["baseline"] = _resident("VmRSS")
   with contextlib.suppress(OSError):
-    # From here on, VmHWM is the highest since now.
+    # Resets VmHWM, the peak of resident memory.
     Path("/proc/self/clear_refs").write_text("5")
   taken = timing.turn(_here["calls"].works[work], TURN)
   torch = sys.modules.get("torch")
@@ -82,7 +83,7 @@ def run(work: str) -> tuple[list[float], int]:
 
 
 def peak(dtype: str) -> dict[str, Any]:
-  """The fastest of several large products by XLA, FLOP/s; and the device."""
+  """Measures the FLOP/s of large matrix products by XLA; names the device."""
   device = jax.devices()[0]
   best = 0.0
   product = jax.jit(lambda a, b: a @ b)
@@ -97,14 +98,14 @@ def peak(dtype: str) -> dict[str, Any]:
 
 
 def _tidy():
-  """Gives memory back that nothing uses."""
+  """Returns unused memory to the operating system."""
   gc.collect()
   with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _resident(field):
-  """Bytes of this process in memory, now (VmRSS) or at most (VmHWM)."""
+  """Resident memory of this process in bytes, now (VmRSS) or peak (VmHWM)."""
   with contextlib.suppress(OSError):
     for line in Path("/proc/self/status").read_text().splitlines():
       if line.startswith(f"{field}:"):

@@ -1,9 +1,10 @@
-"""Weights of other libraries as parameters of our cells, and back.
+"""Converts weights of other libraries to parameters of cells, and back.
 
-One file a library. All take and give NumPy arrays, need none of the libraries,
-and name what is missing, left over or of another shape; nothing is padded or
-guessed. Where a library has two biases that are only ever added, ours is their
-sum, and the second is zero on the way back.
+There is one file per library. The functions take and return NumPy arrays and
+import none of the libraries. An array that is missing, left over or of another
+shape is an error that names it; nothing is padded or guessed. Where a library
+has two biases that are only ever added, a cell has their sum; the functions
+that convert back put it into the first bias and make the second zero.
 """
 
 from recurrent.converters.flax import from_flax, from_nnx, to_flax, to_nnx

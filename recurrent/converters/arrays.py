@@ -1,4 +1,4 @@
-"""What the converters share: arrays that are there and have their shape."""
+"""Helpers of the converters: checked access to arrays by name."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ KINDS = {"rnn": 1, "lstm": 4, "gru": 3}  # gates
 
 
 class Named:
-  """Arrays by name, each to be taken once.
+  """Arrays by name, of which a converter must take every one.
 
-  All have one dtype: float64 where JAX keeps it (`jax_enable_x64`) and one of
-  them has it, else float32.
+  They are converted to one dtype: float64 if one of them is float64 and JAX
+  supports it (`jax_enable_x64`), otherwise float32.
 
   Args:
-    arrays: tensors of any library on any device, or what else NumPy takes.
-      They are copied.
+    arrays: maps names to tensors of any library on any device, or to other
+      values that NumPy can convert. They are copied.
 
   Raises:
-    ValueError: if one holds no floating-point numbers.
+    ValueError: if an array is not of floating-point numbers.
   """
 
   def __init__(self, arrays: Mapping[str, Any]):
@@ -42,10 +42,14 @@ class Named:
     return name in self._arrays
 
   def take(self, name: str, *shape: int | None) -> Any:
-    """The array of that name; None in its shape is any size.
+    """Returns the array of a name, and checks its shape.
+
+    Args:
+      name: the name of the array.
+      *shape: its shape; None stands for any size of an axis.
 
     Raises:
-      ValueError: if it is missing or has another shape.
+      ValueError: if the array is missing or has another shape.
     """
     if name not in self._arrays:
       raise ValueError(f"{name} is missing; there are {sorted(self._arrays)}")
@@ -60,7 +64,7 @@ class Named:
     return found
 
   def zeros(self, *shape: int) -> Any:
-    """An array that the other library does not have."""
+    """Zeros of the common dtype, for a bias that the library does not have."""
     return np.zeros(shape, self._dtype)
 
   def finish(self) -> None:
@@ -84,10 +88,10 @@ def _copied(name: str, value: Any) -> np.ndarray:
 
 
 def check_kind(kind: str) -> int:
-  """The number of gates of a kind.
+  """Returns the number of gates of a kind of cell.
 
   Raises:
-    ValueError: if there is no such kind.
+    ValueError: if `kind` is not a key of `KINDS`.
   """
   if kind not in KINDS:
     raise ValueError(f"kind must be one of {[*KINDS]}, got {kind!r}")
@@ -95,6 +99,6 @@ def check_kind(kind: str) -> int:
 
 
 def reorder(array: Any, order: tuple[int, ...]) -> Any:
-  """Blocks of the last axis in another order."""
+  """Reorders the equal blocks of the last axis."""
   blocks = np.split(array, len(order), axis=-1)
   return np.concatenate([blocks[k] for k in order], axis=-1)

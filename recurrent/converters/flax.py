@@ -1,4 +1,4 @@
-"""Flax's LSTMCell, OptimizedLSTMCell, GRUCell and SimpleCell: linen and NNX."""
+"""Converts Flax's LSTM, GRU and simple cells, of linen and of NNX."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,13 @@ from recurrent.types import Params
 
 
 def from_flax(params: Mapping[str, Any], kind: str) -> Params:
-  """Parameters from a linen cell's `params`.
+  """Converts the `params` of a linen cell to parameters of a cell.
 
   Args:
-    params: a dict of denses, such as `ii`, `hi` of an LSTM: {"kernel", "bias"}
-      each, nested or flat ("ii/kernel").
-    kind: "rnn" (SimpleCell), "lstm" or "gru".
+    params: a dict of dense layers, such as `ii` and `hi` of an LSTM, each a
+      dict with "kernel" and "bias"; nested, or flat with names like
+      "ii/kernel".
+    kind: "rnn" (SimpleCell), "lstm" (LSTMCell or OptimizedLSTMCell) or "gru".
 
   Raises:
     ValueError: if an array is missing, left over or of another shape.
@@ -52,10 +53,10 @@ def from_flax(params: Mapping[str, Any], kind: str) -> Params:
 
 
 def to_flax(params: Params) -> dict[str, dict[str, np.ndarray]]:
-  """The linen cell's `params` with these.
+  """Converts parameters of a cell to the `params` of a linen cell.
 
   Args:
-    params: of a dense `RNN`, `LSTM` or `GRU`.
+    params: parameters of an `RNN`, `LSTM` or `GRU` with dense matrices.
   """
   kernel, recurrent, bias = map(np.asarray, params[:3])
   if isinstance(params, RNNParams):
@@ -76,20 +77,21 @@ def to_flax(params: Params) -> dict[str, dict[str, np.ndarray]]:
 
 
 def from_nnx(params: Mapping[str, Any], kind: str) -> Params:
-  """Parameters from an NNX cell.
+  """Converts the parameters of an NNX cell.
 
   Args:
-    params: `nnx.state(cell, nnx.Param)`, or a dict like it, nested or flat
-      ("dense_i/kernel").
-    kind: "rnn" (SimpleCell), "lstm" (LSTMCell or OptimizedLSTMCell) or "gru",
-      which has no bias inside the reset product: `recurrent_bias` is zero.
+    params: `nnx.state(cell, nnx.Param)`, or a dict like it, nested or flat with
+      names like "dense_i/kernel".
+    kind: "rnn" (SimpleCell), "lstm" (LSTMCell or OptimizedLSTMCell) or "gru".
+      nnx.GRUCell has no bias inside the reset product, so the `recurrent_bias`
+      of the result is zero.
 
   Raises:
     ValueError: if an array is missing, left over or of another shape.
   """
   blocks = check_kind(kind)
   flat = _flat(params)
-  if "ii/kernel" in flat:  # LSTMCell, whose `if` is a word of Python's
+  if "ii/kernel" in flat:  # LSTMCell; `if` is a Python keyword, hence `if_`
     flat["if/kernel"] = flat.pop("if_/kernel", None)
     return from_flax({k: v for k, v in flat.items() if v is not None}, kind)
   named = Named(flat)
@@ -107,15 +109,19 @@ def from_nnx(params: Mapping[str, Any], kind: str) -> Params:
 def to_nnx(
   params: Params, *, optimized: bool = False
 ) -> dict[str, dict[str, np.ndarray]]:
-  """What `nnx.update(cell, ..)` takes to give an NNX cell these parameters.
+  """Converts parameters of a cell to those of an NNX cell.
+
+  Assign the result to the NNX cell by `nnx.update(cell, to_nnx(params))`.
 
   Args:
-    params: of a dense `RNN`, `LSTM` or `GRU`.
-    optimized: for an OptimizedLSTMCell instead of an LSTMCell.
+    params: parameters of an `RNN`, `LSTM` or `GRU` with dense matrices.
+    optimized: whether the NNX cell is an OptimizedLSTMCell, and not an
+      LSTMCell.
 
   Raises:
-    ValueError: if a GRU's `recurrent_bias` is not zero, since nnx.GRUCell has
-      none (google/flax#5594), or what is not an LSTM shall be optimized.
+    ValueError: if the `recurrent_bias` of a GRU is not zero, since nnx.GRUCell
+      has no such bias (google/flax#5594), or if `optimized` is set and
+      `params` are not those of an LSTM.
   """
   lstm = isinstance(params, LSTMParams)
   if optimized and not lstm:
@@ -135,7 +141,7 @@ def to_nnx(
 
 
 def _flat(tree, path=""):
-  """A nested dict as one, names joined by slashes."""
+  """Flattens a nested dict; names are joined by slashes."""
   out = {}
   for name, value in tree.items():
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""haiku.VanillaRNN, LSTM and GRU."""
+"""Converts haiku.VanillaRNN, haiku.LSTM and haiku.GRU."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,20 +9,22 @@ from recurrent.cells import GRUParams, LSTMParams, RNNParams
 from recurrent.converters.arrays import Named, check_kind, reorder
 from recurrent.types import Params
 
-_LSTM = (0, 2, 1, 3)  # Haiku has i, g, f, o; the same way there and back
+# Haiku's order of gates is i, g, f, o. The permutation is its own inverse.
+_LSTM = (0, 2, 1, 3)
 
 
 def from_haiku(params: Mapping[str, Any], kind: str) -> Params:
-  """Parameters from those of one module.
+  """Converts the parameters of one Haiku module to those of a cell.
 
-  Haiku adds 1 to the forget gate inside the LSTM: here that is in the bias. Its
-  GRU resets before the product, and its z lets the new in, where ours keeps
-  the old: the columns of z change their sign.
+  Haiku adds 1 to the forget gate inside its LSTM; here that 1 is a part of the
+  bias. Haiku's GRU applies the reset gate before the product, as
+  `GRUResetBefore` does. Its gate z weights the candidate and ours the previous
+  hidden state, so the columns of z change their sign.
 
   Args:
-    params: {"w", "b"} of an LSTM's linear; {"w_i", "w_h", "b"} of a GRU;
-      {"linear/w", "linear/b", "linear_1/w",
-      "linear_1/b"} of a VanillaRNN, inputs first.
+    params: {"w", "b"} of the linear layer of an LSTM; {"w_i", "w_h", "b"} of a
+      GRU; {"linear/w", "linear/b", "linear_1/w", "linear_1/b"} of a
+      VanillaRNN, where "linear" is the layer of the inputs.
     kind: "rnn" (VanillaRNN, which has relu: `RNN(activation="relu")`), "lstm"
       or "gru" (`GRUResetBefore`).
 
@@ -57,10 +59,14 @@ def from_haiku(params: Mapping[str, Any], kind: str) -> Params:
 
 
 def to_haiku(params: Params) -> dict[str, np.ndarray]:
-  """Haiku's parameters of one module, as `from_haiku` reads them.
+  """Converts parameters of a cell to those of a Haiku module.
 
   Args:
-    params: of a dense `RNN`, `LSTM` or `GRUResetBefore`.
+    params: parameters of an `RNN`, `LSTM` or `GRUResetBefore` with dense
+      matrices.
+
+  Returns:
+    A dict of the form that `from_haiku` takes.
   """
   kernel, recurrent, bias = map(np.array, params[:3])
   if isinstance(params, RNNParams):
@@ -84,12 +90,12 @@ def to_haiku(params: Params) -> dict[str, np.ndarray]:
 
 
 def _from_zra(array):
-  """Haiku's gates z, r, a as r, z, n, with the other sign of z."""
+  """Reorders Haiku's gates z, r, a to r, z, n, and negates z."""
   z, r, n = np.split(array, 3, axis=-1)
   return np.concatenate([r, -z, n], axis=-1)
 
 
 def _to_zra(array):
-  """The way back."""
+  """Inverse of `_from_zra`."""
   r, z, n = np.split(array, 3, axis=-1)
   return np.concatenate([-z, r, n], axis=-1)

@@ -1,4 +1,4 @@
-"""keras.layers.SimpleRNN, LSTM and GRU, one layer and direction."""
+"""Converts keras.layers.SimpleRNN, LSTM and GRU: one layer, one direction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,19 +9,21 @@ from recurrent.cells import GRUParams, LSTMParams, RNNParams
 from recurrent.converters.arrays import Named, check_kind, reorder
 from recurrent.types import Params
 
-_GATES = (1, 0, 2)  # Keras has z, r, n; the same way there and back
+# The order of gates in Keras's GRU is z, r, n. The permutation is its own
+# inverse.
+_GATES = (1, 0, 2)
 
 
 def from_keras(
   weights: Sequence[Any], kind: str, *, reset_after: bool = True
 ) -> Params:
-  """Parameters from a layer's `get_weights()`.
+  """Converts the `get_weights()` of a Keras layer to parameters of a cell.
 
   Args:
     weights: kernel, recurrent kernel and, unless `use_bias=False`, bias.
     kind: "rnn" (SimpleRNN), "lstm" or "gru".
-    reset_after: the GRU's option of that name; without it the parameters are
-      those of `GRUResetBefore`.
+    reset_after: the option of that name of a Keras GRU. If it is False, the
+      result is parameters of `GRUResetBefore`.
 
   Raises:
     ValueError: if an array is missing, left over or of another shape.
@@ -55,11 +57,15 @@ def from_keras(
 
 
 def to_keras(params: Params, *, reset_after: bool = True) -> list[np.ndarray]:
-  """What `set_weights` of such a layer takes.
+  """Converts parameters of a cell to the weights of a Keras layer.
 
   Args:
-    params: of a dense `RNN`, `LSTM`, `GRU` or `GRUResetBefore`.
-    reset_after: the GRU's option of that name.
+    params: parameters of an `RNN`, `LSTM`, `GRU` or `GRUResetBefore` with
+      dense matrices.
+    reset_after: the option of that name of a Keras GRU.
+
+  Returns:
+    A list of arrays for the layer's `set_weights`.
   """
   kernel, recurrent, bias = map(np.asarray, params[:3])
   if not isinstance(params, GRUParams):
@@ -67,6 +73,7 @@ def to_keras(params: Params, *, reset_after: bool = True) -> list[np.ndarray]:
   kernel, recurrent = reorder(kernel, _GATES), reorder(recurrent, _GATES)
   inner = np.zeros_like(bias)
   inner[-len(params.recurrent_bias) :] = params.recurrent_bias
-  # Before the product, both biases of the candidate are only added.
+  # If the reset comes before the product, both biases of the candidate are only
+  # added.
   both = np.stack([bias, inner]) if reset_after else bias + inner
   return [kernel, recurrent, reorder(both, _GATES)]

@@ -1,4 +1,4 @@
-"""torch.nn.RNN, LSTM and GRU, and cuDNN's flat weights."""
+"""Converts torch.nn.RNN, LSTM and GRU, and cuDNN's flat weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,31 +16,32 @@ Layers = Sequence[Sequence[Params]]  # [layer][direction]
 def from_torch(
   source: Any, kind: str | None = None, *, prefix: str = ""
 ) -> list[list[Params]]:
-  """Parameters from a `torch.nn.RNN`, `LSTM` or `GRU`.
+  """Converts the parameters of a `torch.nn.RNN`, `LSTM` or `GRU`.
 
   Args:
-    source: the module, or the `state_dict()` of it or of a model that it is
-      part of: `weight_ih_l0` and so on, any number of layers, one direction or
-      two, with biases or without, of an LSTM also with projections. Gates are
-      in torch's order, which is ours. Arrays are copied; float16 and bfloat16
-      become float32.
-    kind: "rnn", "lstm" or "gru"; a module of these classes says it itself. An
-      RNN with ReLU is that of `RNN(activation="relu")`.
-    prefix: of the names in a larger model, such as "encoder.rnn."; all other
-      names are then ignored.
+    source: the module, or the `state_dict()` of it or of a model that contains
+      it, with the names `weight_ih_l0` and so on. It may have any number of
+      layers, one direction or two, biases or none, and an LSTM may have
+      projections. Torch's order of the gates is that of the cells. Arrays are
+      copied; float16 and bfloat16 become float32.
+    kind: "rnn", "lstm" or "gru". It may be None if `source` is a module of one
+      of these classes. An RNN with ReLU corresponds to
+      `RNN(activation="relu")`.
+    prefix: prefix of the module's names in a larger model, such as
+      "encoder.rnn."; names without it are ignored.
 
   Returns:
-    Parameters by layer and direction, as `nn.Stack.load` takes them: of `RNN`,
-    `LSTM` or `GRU`; with projections of `LSTMVariant(proj_size,
-    memory=hidden_size)`.
+    Parameters [layer][direction], as `nn.Stack.load` takes them: those of
+    `RNN`, `LSTM` or `GRU`, and for an LSTM with projections those of
+    `LSTMVariant(proj_size, memory=hidden_size)`.
 
   Raises:
-    ValueError: if an array is missing, left over or of another shape, or the
-      kind is not given or not the module's.
+    ValueError: if an array is missing, left over or of another shape, or if
+      `kind` is needed and missing, or differs from the module's.
 
   Warns:
-    UserWarning: if float64 is rounded to float32, for want of
-      `jax_enable_x64`.
+    UserWarning: if float64 is rounded to float32, because `jax_enable_x64` is
+      off.
   """
   arrays: Mapping[str, Any] = source
   if hasattr(source, "state_dict"):
@@ -79,7 +80,7 @@ def from_torch(
 
 
 def _kind_of(module: Any, kind: str | None, prefix: str) -> str | None:
-  """The kind of a module, which a kind that was given must not contradict."""
+  """The kind of a module; raises ValueError if it differs from `kind`."""
   for name in filter(None, prefix.split(".")):
     module = getattr(module, name, None)
   # "LSTM", "GRU", "RNN_TANH" or "RNN_RELU"
@@ -111,7 +112,8 @@ def _layer(named, end, kind, gates, in_features):
     inner = named.take(f"bias_hh{end}", gates * width)
   kernel, recurrent = kernel.T, recurrent.T
   if kind == "gru":
-    # The candidate's inner bias is inside the reset.
+    # The inner bias of the candidate is multiplied by the reset gate, so it
+    # remains a parameter of its own.
     both = outer + inner
     both[2 * width :] = outer[2 * width :]
     return GRUParams(kernel, recurrent, both, inner[2 * width :])
@@ -131,14 +133,15 @@ def _width(params):
 
 
 def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
-  """The `state_dict()` of the module with these parameters.
+  """Converts parameters of cells to the `state_dict()` of a torch module.
 
   Args:
-    layers: as `from_torch` gives them, of dense cells.
+    layers: parameters [layer][direction] of cells with dense matrices, as
+      `from_torch` returns them.
     bias: whether the module has biases.
 
   Raises:
-    ValueError: if it has none, and a bias here is not zero.
+    ValueError: if `bias` is False and a bias of a cell is not zero.
   """
   out = {}
   for number, layer in enumerate(layers):
@@ -168,18 +171,18 @@ def from_cudnn(
   layers: int = 1,
   bidirectional: bool = False,
 ) -> list[list[Params]]:
-  """Parameters from cuDNN's one vector: all weights, then all biases.
+  """Converts cuDNN's flat vector of all weights, followed by all biases.
 
   Args:
-    flat: [number of weights]; copied.
+    flat: [number of weights and biases]; it is copied.
     kind: "rnn", "lstm" or "gru".
     in_features: width of the inputs.
-    features: width of a layer, one direction.
-    layers: how many.
+    features: width of one direction of a layer.
+    layers: number of layers.
     bidirectional: whether there are two directions.
 
   Returns:
-    As `from_torch`.
+    Parameters [layer][direction], as `from_torch` returns them.
 
   Raises:
     ValueError: if the vector has another length.
@@ -200,7 +203,7 @@ def from_cudnn(
 
 
 def to_cudnn(layers: Layers) -> np.ndarray:
-  """CuDNN's vector of these parameters, as `from_cudnn` reads it."""
+  """Converts parameters [layer][direction] to cuDNN's flat vector."""
   arrays = to_torch(layers)
   weights = [v.ravel() for k, v in arrays.items() if k.startswith("weight")]
   biases = [v.ravel() for k, v in arrays.items() if k.startswith("bias")]

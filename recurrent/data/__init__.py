@@ -1,12 +1,12 @@
-"""Data as NumPy arrays; nothing here knows of JAX, and nothing of TensorFlow.
+"""Datasets and batches as NumPy arrays, without JAX and without TensorFlow.
 
-  text.py        a text in three splits, from a file, from Python, from TFDS
+  text.py        loads a text in three splits: a file, or a TFDS dataset
   builders.py    TFDS builders of the texts that come with Python
-  overlap.py     what of a split occurs word for word in another
-  store.py       where prepared TFDS datasets are: the cache, the catalogue
+  overlap.py     measures how much of a split occurs in another split
+  store.py       finds and prepares TFDS datasets on disk
   tokenizers.py  text to ids and back: bytes, characters, words, pieces
   bptt.py        windows of a long text, for training and for scoring
-  examples.py    batches of separate examples, likewise
+  examples.py    batches of separate examples, for training and for scoring
 
 `builders` and `store` import TFDS, so they are imported only when needed.
 """

@@ -1,7 +1,8 @@
 """Windows of a long text: for training on it, and for scoring all of it.
 
-Both are pure functions of an index, so there is no position to save: a resumed
-run asks for the next step. Both give global batches; devices share them later.
+Both classes are pure functions of an index, so there is no position to save: a
+resumed run asks for the batch of its next step. Both return global batches,
+which are split over devices later.
 """
 
 import dataclasses
@@ -14,25 +15,27 @@ from recurrent.errors import DataError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ContiguousBatches:
-  """Batches for truncated back-propagation through time, without end.
+  """An endless sequence of batches for truncated back-propagation (BPTT).
 
-  Each of the B rows is one contiguous stretch of the text. Window w of a pass
-  goes on where window w - 1 ended, so the carry goes from one to the next, and
-  `resets` says where it must not: at the first window of a pass.
+  Each of the B rows reads one contiguous segment of the text. Window w of a
+  pass over the text continues where window w - 1 ended, so the carry of one
+  window is the initial carry of the next. At the first window of a pass
+  `resets` is True: there the carry must be reset.
 
-  A pass starts at an offset in [0, T), drawn from (seed, pass), so that the
-  text is cut elsewhere each time. Every pass has as many windows; it leaves out
-  fewer than (B + 1) T tokens, at the ends of the text.
+  A pass starts at an offset in [0, T) that is drawn from (seed, number of the
+  pass), so that the text is cut at other places in each pass. All passes have
+  the same number of windows. A pass leaves out fewer than (B + 1) T tokens, at
+  the two ends of the text.
 
   Args:
-    tokens: [N] integers.
+    tokens: [N] integers, the ids of the text.
     batch_size: rows B.
     seq_len: time steps T of a window.
-    seed: of the offsets, 0 or more.
+    seed: seed of the offsets, 0 or more.
 
   Raises:
     ValueError: if an argument is out of range.
-    DataError: if the text has no window of this size.
+    DataError: if the text has fewer than (B + 1) T tokens.
 
   Reference:
     Mikolov et al., "Recurrent neural network based language model", 2010;
@@ -65,20 +68,20 @@ class ContiguousBatches:
 
   @property
   def windows_per_pass(self) -> int:
-    """Steps from one reset to the next."""
+    """Training steps of one pass, from one reset to the next."""
     # T - 1 tokens for the largest offset, one for the last target.
     usable = len(self.tokens) - self.seq_len
     return usable // (self.batch_size * self.seq_len)
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    """The batch of training step `step`, the first being 0.
+    """Returns the batch of a training step.
 
     Args:
-      step: 0 or more, without end.
+      step: number of the step, from 0, without a limit.
 
     Returns:
-      `inputs` and `targets`, int32 [B, T], a target being the token after its
-      input; `resets`, bool [B], the same for all rows.
+      `inputs` and `targets`, int32 [B, T], where a target is the token after
+      its input; `resets`, bool [B], the same for all rows.
     """
     check_least("step", step, 0)
     number, window = divmod(step, self.windows_per_pass)
@@ -96,19 +99,20 @@ class ContiguousBatches:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalStreams:
-  """Every token of a text but the first, scored exactly once.
+  """Windows that score every token of a text but the first exactly once.
 
-  The targets are cut into R contiguous stretches whose lengths differ by at
-  most one; they are read side by side, window by window, the carry going from
-  one window to the next. Before its stretch a row reads the `warm_up` tokens
-  that precede it, unscored, so that its carry is warm. R is a choice of the
-  measurement, not the training's batch size: another R, another number.
+  The targets are cut into R contiguous segments whose lengths differ by at most
+  one. The segments are the rows of the batch and are read window by window; the
+  carry of one window is the initial carry of the next. Before its segment a row
+  reads the `warm_up` tokens that precede it, without scoring them, so that the
+  carry has seen some context. R is a part of how the score is measured, and
+  need not be the training batch size: another R gives a slightly other score.
 
   Args:
-    tokens: [N] integers.
-    rows: stretches R. Those beyond N - 1 are empty.
+    tokens: [N] integers, the ids of the text.
+    rows: number of segments R. Segments beyond N - 1 are empty.
     seq_len: time steps T of a window.
-    warm_up: tokens read before a stretch, fewer at the start of the text.
+    warm_up: tokens read before a segment; fewer at the start of the text.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -133,13 +137,13 @@ class EvalStreams:
 
   @functools.cached_property
   def _stretches(self) -> tuple[np.ndarray, np.ndarray]:
-    """First and last (excluded) time step of each row; step t reads token t."""
+    """First and last (excluded) position of each row's segment, [R] each."""
     ends = np.arange(self.rows + 1) * (len(self.tokens) - 1) // self.rows
     return ends[:-1], ends[1:]
 
   @functools.cached_property
   def _lead(self) -> int:
-    """Time steps before the stretches; no more than the last row can use."""
+    """Unscored time steps before the segments, limited by the last one."""
     return int(min(self.warm_up, self._stretches[0][-1]))
 
   def __len__(self) -> int:
@@ -147,15 +151,15 @@ class EvalStreams:
     return -(-(self._lead + int(max(ends - starts))) // self.seq_len)
 
   def __getitem__(self, window: int) -> dict[str, np.ndarray]:
-    """Window number `window`.
+    """Returns one window.
 
     Args:
-      window: in [0, len).
+      window: number of the window, in [0, len).
 
     Returns:
-      `inputs` and `targets`, int32 [R, T]; `mask`, bool [R, T], True where
-      there is something to read, and `weights`, float32 [R, T], 1 where the
-      target counts and 0 elsewhere.
+      `inputs` and `targets`, int32 [R, T]; `mask`, bool [R, T], True at real
+      tokens; `weights`, float32 [R, T], 1 where the target is to be scored and
+      0 elsewhere.
 
     Raises:
       IndexError: after the last window.
@@ -165,7 +169,7 @@ class EvalStreams:
     starts, ends = (bound[:, None] for bound in self._stretches)
     time_steps = starts - self._lead + np.arange(self.seq_len)
     time_steps = time_steps + window * self.seq_len
-    # An empty stretch needs no warm carry.
+    # An empty segment needs no warm-up.
     mask = (time_steps >= 0) & (time_steps < ends) & (starts < ends)
     time_steps = np.where(mask, time_steps, 0)
     return {
@@ -186,6 +190,6 @@ def _check_tokens(tokens: np.ndarray):
 
 
 def check_least(name: str, value: int, least: int) -> None:
-  """Raises ValueError unless a number is `least` or more."""
+  """Raises ValueError if `value` is below `least`."""
   if value < least:
     raise ValueError(f"{name} must be {least} or more, got {value}")

@@ -1,8 +1,9 @@
-r"""TFDS builders whose text is on every machine that runs Python.
+r"""TFDS builders of texts that come with every installation of Python.
 
 Both write their splits, in order, as records of whole lines: a split's text is
-exactly `"\n".join(records)`. No download, no TensorFlow. Importing this module
-imports TFDS (0.4 s) and registers the builders; `text.py` does so when needed.
+exactly `"\n".join(records)`. They need no download and no TensorFlow. Importing
+this module imports TFDS (0.4 s) and registers the builders; `text.py` does so
+when needed.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ from recurrent.data import overlap
 from recurrent.errors import DataError
 
 _LINES_PER_RECORD = 128
-# Tests, and what was installed later. `config-*` and `_sysconfigdata*` are
-# written when Python is built, and name the machine.
+# Folders with tests, and with packages that were installed later. The files
+# `config-*` and `_sysconfigdata*` are written when Python is built, and name
+# the machine.
 _SKIPPED_FOLDERS = {
   "__pycache__",
   "dist-packages",
@@ -37,8 +39,8 @@ class _Lines(  # type: ignore[call-arg]
 ):
   """A text in three splits, as records of whole lines."""
 
-  # The text ships with Python: another Python is another dataset. What a text
-  # is made of must not change under a version, for caches hold it.
+  # The text ships with Python, so another version of Python has another text.
+  # The text of a version must not change, since caches contain it.
   VERSION = tfds.core.Version("{}.{}.{}".format(*sys.version_info[:3]))
 
   def texts(self) -> dict[str, str]:
@@ -68,14 +70,14 @@ class _Lines(  # type: ignore[call-arg]
 class Pydoc(_Lines):
   """The Python language reference, as `pydoc` shows it: 455 kB of English.
 
-  The topics of `pydoc_data.topics`, sorted by name, joined by newlines. Train,
-  valid and test are the first 90 %, the next 5 % and the last 5 % of the
-  characters. From test every paragraph, which is what stands between blank
-  lines, is left out of which 100 or more characters in a row occur in train or
-  valid: the topics quote each other.
+  The text is the topics of `pydoc_data.topics`, sorted by name and joined by
+  newlines. Train, valid and test are the first 90 %, the next 5 % and the last
+  5 % of the characters. Since the topics quote each other, a paragraph of test
+  (the text between two blank lines) is left out if 100 or more characters of it
+  in a row occur in train or valid.
   """
 
-  # Python's, and 100 for each change of the rule above.
+  # Python's version, plus 100 for each change of the rule above.
   VERSION = tfds.core.Version(
     "{}.{}.{}".format(*sys.version_info[:2], 100 + sys.version_info[2])
   )
@@ -99,9 +101,9 @@ class Pydoc(_Lines):
 class Stdlib(_Lines):
   """The standard library's own sources: 12 MB of Python.
 
-  The `.py` files sorted by relative path, without the tests, joined by
-  newlines. A hash of its path puts a file into train (90 %), valid or test
-  (5 % each), so that each split is a fair sample of the packages.
+  The text is the `.py` files without the tests, sorted by relative path and
+  joined by newlines. The hash of its path assigns each file to train (90 %),
+  valid or test (5 % each), so that each split is a sample of all packages.
   """
 
   def texts(self) -> dict[str, str]:
@@ -144,7 +146,7 @@ def _skipped(name: str) -> bool:
 
 
 def _split_of(name: str) -> str:
-  """A split for a file: 90/5/5, the same on every machine."""
+  """The split of a file, by a hash of its name: 90/5/5 on every machine."""
   bucket = hashlib.sha256(name.encode("utf-8")).digest()[0] * 100 // 256
   return "train" if bucket < 90 else "valid" if bucket < 95 else "test"
 

@@ -1,7 +1,8 @@
 """Batches of separate examples of any lengths: for training, and for scoring.
 
-Both are pure functions of an index, so there is no position to save: a resumed
-run asks for the next step. Both give global batches; devices share them later.
+Both classes are pure functions of an index, so there is no position to save: a
+resumed run asks for the batch of its next step. Both return global batches,
+which are split over devices later.
 """
 
 import dataclasses
@@ -15,13 +16,13 @@ from recurrent.errors import DataError
 
 Batch = dict[str, np.ndarray]
 
-# JAX holds numbers in 32 bits unless it is told otherwise.
+# By default JAX has no 64-bit dtypes (`jax_enable_x64` is off).
 _NARROW = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Batches:
-  """What training and scoring share: buckets, and the making of a batch."""
+  """Base of the batches: sorts examples into buckets and pads a batch."""
 
   examples: Sequence[Mapping[str, np.ndarray]]
   batch_size: int
@@ -49,17 +50,17 @@ class _Batches:
 
   @property
   def bounds(self) -> tuple[tuple[int, ...], ...]:
-    """The padded lengths of each bucket, one a mask; the smallest first."""
+    """The padded lengths of each bucket, one per mask; smallest first."""
     return tuple(tuple(map(int, bound)) for bound in self._sorted[0])
 
   @property
   def batches_per_epoch(self) -> int:
-    """Batches that hold every example once."""
+    """Number of batches that contain every example once."""
     return -(-len(self.examples) // self.batch_size)
 
   @functools.cached_property
   def _names(self) -> list[str]:
-    """The masks, each once."""
+    """The names of the masks, each once."""
     return list(dict.fromkeys(self.masks.values()))
 
   @functools.cached_property
@@ -105,10 +106,13 @@ class _Batches:
     return bounds[used], bucket
 
   def _cut(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Examples in an order, as rows of batches [M, B], and each one's bucket.
+    """Cuts examples in a given order into batches of one bucket each.
 
-    What does not fill a batch of its bucket goes on into the next larger one.
-    So a single batch has rows to spare, -1: the last.
+    Examples that do not fill a batch of their bucket move to the next larger
+    bucket. Only the last batch may therefore have padding rows, with index -1.
+
+    Returns:
+      Indices of the examples [M, B], and the bucket of each batch [M].
     """
     bounds, bucket = self._sorted
     size, spare = self.batch_size, -len(order) % self.batch_size
@@ -125,7 +129,7 @@ class _Batches:
     return np.concatenate(rows), np.concatenate(buckets)
 
   def _make(self, rows: np.ndarray, bucket: int) -> Batch:
-    """The examples `rows`, [B] with -1 for none, padded to their bucket."""
+    """Pads the examples `rows` [B] to a bucket; -1 stands for a padding row."""
     real = rows >= 0
     read = {int(row): self.examples[int(row)] for row in rows[real]}
     for row, example in read.items():
@@ -143,7 +147,7 @@ class _Batches:
     return batch
 
   def _stack(self, key, rows, read, time):
-    """[B, time, ...] or, without a time, [B, ...]; zeros where nothing is."""
+    """Stacks one key of a batch to [B, time, ...], or [B, ...] without time."""
     dtype, shape = self._layout[key]
     shape = shape if time is None else (time, *shape)
     stacked = np.zeros((len(rows), *shape), dtype)
@@ -162,7 +166,7 @@ class _Batches:
 
   @functools.cached_property
   def _layout(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Of each key the dtype in a batch, and the shape but for the time."""
+    """The dtype of each key in a batch, and its shape without the time axis."""
     layout = {}
     for key, (dtype, shape) in self._first.items():
       if dtype.kind not in "biuf" and dtype.name != "bfloat16":
@@ -185,7 +189,7 @@ class _Batches:
     return self._describe(self.examples[0])
 
   def _check(self, row, example):
-    """Raises DataError unless an example is like the first, and as long."""
+    """Raises DataError if an example's keys, shapes or lengths do not fit."""
     if example.keys() != self._first.keys():
       raise DataError(
         f"example {row} has the keys {sorted(example)}, and example 0"
@@ -207,7 +211,7 @@ class _Batches:
         )
 
   def _measure(self, row, example) -> tuple[int, ...]:
-    """The time steps of an example, one number a mask."""
+    """The number of time steps of an example, one per mask."""
     found: dict[str, tuple[str, int]] = {}
     for key, name in self.masks.items():
       if key not in example:
@@ -233,18 +237,18 @@ class _Batches:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ExampleBatches(_Batches):
-  """Batches of whole examples for training, without end.
+  """An endless sequence of batches of whole examples, for training.
 
-  An epoch holds every example exactly once, in an order drawn from (seed,
-  epoch). Examples of like lengths are batched together: every batch is of one
-  bucket, padded to the bucket's lengths, and has `batch_size` rows, so there
-  are as many shapes to compile as buckets. What does not fill a batch of its
-  bucket at the end of an epoch goes into one of the next larger bucket; so an
-  epoch has ceil(N / batch_size) batches, and only one of them, if any, has
-  rows to spare. Their weight is 0 and their masks are False.
+  An epoch contains every example exactly once, in an order drawn from (seed,
+  epoch). Examples of similar lengths are batched together: every batch belongs
+  to one bucket, is padded to the bucket's lengths and has `batch_size` rows, so
+  the number of shapes to compile is the number of buckets. At the end of an
+  epoch, examples that do not fill a batch of their bucket move to the next
+  larger bucket. An epoch therefore has ceil(N / batch_size) batches, of which
+  at most one has padding rows. Their weight is 0 and their masks are False.
 
-  Of the examples only the lengths are held in memory; the rows of a batch are
-  read when it is asked for.
+  Only the lengths of the examples are kept in memory; the examples of a batch
+  are read when the batch is asked for.
 
   Example:
     >>> import numpy as np
@@ -269,20 +273,22 @@ class ExampleBatches(_Batches):
     examples: a sequence of dicts of arrays or numbers, all with the same keys,
       dtypes and widths.
     batch_size: rows B of every batch.
-    buckets: how many, at most; their bounds are then quantiles of the lengths.
-      Or the bounds, ascending: padded lengths in time steps; with several
-      masks, tuples of one a mask, in the order in which `masks` names them.
-    masks: the mask of each key that is ragged along its first axis, time. Keys
-      with the same mask are of one length in every example. Other keys are
-      stacked as they are.
-    lengths: of each mask the [N] time steps of the examples; None: they are
-      counted when the batches are made, by reading every example once.
-    seed: of the orders, 0 or more.
+    buckets: the largest number of buckets; their bounds are then quantiles of
+      the lengths. Or the bounds themselves, ascending: padded lengths in time
+      steps. With several masks a bound is a tuple of one length per mask, in
+      the order in which `masks` names them.
+    masks: maps each key whose first axis is time, and ragged, to the name of
+      its mask. Keys with the same mask have the same length in every example.
+      Other keys are stacked without padding.
+    lengths: maps the name of each mask to the lengths of the examples, [N] time
+      steps. None: every example is read once to find its lengths.
+    seed: seed of the order of the examples, 0 or more.
 
   Raises:
     ValueError: if an argument is out of range, or does not fit the others.
     DataError: if there are no examples, one lacks a key, or one is longer than
-      every bucket; from `batches[step]`, if one is not like the first.
+      every bucket. `batches[step]` raises it if an example has other keys,
+      shapes or dtypes than the first.
 
   Reference:
     Buckets: Sutskever, Vinyals & Le, "Sequence to sequence learning with neural
@@ -296,17 +302,17 @@ class ExampleBatches(_Batches):
     check_least("seed", self.seed, 0)
 
   def __getitem__(self, step: int) -> Batch:
-    """The batch of training step `step`, the first being 0.
+    """Returns the batch of a training step.
 
     Args:
-      step: 0 or more, without end.
+      step: number of the step, from 0, without a limit.
 
     Returns:
-      Each key of the examples, [B, time, ...] padded with zeros or [B, ...],
-      with numbers of 64 bits in 32; each mask, bool [B, time], True where a
-      time step is real; `weights`, float32 [B], 1 for an example and 0 for a
-      row to spare; `index`, int32 [B], the example's place in the data, -1 for
-      a row to spare.
+      Each key of the examples, [B, time, ...] padded with zeros, or [B, ...];
+      64-bit dtypes become 32-bit ones. Each mask, bool [B, time], True at real
+      time steps. `weights`, float32 [B], 1 for an example and 0 for a padding
+      row. `index`, int32 [B], the index of the example in the data, -1 for a
+      padding row.
     """
     return self._make(*self._rows(step))
 
@@ -337,12 +343,12 @@ class ExampleBatches(_Batches):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalBatches(_Batches):
-  """Every example exactly once, for scoring; arguments of `ExampleBatches`.
+  """Batches that contain every example exactly once, for scoring.
 
-  Batches go from the smallest bucket to the largest, and through each in the
-  order of the examples; with `buckets=1` the order is the examples' own.
-  `restore` undoes it. The last batch may have rows to spare, of weight 0. So
-  sums over weights are over all examples, on any number of devices.
+  Batches are ordered from the smallest bucket to the largest, and within a
+  bucket by the order of the examples; with `buckets=1` that order does not
+  change. `restore` brings results back to it. The last batch may have padding
+  rows, with weight 0, so weighted sums are sums over all examples.
 
   Example:
     >>> import numpy as np
@@ -355,14 +361,15 @@ class EvalBatches(_Batches):
     array([4., 1., 3., 1., 4.], dtype=float32)
 
   Args:
-    examples: see `ExampleBatches`, like all that follows.
+    examples: a sequence of dicts of arrays or numbers. All arguments are those
+      of `ExampleBatches`, which describes them.
     batch_size: rows B of every batch.
-    buckets: how many, or their bounds.
-    masks: the mask of each ragged key.
-    lengths: of each mask the time steps of the examples.
+    buckets: the largest number of buckets, or their bounds.
+    masks: maps each ragged key to the name of its mask.
+    lengths: maps the name of each mask to the lengths of the examples, [N].
 
   Raises:
-    ValueError: as `ExampleBatches` does, like the following.
+    ValueError: if an argument is out of range, or does not fit the others.
     DataError: if the examples do not fit each other or the buckets.
   """
 
@@ -370,13 +377,13 @@ class EvalBatches(_Batches):
     return self.batches_per_epoch
 
   def __getitem__(self, number: int) -> Batch:
-    """Batch number `number`.
+    """Returns one batch.
 
     Args:
-      number: in [0, len).
+      number: number of the batch, in [0, len).
 
     Returns:
-      What `ExampleBatches` returns.
+      A batch with the keys and shapes of a batch of `ExampleBatches`.
 
     Raises:
       IndexError: after the last batch.
@@ -387,16 +394,16 @@ class EvalBatches(_Batches):
     return self._make(rows[number], buckets[number])
 
   def restore(self, results: Iterable[np.ndarray]) -> np.ndarray:
-    """Results of all batches, in the order of the examples.
+    """Sorts the results of all batches into the order of the examples.
 
     Args:
-      results: one array [B, ...] a batch, in the order of the batches.
+      results: one array [B, ...] per batch, in the order of the batches.
 
     Returns:
-      [N, ...], without the rows to spare.
+      The results [N, ...], without those of padding rows.
 
     Raises:
-      ValueError: if there are not as many rows as the batches have.
+      ValueError: if the number of rows differs from that of the batches.
     """
     rows = self._order[0].reshape(-1)
     joined = np.concatenate([np.asarray(result) for result in results])
@@ -415,12 +422,12 @@ class EvalBatches(_Batches):
 
 
 def _quantiles(lengths: np.ndarray, buckets: int) -> np.ndarray:
-  """Bounds that part the examples, ordered by size, in equal shares."""
+  """Bounds of buckets with about equally many examples, sorted by length."""
   order = np.argsort(lengths.sum(axis=1), kind="stable")
   ends = np.arange(1, buckets + 1) * len(lengths) // buckets
   most = np.maximum.accumulate(lengths[order], axis=0)
   bounds = most[ends[ends > 0] - 1]
-  # A batch has at least one time step, even of examples that have none.
+  # A batch has at least one time step, even if its examples have none.
   return np.unique(np.maximum(bounds, 1), axis=0)
 
 

@@ -1,7 +1,7 @@
-"""What of a text occurs word for word in another one.
+"""Finds runs of characters of a text that occur in other texts too.
 
-A model that has seen a long stretch of the test text in training repeats it at
-no cost, so a score tells less than it seems to.
+A model that has read a passage of the test text in training can repeat it, so
+that a score on that passage says little about other texts.
 """
 
 import functools
@@ -11,30 +11,31 @@ from collections.abc import Iterator
 import numpy as np
 
 LENGTH = 100
-# What is looked at, in characters from the start: of the text and of all the
-# others together. It bounds memory (16 bytes for each of the first) and time.
+# Largest numbers of characters to compare, from the start: of the text, and of
+# all other texts together. They limit the memory (16 bytes for each character
+# of the text) and the time.
 MOST = 5_000_000
 MOST_OTHERS = 100_000_000
 
 _CHUNK = 1 << 19  # Characters hashed at once.
 # Any odd number has an inverse modulo 2^64; this one has bits everywhere.
 _BASE = 0x9E3779B97F4A7C15
-_BITS = 22  # Of a hash, by which most that are not there are found out.
+_BITS = 22  # Leading bits of a hash: a table of them rules most windows out.
 
 
 def repeated(text: str, others: list[str], length: int = LENGTH) -> np.ndarray:
-  """Where runs of `length` characters begin that occur in another text.
+  """Finds the windows of `length` characters that occur in another text.
 
-  Windows are compared by hashes of 64 bits: 10^7 of them against 10^8 others
-  have a chance of 10^-4 for one false match.
+  Windows are compared by 64-bit hashes. Comparing 10^7 windows with 10^8 others
+  has a probability of 10^-4 of one false match.
 
   Args:
-    text: of N characters.
-    others: texts to look in; a run does not go from one to the next.
-    length: of a run, at least 1.
+    text: a text of N characters.
+    others: texts to search; a window does not extend over two of them.
+    length: characters of a window, at least 1.
 
   Returns:
-    Boolean, [max(0, N - length + 1)].
+    Boolean [max(0, N - length + 1)], True where such a window begins.
 
   Raises:
     ValueError: if `length` is not positive.
@@ -59,18 +60,18 @@ def repeated(text: str, others: list[str], length: int = LENGTH) -> np.ndarray:
 
 
 def share(text: str, others: list[str], length: int = LENGTH) -> float:
-  """The part of a text's characters in runs that occur in another text.
+  """The share of a text's characters in runs that occur in another text.
 
-  Of a long text the first `MOST` characters are looked at, and of the others
-  the first `MOST_OTHERS`, so that it takes seconds.
+  Only the first `MOST` characters of the text and the first `MOST_OTHERS`
+  characters of the others are compared, so that it takes seconds.
 
   Args:
-    text: of N characters.
-    others: texts to look in.
+    text: a text of N characters.
+    others: texts to search.
     length: least number of characters in a run.
 
   Returns:
-    In [0, 1]; 0 of an empty text.
+    A number in [0, 1]; 0 for an empty text.
   """
   text, left, seen = text[:MOST], MOST_OTHERS, []
   for other in others:
@@ -86,19 +87,19 @@ def share(text: str, others: list[str], length: int = LENGTH) -> float:
 def without_repeated_paragraphs(
   text: str, others: list[str], length: int = LENGTH
 ) -> str:
-  """A text without the paragraphs that others have a long run of.
+  """Removes the paragraphs of a text that share a long run with another text.
 
-  A paragraph is what stands between blank lines. It is left out, with the
-  blank lines after it, if `length` or more of its characters in a row occur in
+  A paragraph is the text between two blank lines. It is removed, with the blank
+  lines after it, if `length` or more of its characters in a row occur in
   another text.
 
   Args:
     text: any text.
-    others: texts to look in.
+    others: texts to search.
     length: least number of characters in a run.
 
   Returns:
-    The paragraphs that are left, as they stood.
+    The remaining paragraphs, unchanged.
   """
   begins = repeated(text, others, length)
   kept, start = [], 0
@@ -112,7 +113,7 @@ def without_repeated_paragraphs(
 
 @functools.lru_cache(maxsize=1)
 def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
-  """Of the base and of its inverse, modulo 2^64, for one chunk."""
+  """Powers of the base and of its inverse, modulo 2^64, for one chunk."""
   inverse = pow(_BASE, -1, 1 << 64)
 
   def powers(factor):
@@ -126,9 +127,9 @@ def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
 def _hashes(text: str, length: int) -> Iterator[np.ndarray]:
   """Hashes of all windows of `length` characters, chunk by chunk.
 
-  The hash of a window is sum_i (x_i + 1) base^i modulo 2^64, from the
-  difference of two sums that begin where the chunk does; then mixed, so that
-  its first bits depend on all characters.
+  The hash of a window is sum_i (x_i + 1) base^i modulo 2^64, computed as the
+  difference of two cumulative sums over the chunk. It is then mixed, so that
+  its leading bits depend on all characters.
   """
   rise, fall = _powers(length)
   for start in range(0, len(text) - length + 1, _CHUNK):

@@ -1,8 +1,9 @@
-"""Where prepared TFDS datasets are: ours in a cache, the catalogue's elsewhere.
+"""Finds TFDS datasets on disk, and prepares this library's own in a cache.
 
-Ours need no network, so they are prepared on first use. A catalogue dataset is
-prepared once by its own code, which downloads and needs TensorFlow; reading it
-needs neither. Both are found by their files: no builder code runs to read.
+The library's own datasets need no network and are prepared on first use. A
+dataset of the TFDS catalogue is prepared once by its own code, which downloads
+it and needs TensorFlow; reading it needs neither. Both are opened from their
+prepared files, without running the code of their builders.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from recurrent.errors import DataError
 
 
 class Damaged(DataError):
-  """A prepared dataset whose files are not as they were written."""
+  """The files of a prepared dataset are damaged."""
 
 
 _LOG = logging.getLogger(__name__)
@@ -36,16 +37,16 @@ _BATCH = 1024  # Records read at once.
 def own(
   name: str, data_dir: str | os.PathLike | None = None, *, anew: bool = False
 ) -> tfds.core.DatasetBuilder:
-  """One of our own datasets, prepared if it is not there yet.
+  """Opens one of this library's own datasets, and prepares it if needed.
 
-  Any number of processes may call this at once: one prepares, in a folder of
-  its own that it renames when all is written, and the others wait. What a
-  killed process left behind is never read.
+  Several processes may call this at once: one of them prepares the dataset in a
+  temporary folder, which it renames when all is written, and the others wait.
+  The files of a killed process are never read.
 
   Args:
     name: a key of `BUILDERS`.
-    data_dir: a local folder, instead of the cache.
-    anew: prepare it even if it is there: it turned out to be damaged.
+    data_dir: a local folder to use instead of the cache.
+    anew: whether to prepare it again, because its files are damaged.
 
   Returns:
     The builder to pass to `records`.
@@ -67,32 +68,32 @@ def own(
       with _locked(root / f"{name}.lock"):
         if anew or not folder.exists():
           _prepare(name, folder, scratch=root / f"{name}.incomplete")
-    except (OSError, RuntimeError) as error:  # Of array_record: a full disk.
+    except (OSError, RuntimeError) as error:  # array_record: a full disk
       raise DataError(
         f"cannot write {name!r} to {root}: {_first_line(error)}",
         "set RECURRENT_CACHE to a local folder that you can write",
       ) from error
   try:
     return tfds.builder_from_directory(folder)
-  except Exception as error:  # TFDS and protobuf raise whatever they like.
+  except Exception as error:  # TFDS and protobuf raise many types.
     raise _damaged(name, folder, error) from error
 
 
 def catalogue(
   name: str, data_dir: str | os.PathLike | None = None
 ) -> tfds.core.DatasetBuilder:
-  """A dataset that was prepared before, from TFDS's catalogue or any other.
+  """Opens a dataset that TFDS has prepared before.
 
   Args:
-    name: as TFDS writes it: `lm1b`, `glue/cola`, `mnist:3.0.1`.
-    data_dir: the folder it was prepared in; by default TFDS's own.
+    name: its name in TFDS, such as `lm1b`, `glue/cola` or `mnist:3.0.1`.
+    data_dir: the folder in which it was prepared; by default that of TFDS.
 
   Returns:
     The builder to pass to `records`.
 
   Raises:
-    DataError: if it is not there: with the near names if there is no such
-      dataset, with the commands that prepare it if there is.
+    DataError: if it is not there. If the TFDS catalogue has it, the message
+      has the commands that prepare it; otherwise it has similar names.
   """
   if not _base(name).isidentifier():
     raise _not_found(name, data_dir)
@@ -100,7 +101,7 @@ def catalogue(
     return read_only_builder.builder_from_files(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     raise _not_found(name, data_dir) from error
-  except Exception as error:  # TFDS and protobuf raise whatever they like.
+  except Exception as error:  # TFDS and protobuf raise many types.
     raise DataError(
       f"cannot open dataset {name!r}: {_first_line(error)}",
       "check its name and --data_dir; if it is damaged, prepare it again, in "
@@ -111,14 +112,14 @@ def catalogue(
 def records(
   builder: tfds.core.DatasetBuilder, split: str
 ) -> Iterator[dict[str, Any]]:
-  """The records of a split, in order. Text in them is `bytes`.
+  """Reads the records of a split, in order. Text in them is `bytes`.
 
   Args:
     builder: from `own` or `catalogue`.
     split: a key of `builder.info.splits`.
 
   Yields:
-    One dict a record.
+    One dict per record.
 
   Raises:
     DataError: if the files are damaged, or cannot be read without TensorFlow.
@@ -140,7 +141,7 @@ def records(
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
-  """Waits for, then holds, a lock that dies with the process."""
+  """Holds a file lock, which ends with the process at the latest."""
   with open(path, "w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
@@ -193,7 +194,7 @@ def _not_found(name: str, data_dir: str | os.PathLike | None) -> DataError:
 
 
 def _base(name: str) -> str:
-  """Without the config and the version."""
+  """The name of a dataset without its config and version."""
   return name.partition("/")[0].partition(":")[0]
 
 

@@ -1,6 +1,6 @@
-"""A text in three splits: from a file, from Python itself, or from TFDS.
+"""Loads a text in three splits, from a file or from a TFDS dataset.
 
-TFDS is imported only for what comes through it.
+TFDS is imported only if a dataset is loaded.
 """
 
 import codecs
@@ -16,16 +16,16 @@ LOG = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20  # Bytes decoded at once.
 _VALID_NAMES = ("valid", "validation", "dev", "val")
-# Where to cut a text into n splits, in parts of its characters.
+# Where to cut a text into n splits, as fractions of its characters.
 _CUTS = {1: (), 2: (0.95,), 3: (0.9, 0.95)}
 
-# A text as pieces: cutting and joining them needs the text once in memory,
-# and one rare character does not widen all the others.
+# A text as a queue of pieces. Cutting and joining them needs the text in memory
+# only once, and a rare character widens only its own piece (PEP 393).
 _Pieces = collections.deque[str]
 
 
 class Corpus(NamedTuple):
-  """A text in three splits, in the order of the text where it was one."""
+  """A text in three splits; those cut from one text are in its order."""
 
   train: str
   valid: str
@@ -38,20 +38,21 @@ def load_text(
   text_file: str | os.PathLike | None = None,
   data_dir: str | os.PathLike | None = None,
 ) -> Corpus:
-  r"""Loads a text, exactly as it is written: no newline is translated.
+  r"""Loads a text without any change to it; newlines are not translated.
 
-  A dataset's text is its examples joined by "\n". A split that it lacks is cut
-  off the end of its train text: 5 % of the characters each, valid before test.
-  A file is cut in the same way, 90/5/5; a byte-order mark is dropped. How much
-  of valid and test occurs in the splits before is logged, see `overlap`.
+  The text of a dataset is its examples joined by "\n". If it lacks a valid or
+  test split, that split is cut off the end of the train text: 5 % of the
+  characters each, valid before test. A file is cut in the same way, 90/5/5; a
+  byte-order mark is dropped. The share of valid that occurs in train, and of
+  test that occurs in train or valid, is logged (see `overlap`).
 
   Args:
-    dataset: `pydoc` or `stdlib`, which every machine has, or any prepared TFDS
-      dataset with text in it. Where several features are text and none is
-      called `text`, name one: `cnn_dailymail#article`.
-    text_file: a file of UTF-8, read instead of a dataset.
-    data_dir: where the dataset is prepared; by default TFDS's folder, and the
-      cache for our own.
+    dataset: `pydoc` or `stdlib`, which come with Python, or any prepared TFDS
+      dataset with a text feature. If it has several and none of them is called
+      `text`, append the name of one: `cnn_dailymail#article`.
+    text_file: path of a UTF-8 file to read instead of a dataset.
+    data_dir: the folder in which the dataset is prepared; by default that of
+      TFDS, or the cache for `pydoc` and `stdlib`.
 
   Returns:
     The three splits, each of at least two characters.
@@ -90,7 +91,7 @@ def load_text(
 
 
 def _log_overlap(corpus: Corpus) -> None:
-  """Says what of valid and test a model has met before it is scored on it."""
+  """Logs the shares of valid and test that occur in the splits before them."""
   valid = overlap.share(corpus.valid, [corpus.train])
   test = overlap.share(corpus.test, [corpus.train, corpus.valid])
   LOG.info(
@@ -116,7 +117,7 @@ def _load_dataset(dataset: str, data_dir: str | os.PathLike | None) -> Corpus:
     return _read_dataset(store.catalogue(name, data_dir), feature)
   try:
     return _read_dataset(store.own(name, data_dir), feature)
-  except store.Damaged:  # What we can write, we can mend.
+  except store.Damaged:  # Our own dataset: prepare it again.
     return _read_dataset(store.own(name, data_dir, anew=True), feature)
 
 
@@ -192,7 +193,7 @@ def _read_file(path: str | os.PathLike) -> _Pieces:
     with open(path, "rb") as file:
       while chunk:
         chunk = file.read(_CHUNK)
-        held = len(decoder.getstate()[0])  # Of a character cut by a chunk.
+        held = len(decoder.getstate()[0])  # Bytes of a cut character.
         pieces.append(decoder.decode(chunk, final=not chunk))
         done += len(chunk)
   except OSError as error:
@@ -210,7 +211,7 @@ def _read_file(path: str | os.PathLike) -> _Pieces:
 
 
 def _cut(pieces: _Pieces, splits: int) -> list[str]:
-  """Joins `pieces`, used up on the way, into the texts of `splits` splits."""
+  """Joins `pieces` into the texts of `splits` splits; empties `pieces`."""
   length = sum(map(len, pieces))
   ends = [*(int(part * length) for part in _CUTS[splits]), length]
   return [
@@ -220,7 +221,7 @@ def _cut(pieces: _Pieces, splits: int) -> list[str]:
 
 
 def _take(pieces: _Pieces, length: int) -> str:
-  """Removes the first `length` characters."""
+  """Removes the first `length` characters of `pieces` and returns them."""
   taken = []
   while length:
     piece = pieces.popleft()

@@ -1,8 +1,9 @@
-"""Tokenizers: text to integer ids and back. Each is a value: equal if alike.
+"""Tokenizers, which convert text to integer ids and back.
 
-`build` makes one from a train text; `save` and `load` keep it as JSON. Ids are
-of the smallest type that holds them (uint8, uint16, int32): a text of a hundred
-million characters should not take 800 MB.
+Two tokenizers with the same vocabulary compare equal. `build` makes one from a
+train text; `save` and `load` store it as JSON. Ids have the smallest dtype that
+holds them (uint8, uint16 or int32), so that a text of a hundred million
+characters does not take 800 MB.
 """
 
 import abc
@@ -31,11 +32,12 @@ _CHUNK = 1 << 20  # Characters encoded at once.
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer(abc.ABC):
-  """What every tokenizer does. Its fields are its vocabulary."""
+  """Base class of tokenizers. The fields of a subclass are its vocabulary."""
 
   name: ClassVar[str]
-  # Whether decoding gives back every text. Only then are bits a character
-  # those of the text: an unknown word that is one id costs next to nothing.
+  # Whether `decode(encode(text)) == text` for every text. Only then is the loss
+  # in bits per character that of the text: a single id for all unknown words
+  # would cost next to nothing.
   exact: ClassVar[bool] = True
 
   @classmethod
@@ -54,19 +56,19 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def decode(self, ids: ArrayLike) -> str:
-    """The text of `ids`, [tokens]; ValueError for an id that there is not."""
+    """The text of `ids` [tokens]; ValueError if one is out of range."""
 
   def incremental_decoder(self) -> "IncrementalDecoder":
-    """Decodes ids that come in parts, such as blocks of drawn tokens."""
+    """A decoder for ids that come in parts, such as blocks of drawn tokens."""
     return IncrementalDecoder(self)
 
   def unknown(self, text: str) -> list[str]:
-    """What in `text` the vocabulary lacks, sorted, each once."""
+    """Characters or words of `text` that the vocabulary lacks, sorted."""
     del text
     return []
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes JSON for `load`, whole or not at all."""
+    """Writes the tokenizer as JSON, atomically; `load` reads it."""
     path = pathlib.Path(path)
     content = {"tokenizer": self.name, **dataclasses.asdict(self)}
     scratch = path.with_name(path.name + ".incomplete")
@@ -75,16 +77,16 @@ class Tokenizer(abc.ABC):
 
 
 class IncrementalDecoder:
-  """Turns parts of a sequence of ids into parts of its text.
+  """Decodes a sequence of ids in parts, and returns its text in parts.
 
   A character of several bytes may begin in one part and end in the next. The
-  texts of all parts, joined, are what `decode` makes of all ids at once.
+  joined texts of all parts equal the text that `decode` returns for all ids.
 
   Args:
     tokenizer: any tokenizer whose `decode` joins the bytes of its ids.
   """
 
-  # Bytes of a UTF-8 character that lacks its end, each U+FFFD at most once.
+  # An unfinished UTF-8 character has at most 3 bytes, each decoded as U+FFFD.
   _UNFINISHED = 3
 
   def __init__(self, tokenizer: Tokenizer):
@@ -93,17 +95,18 @@ class IncrementalDecoder:
     self._shown = 0  # ... and how many characters of their text were returned.
 
   def decode(self, ids: ArrayLike, *, final: bool = False) -> str:
-    """The text that is certain now and was not before.
+    """Decodes the next ids and returns the new text.
 
     Args:
       ids: the next ids, [tokens].
-      final: whether these are the last, so that nothing may be held back.
+      final: whether these are the last ids, so that all text is returned.
 
     Returns:
-      The text, without a last character that later ids may still complete.
+      The text that earlier calls have not returned, without a last character
+      that later ids may still complete.
 
     Raises:
-      ValueError: for an id that there is not.
+      ValueError: if an id is not in the vocabulary.
     """
     pending = self._ids + np.asarray(ids).tolist()
     text = self._tokenizer.decode(pending)
@@ -121,45 +124,45 @@ class IncrementalDecoder:
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer(Tokenizer):
-  """The bytes of UTF-8: nothing to learn, nothing unknown."""
+  """Tokens are the bytes of UTF-8; it needs no training and is exact."""
 
   name = "byte"
 
   @classmethod
   def train(cls, text):
-    """There is nothing to learn from `text`."""
+    """Returns the tokenizer, which does not depend on `text`."""
     del text
     return cls()
 
   @property
   def vocab_size(self):
-    """256."""
+    """The number of bytes, 256."""
     return 256
 
   def encode(self, text):
-    """The bytes."""
+    """The bytes of `text`, uint8 [tokens]."""
     return np.frombuffer(text.encode("utf-8"), np.uint8)
 
   def decode(self, ids):
-    """The text; what is no UTF-8 becomes U+FFFD."""
+    """The text of the bytes; invalid UTF-8 becomes U+FFFD."""
     ids = _checked(ids, self.vocab_size)
     return ids.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
 @dataclasses.dataclass(frozen=True)
 class CharTokenizer(Tokenizer):
-  """Characters; one that the train text lacks is spelt out: exact.
+  """Tokens are the characters of the train text; others are spelt out.
 
-  It is written as id 0 and then its code point, in digits to the base of
-  `vocab_size`, as many as the largest code point has. So a text with rare
-  characters needs no larger vocabulary. What is no code point is decoded as
-  U+FFFD.
+  A character that the train text lacks is encoded as id 0, followed by the
+  digits of its code point to the base `vocab_size`, as many as the largest code
+  point has. Thus every text can be encoded exactly, with a small vocabulary.
+  Ids that spell no valid code point are decoded as U+FFFD.
 
   Args:
     alphabet: the characters of ids 1, 2, ...
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if `alphabet` is empty.
   """
 
   alphabet: str
@@ -177,12 +180,12 @@ class CharTokenizer(Tokenizer):
 
   @property
   def vocab_size(self):
-    """The characters, and 0."""
+    """The number of characters in the alphabet, and one for id 0."""
     return len(self.alphabet) + 1
 
   @functools.cached_property
   def _places(self) -> np.ndarray:
-    """What the digits of a code point count, the greatest first."""
+    """The place values of the digits of a code point, greatest first."""
     places = [1]
     while places[0] * self.vocab_size <= sys.maxunicode:
       places.insert(0, places[0] * self.vocab_size)
@@ -202,7 +205,7 @@ class CharTokenizer(Tokenizer):
     return ids
 
   def encode(self, text):
-    """One id a known character, 0 and digits for another."""
+    """One id per known character; 0 and digits for any other."""
     parts = [self._ids[:0]]
     for start in range(0, len(text), _CHUNK):
       codes = _codepoints(text[start : start + _CHUNK])
@@ -239,10 +242,10 @@ class CharTokenizer(Tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class WordTokenizer(Tokenizer):
-  """Words, each with the space before it: a closed vocabulary.
+  """Tokens are words, each with the space before it, of a closed vocabulary.
 
-  Runs of other white space, and of punctuation, are words as well. Id 0 is a
-  word that is not in the vocabulary, decoded as ` <unk>`.
+  Runs of other white space and of punctuation are words as well. Id 0 stands
+  for every word that is not in the vocabulary, and is decoded as ` <unk>`.
 
   Args:
     words: the words of ids 1, 2, ...
@@ -263,8 +266,8 @@ class WordTokenizer(Tokenizer):
 
     Args:
       text: the train text.
-      min_count: leave out words with fewer occurrences.
-      vocab_size: keep at most so many ids; None for no limit.
+      min_count: words with fewer occurrences are left out.
+      vocab_size: largest number of ids, id 0 included; None for no limit.
 
     Returns:
       The tokenizer.
@@ -286,7 +289,7 @@ class WordTokenizer(Tokenizer):
 
   @property
   def vocab_size(self):
-    """The words and the unknown one."""
+    """The number of words, and one for id 0."""
     return len(self.words) + 1
 
   @functools.cached_property
@@ -294,12 +297,12 @@ class WordTokenizer(Tokenizer):
     return {word: index for index, word in enumerate(self.words, start=1)}
 
   def encode(self, text):
-    """One id a word."""
+    """One id per word."""
     ids = (self._ids.get(word, 0) for word in _words(text))
     return np.fromiter(ids, _id_type(self.vocab_size))
 
   def decode(self, ids):
-    """The words, joined by nothing."""
+    """The words, joined without separators."""
     words = (" <unk>", *self.words)
     return "".join(
       [words[index] for index in _checked(ids, self.vocab_size).tolist()]
@@ -312,10 +315,13 @@ class WordTokenizer(Tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class SentencePieceTokenizer(Tokenizer):
-  """Pieces of words by a unigram model, bytes where there is no piece: exact.
+  """Tokens are pieces of words from a unigram model, or bytes elsewhere.
+
+  Characters that no piece contains are encoded as bytes, so every text can be
+  encoded exactly.
 
   Args:
-    model: SentencePiece's model, in base64.
+    model: the serialized SentencePiece model, in base64.
 
   Reference:
     Kudo & Richardson, "SentencePiece", 2018; the unigram model: Kudo, "Subword
@@ -328,12 +334,12 @@ class SentencePieceTokenizer(Tokenizer):
 
   @classmethod
   def train(cls, text, *, vocab_size=2000):
-    """Fits pieces to the lines of `text`; the same text, the same model.
+    """Fits pieces to the lines of `text`, deterministically.
 
     Args:
-      text: the train text; from a long one, lines evenly spaced.
-      vocab_size: the number of pieces, bytes included; it may get fewer if
-        the text has not so many.
+      text: the train text; of a long one, evenly spaced lines are used.
+      vocab_size: the number of pieces, bytes included; there may be fewer if
+        the text does not have so many.
 
     Returns:
       The tokenizer.
@@ -354,13 +360,13 @@ class SentencePieceTokenizer(Tokenizer):
         hard_vocab_limit=False,
         byte_fallback=True,
         max_sentence_length=4 * _LINE + 1,  # In bytes.
-        # All that keeps the text as it is:
+        # Options under which the text is not changed:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
         user_defined_symbols=["\n"],
-        # Indentation is worth a piece: argparse.py takes 27 thousand of 1000
-        # kinds with it, 48 thousand without.
+        # Pieces for indentation: with them argparse.py takes 27 thousand tokens
+        # of a vocabulary of 1000, without them 48 thousand.
         allow_whitespace_only_pieces=True,
         unk_id=0,
         bos_id=-1,
@@ -394,7 +400,7 @@ class SentencePieceTokenizer(Tokenizer):
 
   @property
   def vocab_size(self):
-    """The pieces."""
+    """The number of pieces."""
     return self._processor.get_piece_size()
 
   def encode(self, text):
@@ -410,7 +416,7 @@ class SentencePieceTokenizer(Tokenizer):
     return ids
 
   def decode(self, ids):
-    """The text; what is no UTF-8 becomes U+FFFD."""
+    """The text of the pieces; invalid UTF-8 becomes U+FFFD."""
     return self._processor.decode(_checked(ids, self.vocab_size).tolist())
 
 
@@ -433,17 +439,18 @@ def build(
 
   Args:
     name: a key of `TOKENIZERS`.
-    train_text: what its vocabulary is from.
-    vocab_size: of `sentencepiece`, and at most of `word`; None for its own
-      default.
-    min_count: occurrences that make a word one, for `word`; None for 2.
+    train_text: the text from which its vocabulary is made.
+    vocab_size: size of the vocabulary of `sentencepiece`, or largest size of
+      that of `word`; None for the tokenizer's default.
+    min_count: least number of occurrences of a word in the vocabulary of
+      `word`; None for 2.
 
   Returns:
     The tokenizer.
 
   Raises:
-    ConfigError: if there is no such tokenizer, or it has no such option, or a
-      package is missing.
+    ConfigError: if there is no tokenizer of this name, it does not have a given
+      option, or a package is missing.
   """
   if name not in TOKENIZERS:
     raise ConfigError(
@@ -466,7 +473,7 @@ def build(
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-  """Reads what `Tokenizer.save` wrote.
+  """Reads a tokenizer that `Tokenizer.save` wrote.
 
   Args:
     path: the JSON file.
@@ -530,7 +537,7 @@ def _id_type(vocab_size: int) -> type[np.integer]:
 
 
 def _checked(ids: ArrayLike, vocab_size: int) -> np.ndarray:
-  """The ids as an array, none of them outside of the vocabulary."""
+  """The ids as an array; raises ValueError if one is out of range."""
   ids = np.asarray(ids)
   if not ids.size:
     return ids.astype(np.uint8)

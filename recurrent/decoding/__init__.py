@@ -1,4 +1,4 @@
-"""Decoders over `(carry, token) -> (carry, logits)`; they know no model."""
+"""Sampling from any function `(carry, token) -> (carry, logits)`."""
 
 from recurrent.decoding.packing import Packed, pack_step
 from recurrent.decoding.sampling import Sampled, Sampler, sample

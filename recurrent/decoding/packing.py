@@ -1,13 +1,14 @@
-"""Packs the weights of a step: a transformation of the function.
+"""Transforms a decoding step so that it multiplies by packed weights.
 
-A step `(params, *args) -> results` is traced. What depends on `params` alone,
-such as a cast, a slice, or a table of projected embeddings, is computed once.
-Of the rest, a product of a row of `args` with a matrix of weights becomes one
-with a `PackedMatrix`. The step itself says which of its parameters are
-matrices: neither cells nor models know of packing, and a cell of your own needs
-nothing. What is not such a product stays as it is, in float32: biases, gains,
-elementwise weights; and products with a batch axis (heads), convolutions, and
-those inside a loop of the step's own.
+`pack_step` traces a step `(params, *args) -> results`. Operations that depend
+on `params` alone, such as a cast, a slice, or a table of projected embeddings,
+are computed once. In the rest, a product of values that depend on `args` with a
+matrix of weights becomes a product with a `PackedMatrix`. The matrices are
+found in the traced step, so cells and models need no code for packing.
+
+All other operations and their weights remain unchanged, in float32: biases,
+gains and elementwise weights, products with a batch axis (heads), convolutions,
+and products inside a loop of the step.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,17 +21,17 @@ from jax.extend import core
 from recurrent.kernels.packed import DTYPES, PackedMatrix, pack, runs_in_cpp
 from recurrent.types import PyTree
 
-# Calls that are walked into.
+# Primitives that call another jaxpr, whose equations are transformed as well.
 CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
 FLOATS = ("float32", "bfloat16")
 
 
 class Packed(NamedTuple):
-  """A step with its weights.
+  """A step and its packed weights.
 
   Attributes:
-    weights: what to give `step`: arrays and `PackedMatrix`.
-    step: `(weights, *args) -> results`, for `args` of the same shapes.
+    weights: the first argument of `step`: arrays and `PackedMatrix`es.
+    step: `(weights, *args) -> results`, for `args` of the traced shapes.
   """
 
   weights: list[Any]
@@ -38,11 +39,11 @@ class Packed(NamedTuple):
 
   @property
   def bytes(self) -> int:
-    """Of all weights."""
+    """Size of all weights in bytes."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights))
 
   def unpack(self) -> list[Any]:
-    """Weights in float32 that `step` takes too, and that round the same."""
+    """The weights in float32, with rounded values; `step` takes them too."""
     return [
       w.unpack() if isinstance(w, PackedMatrix) else w for w in self.weights
     ]
@@ -51,19 +52,19 @@ class Packed(NamedTuple):
 def pack_step(
   step: Callable[..., Any], params: PyTree, *args: Any, dtype: str = "float32"
 ) -> Packed:
-  """Packs the weights of a step.
+  """Packs the matrices of a step's parameters.
 
   Args:
     step: `(params, *args) -> results`, a pure function.
     params: its parameters, a pytree of arrays.
-    *args: arrays, or their shapes and dtypes.
-    dtype: of the matrices: float32, bfloat16 or int8.
+    *args: its other arguments: arrays, or their shapes and dtypes.
+    dtype: dtype of the packed matrices: float32, bfloat16 or int8.
 
   Returns:
-    Weights, and the step that takes them.
+    The packed weights, and the step that takes them.
 
   Raises:
-    ValueError: if there is no such dtype.
+    ValueError: if `dtype` is none of these.
   """
   if dtype not in DTYPES:
     raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
@@ -102,7 +103,11 @@ def pack_step(
 
 
 class _Weight:
-  """Depends on params alone; `recipe` makes it anew where it is used."""
+  """A value that depends on params alone.
+
+  If `recipe` is given, the value is not stored: the recipe's equation computes
+  it again wherever it is used.
+  """
 
   def __init__(self, value, recipe=None):
     self.value = value
@@ -110,14 +115,18 @@ class _Weight:
 
 
 class _Varying:
-  """Depends on args."""
+  """A value that depends on args."""
 
   def __init__(self, value):
     self.value = value
 
 
 class _Walk:
-  """Goes through a jaxpr; what is neither weight nor varying is constant."""
+  """Interprets a jaxpr over weights, varying values and constants.
+
+  `digest` handles equations that depend on params alone, `vary` those that
+  depend on args. All values but `_Weight`s and `_Varying`s are constants.
+  """
 
   def __init__(self, to_pack: Sequence[str]):
     self.to_pack = to_pack
@@ -141,12 +150,12 @@ class _Walk:
     if not any(isinstance(x, _Weight) for x in inputs):
       return _bind(eqn, inputs)
     if eqn.primitive.name == "broadcast_in_dim":
-      # To read it from memory at each token would cost more than to make it.
+      # Reading it from memory for each token would cost more than computing it.
       return [_Weight(None, (eqn, inputs))]
     return self.digest(eqn, inputs)
 
   def product(self, eqn, inputs) -> int | None:
-    """Which input is a matrix of weights to pack, if the equation has one."""
+    """The index of the input that is a matrix to pack, or None."""
     if eqn.primitive.name != "dot_general":
       return None
     contracted, batched = eqn.params["dimension_numbers"]
@@ -166,7 +175,7 @@ class _Walk:
 
 
 class _Digest(_Walk):
-  """Computes the weights, and notes in which order the step needs them."""
+  """Computes the weights, and records the order in which the step uses them."""
 
   def __init__(self, to_pack):
     super().__init__(to_pack)
@@ -175,11 +184,11 @@ class _Digest(_Walk):
     self._places: dict[tuple[int, bool], int] = {}
 
   def digest(self, eqn, inputs):
-    """What depends on params alone."""
+    """Computes an equation that depends on params alone."""
     return [_Weight(x) for x in _bind(eqn, [self._value(x) for x in inputs])]
 
   def vary(self, eqn, inputs):
-    """Keeps the weights that the step will need here."""
+    """Records the weights that this equation of the step will use."""
     at = self.product(eqn, inputs)
     for index, x in enumerate(inputs):
       if index == at:
@@ -190,7 +199,7 @@ class _Digest(_Walk):
     return [_Varying(None)] * len(eqn.outvars)
 
   def fetch(self, x):
-    """Keeps a weight."""
+    """Records a weight, or those that its recipe uses."""
     if not isinstance(x, _Weight):
       return
     if x.recipe:
@@ -217,19 +226,19 @@ class _Digest(_Walk):
 
 
 class _Replay(_Walk):
-  """Computes the rest, from weights in the order of the plan."""
+  """Computes the step, with the weights in the order of the plan."""
 
   def __init__(self, to_pack, plan, weights):
     super().__init__(to_pack)
     self._weights = (weights[place] for place in plan)
 
   def digest(self, eqn, inputs):
-    """It has been computed."""
+    """Does nothing: these values have been computed before."""
     del inputs
     return [_Weight(None) for _ in eqn.outvars]
 
   def vary(self, eqn, inputs):
-    """What depends on args."""
+    """Computes an equation that depends on args."""
     at = self.product(eqn, inputs)
     values = [self.fetch(x) for x in inputs]
     if at is None:
@@ -240,7 +249,7 @@ class _Replay(_Walk):
     return [_Varying(out.astype(eqn.outvars[0].aval.dtype))]
 
   def fetch(self, x):
-    """The value; the next of the weights, if it is one."""
+    """The value of `x`; for a weight, the next one in the plan."""
     if isinstance(x, _Varying):
       return x.value
     if not isinstance(x, _Weight):

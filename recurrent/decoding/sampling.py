@@ -1,8 +1,9 @@
-"""Ancestral sampling on the device, from anything that steps.
+"""Ancestral sampling from an autoregressive model, on the device.
 
-The model is a function `(carry, token) -> (carry, logits)`. The loop over
-tokens, the choice of each and the test for a stop token all run on the device:
-the host pays once for a block of tokens, not once for a token.
+The model is any function `(carry, token) -> (carry, logits)`. The loop over
+tokens, the choice of each token and the test for a stop token all run on the
+device, so the host dispatches one program per block of tokens and not one per
+token.
 """
 
 import dataclasses
@@ -14,20 +15,22 @@ import jax.numpy as jnp
 
 from recurrent.types import Array, Bool, Carry, Float, Int, Logits, PRNGKey
 
-BULK_NOISE = 1 << 22  # numbers, 16 MiB
+# Noise of at most so many numbers (16 MiB) is drawn for all tokens at once.
+BULK_NOISE = 1 << 22
 
 Step = Callable[[Carry, Int[Array, "B"]], tuple[Carry, Float[Array, "B V"]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """How a token is chosen from logits.
+  """Chooses tokens from logits, by temperature, top-k and top-p.
 
   Args:
     temperature: divides the logits; 0 takes the most likely token.
-    top_k: only the k most likely tokens; 0 for all.
-    top_p: only the most likely tokens whose probabilities just reach p. Equal
-      tokens at either edge are all kept.
+    top_k: only the k most likely tokens can be chosen; 0 for all tokens.
+    top_p: only the smallest set of most likely tokens whose probabilities sum
+      to at least p can be chosen. Tokens that are as likely as the last one
+      that `top_k` or `top_p` keeps are kept too.
 
   Raises:
     ValueError: if a value is out of its range.
@@ -50,7 +53,7 @@ class Sampler:
       raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
 
   def noise(self, key: PRNGKey, shape: tuple[int, ...]) -> Array | None:
-    """What `__call__` needs of randomness, for logits of `shape`."""
+    """Random numbers for `__call__`, or None if the temperature is 0."""
     return jax.random.gumbel(key, shape) if self.temperature else None
 
   def __call__(
@@ -76,8 +79,9 @@ class Sampler:
     return token, scores - jax.nn.logsumexp(logits, axis=-1)
 
   def truncate(self, logits: Logits) -> Logits:
-    """Logits over the temperature, -inf at tokens that may not be chosen."""
-    # The largest first, for a tiny temperature overflows the others only.
+    """Divides by the temperature; -inf at tokens that cannot be chosen."""
+    # Relative to the largest logit, since with a tiny temperature only the
+    # others may then overflow, to -inf.
     logits = logits - logits.max(axis=-1, keepdims=True)
     logits = logits / max(self.temperature, 1e-30)
     if self.top_k and self.top_k < logits.shape[-1]:
@@ -86,7 +90,8 @@ class Sampler:
     if self.top_p < 1:
       ordered = jnp.sort(logits, axis=-1, descending=True)
       probabilities = jax.nn.softmax(ordered, axis=-1)
-      # A token stays if those before it have not reached p: the first always.
+      # A token is kept if the sum of those before it is below p, so the first
+      # is always kept.
       before = jnp.cumsum(probabilities, axis=-1) - probabilities
       ordered = jnp.where(before < self.top_p, ordered, jnp.inf)
       logits = _keep_from(ordered.min(axis=-1, keepdims=True), logits)
@@ -94,13 +99,13 @@ class Sampler:
 
 
 class Sampled(NamedTuple):
-  """What `sample` returns, besides the carry.
+  """Tokens drawn by `sample`.
 
   Attributes:
-    tokens: [batch, num_tokens]; after a stop token, the first of
-      `stop_tokens`.
-    scores: [batch, num_tokens] log-probabilities in nats; 0 after a stop.
-    done: [batch], True where a stop token has come.
+    tokens: [batch, num_tokens] ids; after a stop token the rest of the row is
+      filled with the first of `stop_tokens`.
+    scores: [batch, num_tokens] log-probabilities in nats; 0 after a stop token.
+    done: [batch], True where a stop token was drawn.
   """
 
   tokens: Int[Array, "B N"]
@@ -120,22 +125,22 @@ def sample(
   first: int | Int[Array, ""] = 0,
   done: Bool[Array, "B"] | None = None,
 ) -> tuple[Carry, Float[Array, "B V"], Sampled]:
-  """Draws `num_tokens` tokens a row, one after another.
+  """Draws `num_tokens` tokens for each row, one after another.
 
-  To stream, call it block by block with the carry, logits and `done` of the
-  block before, the same key, and `first` the number of tokens so far: the
-  text is the same for any size of block.
+  To draw a text block by block, pass the carry, logits and `done` of the
+  previous block, the same key, and the number of tokens so far as `first`. The
+  text does not depend on the size of the blocks.
 
   Args:
     step: `(carry, token [batch]) -> (carry, logits [batch, V])`.
-    carry: after the prompt, [batch, ...].
-    logits: after the prompt, [batch, V].
+    carry: the carry after the prompt, [batch, ...].
+    logits: the logits after the prompt, [batch, V].
     key: PRNG key; token n is drawn with fold_in(key, n).
-    num_tokens: how many, N.
-    sampler: how a token is chosen.
+    num_tokens: number of tokens N to draw for each row.
+    sampler: chooses a token from logits.
     stop_tokens: ids that end a row.
     first: the number n of the first token.
-    done: rows that have ended already.
+    done: [batch], True for rows that have ended already; None if none has.
 
   Returns:
     The carry and logits after the last token, and the `Sampled` tokens.
@@ -147,7 +152,7 @@ def sample(
     return sampler.noise(jax.random.fold_in(key, number), logits.shape)
 
   numbers = first + jnp.arange(num_tokens)
-  # The noise of all tokens at once is cheaper, while it is small.
+  # Drawing the noise of all tokens at once is faster, if it fits in memory.
   in_bulk = num_tokens * logits.size <= BULK_NOISE
 
   def time_step(state, drawn):
@@ -171,6 +176,6 @@ def sample(
 
 
 def _keep_from(smallest, logits):
-  """-inf below `smallest`."""
+  """The logits, with -inf where they are below `smallest`."""
   floor = jnp.broadcast_to(smallest, logits.shape)
   return jnp.where(logits >= floor, logits, -jnp.inf)

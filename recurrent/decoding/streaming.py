@@ -1,7 +1,7 @@
-"""Streaming: tokens block by block, from anything that steps.
+"""Streaming: draws tokens from an autoregressive model block by block.
 
-The device draws a block while the host reads the block before it. All blocks
-have one size, so one program is compiled, whatever number of tokens is wanted.
+The device draws a block while the host reads the previous one. All blocks have
+the same size, so one program is compiled for any number of tokens.
 """
 
 import functools
@@ -15,17 +15,17 @@ import numpy as np
 from recurrent.decoding.sampling import Sampled, Sampler, Step, sample
 from recurrent.types import Array, Carry, Float, Int, PRNGKey
 
-WHOLE_MODEL = Sampler()  # Any token, with the probability the model gives it.
+WHOLE_MODEL = Sampler()  # Samples the model's distribution without a change.
 
 
 class Block(NamedTuple):
-  """Some of the tokens of each row, as NumPy arrays.
+  """A block of n tokens of each row, as NumPy arrays.
 
   Attributes:
-    tokens: [batch, n]; from a row's stop token on, stop tokens.
+    tokens: [batch, n] ids; after a row's stop token, more stop tokens.
     scores: [batch, n] log-probabilities in nats; 0 after a stop token.
-    lengths: [batch], how many tokens of each row come before its stop token; n
-      where there is none, 0 where the row had ended before this block.
+    lengths: [batch], the number of tokens of each row before its stop token: n
+      if it has none, 0 if the row had ended before this block.
   """
 
   tokens: Int[np.ndarray, "B N"]
@@ -41,13 +41,13 @@ def read(
   Args:
     step: `(carry, token [batch]) -> (carry, logits [batch, V])`; see `stream`.
     carry: the initial carry, [batch, ...].
-    tokens: [batch, time] ids, at least one a row.
+    tokens: [batch, time] ids, with at least one time step.
 
   Returns:
     The carry and the logits after the last token.
 
   Raises:
-    ValueError: if `tokens` has another shape, or no time step.
+    ValueError: if `tokens` has another rank, or no time step.
   """
   tokens = jnp.asarray(tokens, jnp.int32)
   if tokens.ndim != 2 or not tokens.shape[1]:
@@ -71,26 +71,27 @@ def stream(
 ) -> Iterator[Block]:
   """Draws tokens block by block.
 
-  The tokens are those of `sample` with the same arguments, for any `block`.
+  For any size of `block`, the tokens equal those of `sample` with the same
+  arguments.
 
   Args:
-    step: `(carry, token [batch]) -> (carry, logits [batch, V])`. Write a step
+    step: `(carry, token [batch]) -> (carry, logits [batch, V])`. Pass a step
       with weights as `jax.tree_util.Partial(step, weights)`: the weights are
-      then arguments of the compiled program, which another call with the same
-      function runs again. The weights of any other function are compiled into
-      the program as constants.
-    carry: after the prompt, [batch, ...]. It is left as it is.
-    logits: after the prompt, [batch, V].
+      then arguments of the compiled program, and later calls with the same
+      function reuse that program. The weights of any other function are
+      compiled into the program as constants.
+    carry: the carry after the prompt, [batch, ...]. It is not donated.
+    logits: the logits after the prompt, [batch, V].
     key: PRNG key; token n is drawn with fold_in(key, n).
-    num_tokens: tokens a row.
-    block: tokens a block. The device always draws whole blocks; what exceeds
-      `num_tokens` in the last one is cut off.
-    sampler: how a token is chosen.
+    num_tokens: number of tokens to draw for each row.
+    block: tokens per block. The device always draws whole blocks; tokens of the
+      last one beyond `num_tokens` are cut off.
+    sampler: chooses a token from logits.
     stop_tokens: ids that end a row.
 
   Yields:
-    A `Block` of at most `block` tokens a row, until there are `num_tokens` or
-    every row has ended.
+    A `Block` of at most `block` tokens for each row, until there are
+    `num_tokens` tokens or every row has ended.
 
   Raises:
     ValueError: if `num_tokens` is negative or `block` not positive.
@@ -110,7 +111,7 @@ def stream(
 
 
 def _with_weights(step: Step) -> jax.tree_util.Partial:
-  """A step that goes through `jax.jit` as a pytree of its weights."""
+  """The step as a `Partial`, so that it is a pytree that `jax.jit` takes."""
   if isinstance(step, jax.tree_util.Partial):
     return step
   return jax.tree_util.Partial(step)
@@ -118,7 +119,7 @@ def _with_weights(step: Step) -> jax.tree_util.Partial:
 
 @jax.jit
 def _read(step, carry, tokens):
-  """`read` of checked arguments."""
+  """Implements `read`, whose arguments have been checked."""
   advance = lambda both, token: (step(both[0], token), None)
   by_time = tokens.T
   return jax.lax.scan(advance, step(carry, by_time[0]), by_time[1:])[0]
@@ -144,7 +145,7 @@ def _blocks(draw, carry, logits, key, num_tokens, block, stop_tokens):
 
 @jax.jit
 def _begin(carry, logits):
-  """Copies for `_draw` to consume, placed on devices as its results are."""
+  """Copies carry and logits, since `_draw` donates them; no row has ended."""
   done = jnp.zeros_like(logits, shape=logits.shape[:1], dtype=bool)
   return *jax.tree.map(jnp.copy, (carry, logits)), done
 
@@ -155,12 +156,12 @@ def _begin(carry, logits):
   donate_argnames=("carry", "logits"),
 )
 def _draw(step, carry, logits, key, first, done, **how):
-  """One block, compiled once for a step, its shapes and `how`."""
+  """Draws one block; compiled once for a step, its shapes and `how`."""
   return sample(step, carry, logits, key, first=first, done=done, **how)
 
 
 def _cut(drawn: Sampled, wanted: int, stop_tokens: tuple[int, ...]) -> Block:
-  """The first `wanted` tokens of a row, and how many precede the stop."""
+  """Cuts a block to `wanted` tokens and counts those before a stop token."""
   tokens, scores = np.asarray(drawn.tokens), np.asarray(drawn.scores)
   tokens = tokens[:, :wanted]
   stops = np.isin(tokens, stop_tokens)

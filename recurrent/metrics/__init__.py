@@ -1,4 +1,4 @@
-"""Metrics as sums and weights: merged over steps and devices, divided once."""
+"""Metrics as weighted sums, merged over steps and devices and divided last."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,28 @@ from recurrent.types import Array, Float
 
 
 class Mean(NamedTuple):
-  """A mean that is not divided yet; add two with `merge`."""
+  """A weighted mean, stored as a sum and a sum of weights.
+
+  Attributes:
+    total: sum of value times weight.
+    weight: sum of the weights.
+  """
 
   total: Float[Array, ""]
   weight: Float[Array, ""]
 
   @classmethod
   def of(cls, values: Array, weights: Array | None = None) -> "Mean":
-    """The weighted mean of an array: sums in float32."""
+    """The weighted mean of an array, summed in float32.
+
+    Args:
+      values: array of any shape.
+      weights: weights that broadcast to the shape of `values`; None for 1.
+    """
     values = values.astype(jnp.float32)
     if weights is None:
       return cls(values.sum(), jnp.float32(values.size))
-    # `where`, not a product: an unweighted value may be NaN.
+    # `where`, not a product: a value of weight zero may be NaN.
     weights = jnp.broadcast_to(weights.astype(jnp.float32), values.shape)
     kept = jnp.where(weights != 0, values * weights, 0.0)
     return cls(kept.sum(), weights.sum())
@@ -30,11 +40,11 @@ class Mean(NamedTuple):
     return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
 
   def merge(self, other: "Mean") -> "Mean":
-    """The mean over both."""
+    """The mean over the values of both."""
     return Mean(self.total + other.total, self.weight + other.weight)
 
   def compute(self) -> float:
-    """Divides, on the host; NaN for the mean of nothing."""
+    """Divides, on the host; returns NaN if the weight is zero."""
     weight = float(self.weight)
     return float(self.total) / weight if weight else float("nan")
 

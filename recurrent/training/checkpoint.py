@@ -1,10 +1,11 @@
-"""Checkpoints by Orbax, and what it lacks.
+"""Saves, restores and verifies training checkpoints, by Orbax.
 
-Orbax writes atomically and in the background, but loads a flipped bit as a
-different number, takes an empty directory for a checkpoint, and by its usual
-options deletes the newest in favour of the best. So here every array has a
-digest, verified when it is read; a step that cannot be read or verified is
-moved aside and the one before is taken; and the latest and the best stay.
+Orbax writes atomically and in the background. By itself, however, it restores
+an array with a flipped bit without an error, accepts an empty directory as a
+checkpoint, and by its usual options deletes the newest checkpoint in favour of
+the best. Therefore this module stores a digest of every array and verifies it
+on reading, moves a checkpoint that cannot be read or verified aside and falls
+back to the previous one, and keeps both the newest and the best checkpoints.
 """
 
 import contextlib
@@ -44,8 +45,9 @@ class Checkpoints:
   """The checkpoints of one run, `directory/<step>/`.
 
   Args:
-    directory: where they are; created by the first save.
-    fingerprint: of the configuration; a checkpoint of another is refused.
+    directory: directory of the checkpoints; created by the first save.
+    fingerprint: hash of the run's configuration. A checkpoint that was saved
+      with another fingerprint is refused.
   """
 
   def __init__(self, directory: Path, fingerprint: str):
@@ -59,25 +61,25 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, *_):
-    # Of two errors the first is the cause.
+    # An error of the `with` block is the cause: it is the one to be raised.
     with contextlib.suppress(*[WorkdirError] * (kind is not None)):
       self.close()
 
   def save(
     self, step: int, state: PyTree, progress: dict[str, Any], best_step: int
   ) -> None:
-    """Saves in the background; all processes must call it.
+    """Starts to save a step in the background; all processes must call it.
 
     Args:
-      step: number of the step, the directory's name. Of one that is saved
-        already, only `progress` is written anew.
+      step: number of the training step, which names the directory. If the step
+        is saved already, only its `progress` is replaced.
       state: pytree of arrays; it may be donated as soon as this returns.
-      progress: JSON values that go with it.
-      best_step: the step that must not be deleted.
+      progress: JSON values to store beside the state.
+      best_step: the step with the best evaluation, which is never deleted.
 
     Raises:
-      CheckpointError: if Orbax declines.
-      WorkdirError: if this save or one before it cannot be written.
+      CheckpointError: if Orbax refuses to save the step.
+      WorkdirError: if this save or an earlier one cannot be written.
     """
     with self._writing():
       self._save(step, state, progress, best_step)
@@ -112,16 +114,19 @@ class Checkpoints:
       )
 
   def restore_latest(self, template: PyTree) -> Restored | None:
-    """The newest step that can be read and verified, or None if there is none.
+    """Restores the newest step that can be read and verified.
 
-    Steps that cannot are moved to `<directory>.damaged/`, with a warning.
+    Steps that cannot be are moved to `<directory>.damaged/`, with a warning.
 
     Args:
       template: pytree of `jax.ShapeDtypeStruct` with shardings.
 
+    Returns:
+      The restored checkpoint, or None if there are no checkpoints.
+
     Raises:
-      CheckpointError: if there are checkpoints but none is good, or they are
-        of another model.
+      CheckpointError: if there are checkpoints but all are damaged, or they
+        are those of another configuration.
     """
     steps = self.steps()
     for step in reversed(steps):
@@ -138,10 +143,16 @@ class Checkpoints:
     return None
 
   def restore(self, step: int, template: PyTree) -> Restored:
-    """One step, verified; the template may be a part of what was saved.
+    """Restores one step and verifies it.
+
+    Args:
+      step: number of the saved step.
+      template: pytree of `jax.ShapeDtypeStruct` with shardings. It may be a
+        part of the saved state; only that part is then read.
 
     Raises:
-      CheckpointError: if it is missing, damaged or of another model.
+      CheckpointError: if the step is missing or damaged, or it was saved with
+        another configuration.
     """
     try:
       return self._read(step, template)
@@ -152,14 +163,14 @@ class Checkpoints:
       ) from error
 
   def steps(self) -> list[int]:
-    """Steps that have a finished directory, whatever is in it."""
+    """Numbers of the saved steps, ascending; their contents are not read."""
     if not self._directory.is_dir():
       return []
     names = [d.name for d in self._directory.iterdir() if d.is_dir()]
     return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
 
   def progress(self, step: int) -> dict[str, Any]:
-    """What `save` was given as `progress`."""
+    """The JSON values that were saved with a step."""
     try:
       return self._about(step)["progress"]
     except _Damaged as error:
@@ -169,7 +180,7 @@ class Checkpoints:
       ) from error
 
   def check(self) -> None:
-    """Raises what went wrong in a save that has ended; does not wait."""
+    """Raises the error of a save that has ended and failed; never waits."""
     if (
       self._unchecked
       and self._manager is not None
@@ -178,14 +189,14 @@ class Checkpoints:
       self.wait()
 
   def wait(self) -> None:
-    """Waits for the save in the background and raises what went wrong."""
+    """Waits for the save in the background and raises its error, if any."""
     self._unchecked = False
     if self._manager is not None:
       with self._writing():
         self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and releases what Orbax holds."""
+    """Waits for the save in the background and closes Orbax's manager."""
     if self._manager is not None:
       self.wait()
       self._manager.close()
@@ -193,12 +204,12 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _writing(self):
-    """Makes a failed save an error of the workdir, whoever raises what."""
+    """Turns any error of a save into a `WorkdirError`."""
     try:
       yield
     except UserError:
       raise
-    except Exception as error:  # TensorStore's are ValueErrors
+    except Exception as error:  # TensorStore raises ValueErrors
       said = re.search(r"OS error \d+: ([^\]\n]*)", str(error))
       raise WorkdirError(
         f"a checkpoint in {self._directory} cannot be saved:"
@@ -244,7 +255,7 @@ class Checkpoints:
           partial_restore=True,
         ),
       )
-    except Exception as error:  # Orbax raises whatever its libraries raise
+    except Exception as error:  # Orbax passes its libraries' errors on
       why = _first_line(error)
       error.__traceback__ = None
       _collect_quietly()
@@ -293,7 +304,7 @@ class Checkpoints:
 
 
 class _Damaged(Exception):
-  """This step cannot be used, the one before it perhaps can."""
+  """A checkpoint cannot be read or verified; an older one may be usable."""
 
 
 class _LatestAndBest(checkpoint_managers.PreservationPolicy):
@@ -308,19 +319,20 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
 
 
 def _not_a_traceback_of_orbax(record: logging.LogRecord) -> bool:
-  """Each of its threads logs an error that `Checkpoints.wait` raises."""
+  """Log filter: drops Orbax's tracebacks, which `wait` raises as errors."""
   return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _first_line(error: Exception) -> str:
-  """Of a message: TensorStore appends pages of its settings to its own."""
+  """An error's first line; TensorStore appends pages of settings to it."""
   return f"{type(error).__name__}: {error}".splitlines()[0][:160]
 
 
 def _collect_quietly():
-  """Drops what a failed read leaves: coroutines of a closed event loop.
+  """Collects the garbage of a failed read without any output.
 
-  Python would print a traceback for each when it finds them.
+  A failed read leaves coroutines of a closed event loop, and Python prints a
+  traceback for each of them when it collects it.
   """
   hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
   try:
@@ -330,7 +342,10 @@ def _collect_quietly():
 
 
 def _refuse_links(folder: Path):
-  """A link in a stranger's checkpoint would read any file of this host."""
+  """Raises `_Damaged` if a checkpoint has links or other special files.
+
+  A link in a checkpoint from elsewhere could read any file of this host.
+  """
   for path in folder.rglob("*"):
     mode = path.lstat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

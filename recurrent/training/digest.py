@@ -1,4 +1,4 @@
-"""SHA-256 of arrays: what tells one set of weights from another."""
+"""SHA-256 digests of arrays and pytrees, to verify and compare weights."""
 
 import hashlib
 from typing import Any
@@ -14,7 +14,7 @@ from recurrent.types import PyTree
 def flatten(tree: PyTree) -> dict[str, jax.Array]:
   """Leaves by path, as in "params/stack/layers/0/params/kernel".
 
-  Of a PRNG key, the data: it has no bytes of its own.
+  A PRNG key is replaced by its key data, an array of integers.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
@@ -28,7 +28,7 @@ def unflatten(template: PyTree, leaves: dict[str, jax.Array]) -> PyTree:
 
   Args:
     template: tree of arrays, or their shapes, dtypes and shardings.
-    leaves: by path.
+    leaves: arrays by path, as `flatten` returns them.
 
   Returns:
     A tree like `template`.
@@ -53,7 +53,7 @@ def leaf_sha256(path: str, leaf: jax.Array) -> str:
 
 
 def tree_sha256(tree: PyTree) -> str:
-  """SHA-256 over all leaves in path order: path, dtype, shape, bytes each."""
+  """SHA-256 over path, dtype, shape and bytes of all leaves, in path order."""
   digest = hashlib.sha256()
   for path, leaf in sorted(flatten(tree).items()):
     _feed(digest, path, leaf)
@@ -65,7 +65,7 @@ def _is_key(leaf) -> bool:
 
 
 def _key_data(leaf):
-  """The data of a key, or of its shape, dtype and sharding."""
+  """The key data of a PRNG key or of its shape; other leaves unchanged."""
   if not _is_key(leaf):
     return leaf
   if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -90,5 +90,5 @@ def _feed(digest, path, leaf):
   array = np.asarray(leaf)
   for part in (path, array.dtype.name, str(array.shape)):
     digest.update(part.encode() + b"\0")
-  # By way of uint8, since bfloat16 is nothing to Python's buffers.
+  # Viewed as uint8, since Python's buffer protocol does not have bfloat16.
   digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

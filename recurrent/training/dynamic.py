@@ -1,13 +1,13 @@
-"""Dynamic evaluation: scoring a stream while learning from what was scored.
+"""Dynamic evaluation: scores a stream and trains on each window after it.
 
-Each window is scored first and learnt from afterwards, so every token is
-still predicted from those before it only.
+Each window is scored before the gradient step on it, so every token is
+predicted from the tokens before it only.
 
 Reference:
   Krause, Kahembwe, Murray & Renals, "Dynamic evaluation of neural sequence
   models", 2018. They divide a gradient by its root mean square over the
-  training data; here by the geometric mean of that and of its average over
-  all parameters, which did better: docs/results.md.
+  training data. Here it is divided by the geometric mean of that and of its
+  average over all parameters, which scored better: see docs/results.md.
 """
 
 import functools
@@ -20,7 +20,9 @@ from recurrent.metrics import Mean
 from recurrent.training.step import Loss
 from recurrent.types import Carry, PyTree
 
-_EPSILON = 0.1  # of the average: what keeps rarely used parameters in place
+# Added to the root mean square, as a fraction of its average over all
+# parameters: it limits the steps of rarely used parameters.
+_EPSILON = 0.1
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -34,10 +36,10 @@ def gradient_rms(
   """Root mean square of the gradient of each parameter over a stream.
 
   Args:
-    graphdef: of the model.
+    graphdef: graph definition of the model.
     loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
-    params: of the model.
-    carry: to begin with.
+    params: parameters of the model.
+    carry: the initial carry.
     windows: batches stacked along a new first axis.
 
   Returns:
@@ -66,18 +68,20 @@ def score(
   learning_rate: float,
   decay: float,
 ) -> dict[str, Mean]:
-  """Scores a stream, stepping down the gradient of each window after it.
+  """Scores a stream, with a gradient step on each window after its score.
 
   Args:
-    graphdef: of the model.
+    graphdef: graph definition of the model.
     loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
-    params: of the model; they are where each decay goes back to.
-    carry: to begin with.
+    params: initial parameters of the model. After each window the current
+      parameters decay towards them.
+    carry: the initial carry.
     windows: batches stacked along a new first axis.
     rms: from `gradient_rms`.
-    learning_rate: step along the scaled gradient.
-    decay: part of the way back to `params` after each window, for a parameter
-      of average `rms`; proportional to it for the others, at most a third.
+    learning_rate: multiplies the scaled gradient.
+    decay: fraction of the way back to `params` after each window, for a
+      parameter of average `rms`. For the others it is proportional to their
+      `rms`, and at most 1/3.
 
   Returns:
     The metrics of the loss, merged over all windows.

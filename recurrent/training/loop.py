@@ -1,7 +1,8 @@
-"""`fit`: steps, evaluations and checkpoints until the end, or until told.
+"""The training loop: train steps, evaluations, checkpoints, early stopping.
 
-The loop knows no task. It dispatches steps without waiting for them: metrics
-are summed on the device inside the state, and read when they are written.
+The loop does not depend on the task. It dispatches steps without waiting for
+their results: metrics are summed on the device, as a part of the state, and
+read only when a row of metrics is written.
 """
 
 import collections
@@ -27,20 +28,24 @@ if TYPE_CHECKING:  # they import Orbax, tqdm and tensorboardX
 
 LOG = logging.getLogger("recurrent")
 
-# Steps that may be in flight: enough to hide the host, few enough that a
-# signal is obeyed soon.
+# Steps that may be dispatched and not yet finished: enough to keep the device
+# busy, few enough that the run stops soon after a signal.
 IN_FLIGHT = 4
 MAX_SKIPPED_IN_A_ROW = 10
-# A mean loss that has grown by this many times the size of the first one, and
-# by this much at least, is no accident of a batch. The size alone would refuse
-# losses near zero, and log-densities may start at zero or below: they are in
-# nats, of which ten are far more than the noise of a working model.
+# A run has diverged when its mean loss exceeds the first loss by DIVERGED_RATIO
+# times the first loss's absolute value, and by at least DIVERGED_GROWTH. The
+# ratio alone would stop runs whose first loss is near zero, as that of a
+# log-density may be. Losses are in nats: ten are far more than the noise of a
+# working model.
 DIVERGED_RATIO = 2.0
 DIVERGED_GROWTH = 10.0
 
 
 class Batches(Protocol):
-  """Batches by step: a pure function, so a resumed run meets the same."""
+  """The batch of each training step, as a pure function of the step.
+
+  A resumed run therefore reads the same batches.
+  """
 
   def __getitem__(self, step: int) -> Any:
     """The global batch of NumPy arrays for a step."""
@@ -49,14 +54,15 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """When things happen, in steps.
+  """How often the loop logs, evaluates and saves, in training steps.
 
   Args:
-    steps: where the run ends.
-    log_every: steps whose metrics make a row.
-    eval_every: steps between evaluations; there is one at the end.
+    steps: total number of training steps.
+    log_every: steps between rows of training metrics.
+    eval_every: steps between evaluations; there is also one at the end.
     checkpoint_every: steps between checkpoints; 0 saves at evaluations.
-    patience: evaluations without a better one that end the run; 0 for none.
+    patience: stop after this many evaluations in a row without a new best
+      one; 0: never.
   """
 
   steps: int
@@ -67,17 +73,25 @@ class Schedule:
 
 
 class Hooks(NamedTuple):
-  """What an experiment adds to the loop."""
+  """The functions of an experiment that the loop calls.
 
-  put: Callable[[Any], Any]  # a global batch of NumPy arrays, to the devices
+  Attributes:
+    put: moves a global batch of NumPy arrays to the devices.
+    evaluate: `(variables, interrupted) -> metrics`, or None if interrupted()
+      became True.
+    on_evaluation: `(step, variables) -> text` to show, such as a sample.
+    describe: `(mean metrics, step) -> values` of a row to write.
+  """
+
+  put: Callable[[Any], Any]
   evaluate: Callable[[PyTree, Callable[[], bool]], dict[str, float] | None]
-  on_evaluation: Callable[[int, PyTree], str]  # text to show, such as a sample
-  describe: Callable[[dict[str, float], int], dict[str, float]]  # row at step
+  on_evaluation: Callable[[int, PyTree], str]
+  describe: Callable[[dict[str, float], int], dict[str, float]]
 
 
 @dataclasses.dataclass
 class Outcome:
-  """What the host remembers of a run; goes with every checkpoint."""
+  """What the host has recorded of a run; saved with every checkpoint."""
 
   logged_step: int = 0
   evaluated_step: int = 0
@@ -109,27 +123,28 @@ def fit(
   progress: "Progress",
   preemption: Preemption,
 ) -> tuple[TrainState, Outcome]:
-  """Trains from `state.step` to the end.
+  """Trains from `state.step` to the end of the schedule.
 
   Args:
-    state: where to begin; it is donated.
+    state: the initial state; it is donated.
     train_step: from `make_train_step`.
     batches: the global batch of each step.
-    hooks: what the experiment does at each occasion.
-    schedule: when.
+    hooks: the experiment's functions.
+    schedule: when to log, evaluate, save and stop.
     objective: name of the evaluation's metric to minimise.
-    outcome: of the run so far, as the checkpoint had it.
-    checkpoints: where to save.
-    writer: where rows of metrics go.
-    progress: where a person looks.
-    preemption: the signal that ends a run early.
+    outcome: record of the run so far, from the checkpoint; a new run begins
+      with `Outcome()`.
+    checkpoints: saves the state.
+    writer: writes rows of metrics.
+    progress: shows progress on the terminal.
+    preemption: says whether the run is to stop early.
 
   Returns:
     The last state, and the outcome.
 
   Raises:
     DivergedError: after too many steps in a row without a finite update, or
-      when the loss has grown beyond return. Nothing is saved then.
+      when the loss has grown too much. Nothing is saved then.
     Preempted: after a signal; the state has been saved.
   """
   step = int(state.step)
@@ -156,11 +171,11 @@ def fit(
     if (
       _due(step, schedule.log_every, schedule.steps)
       and step > outcome.logged_step
-      and in_flight  # or there was no step in this session to write of
+      and in_flight  # otherwise this session has made no step yet
     ):
       write_row()
-      # The sums leave the state, so the next step does not donate them and
-      # they can be read when they are ready.
+      # The sums are taken out of the state, so that the next step does not
+      # donate them and the host can read them later.
       row = _Row(step, state.metrics, in_flight[-1])
       state = state._replace(metrics=_zeros(state.metrics))
       outcome.logged_step = step
@@ -182,8 +197,8 @@ def fit(
     ended = not interrupted and (step >= schedule.steps or stopped)
     interrupted = not ended and (interrupted or preemption.agreed())
     record = dataclasses.asdict(outcome)
-    # An evaluation that is made up for after a resume changes the record of a
-    # step whose arrays are saved already.
+    # After a resume, an evaluation that was interrupted is made again. It
+    # changes the record of a step whose arrays are saved already.
     if (step, record) != saved and (
       step == saved[0]
       or interrupted
@@ -224,14 +239,14 @@ def evaluate(
   windows: Iterable[Any],
   interrupted: Callable[[], bool],
 ) -> dict[str, Mean] | None:
-  """Streams a whole split through the model, the carry from window to window.
+  """Scores all windows of a split; the carry goes from each to the next.
 
   Args:
     eval_step: `eval_step(params, carry, batch) -> (carry, metrics)`, compiled.
     params: parameters of the model.
-    carry: to begin with.
+    carry: the initial carry.
     windows: batches on the devices.
-    interrupted: asked before each window.
+    interrupted: called before each window; True stops the evaluation.
 
   Returns:
     The metrics over all windows, or None if it was interrupted.
@@ -244,8 +259,8 @@ def evaluate(
     carry, metrics = eval_step(params, carry, window)
     sums = metrics if sums is None else _merge(sums, metrics)
     in_flight.append(sums)
-    # XLA's CPU devices share one pool of threads: a long queue of collectives
-    # fills it with those that wait for each other, for ever.
+    # XLA's CPU devices share one thread pool. A long queue of collectives can
+    # fill it with threads that wait for each other: a deadlock.
     if len(in_flight) > IN_FLIGHT:
       jax.block_until_ready(in_flight.popleft())
   return sums
@@ -262,7 +277,8 @@ def _due(step: int, every: int, steps: int) -> bool:
 
 @jax.jit
 def _zeros(metrics: dict[str, Mean]) -> dict[str, Mean]:
-  # A product, for that keeps the sharding over processes; sums are finite.
+  # A product with zero keeps the sharding over processes. It is zero, since
+  # the sums are finite.
   return jax.tree.map(lambda x: x * 0, metrics)
 
 

@@ -1,12 +1,13 @@
-"""SIGTERM and SIGINT as a flag that the loops poll.
+"""Turns SIGTERM and SIGINT into a flag that the training loops poll.
 
-Orbax's own preemption save needs `jax.distributed`; without it a SIGTERM just
-kills the process. So the signal sets a flag here, whatever is going on, and
-every loop (steps, evaluation) looks at it.
+Orbax's own preemption save needs `jax.distributed`; without it a SIGTERM kills
+the process at once. Here the signal sets a flag, which every loop (training
+steps, evaluation) polls.
 
-Several processes must leave a loop at the same iteration, or those that stay
-wait in a collective for the others for ever. So at each poll they reduce their
-flags to one, which they read some polls later, when it costs no waiting.
+Several processes must leave a loop at the same iteration, or those that remain
+wait in a collective for the others for ever. At each poll all processes
+therefore start to reduce their flags to one, and they read the result some
+polls later, when it is ready and they need not wait for it.
 """
 
 import collections
@@ -23,17 +24,17 @@ from recurrent import sharding
 
 LOG = logging.getLogger("recurrent")
 
-# Polls between giving a flag and reading what all gave: at 2 the host may
-# prepare a step while the device is busy with another, and no more.
+# Polls between contributing a flag and reading the reduced result. With 2, the
+# host can prepare one step while the device runs another, and no more.
 LAG = 2
 
 
 class Preemption:
   """Context manager that catches SIGTERM and SIGINT.
 
-  A second signal of the same kind has its usual effect. Python lets only its
-  main thread catch signals: in another thread none is caught, and the usual
-  effect is the first one's too.
+  A second signal of the same kind has its usual effect. In Python only the
+  main thread can catch signals: entered in another thread, this catches none,
+  and the first signal has its usual effect too.
   """
 
   def __init__(self):
@@ -53,7 +54,7 @@ class Preemption:
       signal.signal(number, handler)
 
   def agreed(self) -> bool:
-    """Whether to stop here; once True, it stays so.
+    """Whether to stop at this iteration; once True, it remains True.
 
     All processes must call it equally often, once each iteration of a loop, and
     all get the same answers.

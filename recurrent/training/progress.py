@@ -11,14 +11,15 @@ LOG = logging.getLogger("recurrent")
 
 
 class Progress:
-  """Steps and tokens a second, time left and loss, while a run goes on.
+  """Shows the speed, the remaining time and the metrics of a run.
 
   Args:
-    step: where the run begins.
-    steps: where it ends.
+    step: number of the step at which this session begins.
+    steps: total number of training steps.
     units: name of what a step consumes, such as "tokens".
-    units_a_step: how many of them.
-    evaluated: what evaluations are of, if not of the parameters as they are.
+    units_a_step: number of these units in one step.
+    evaluated: names the parameters that evaluations use, if these are not the
+      current ones.
   """
 
   def __init__(
@@ -46,7 +47,7 @@ class Progress:
     self.close()
 
   def update(self, step: int) -> None:
-    """A step has been dispatched."""
+    """Moves the bar to a step, which has been dispatched."""
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
 
@@ -66,7 +67,7 @@ class Progress:
     return speed
 
   def note(self, step: int, values: dict[str, float]) -> None:
-    """Shows metrics of an evaluation, whose time is not training's."""
+    """Shows metrics of an evaluation; excludes its time from the speed."""
     self._show(step, _text(values) + self._evaluated)
     self._last = (time.monotonic(), step)
 
@@ -77,12 +78,12 @@ class Progress:
       LOG.info("step %d/%d: %s", step, self._steps, text)
 
   def say(self, text: str) -> None:
-    """Prints text without tearing the bar."""
+    """Prints text above the bar."""
     if jax.process_index() == 0:
       tqdm.tqdm.write(text, file=sys.stderr)
 
   def close(self) -> None:
-    """Leaves the bar where it is."""
+    """Closes the bar, and leaves it on the terminal."""
     if self._bar is not None:
       self._bar.close()
 

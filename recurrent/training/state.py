@@ -1,4 +1,4 @@
-"""Everything a run is, between two steps."""
+"""The state of a training run between two steps."""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from recurrent.types import Array, Carry, Int, PyTree
 
 
 class TrainState(NamedTuple):
-  """What a step reads and writes, and a checkpoint keeps.
+  """Arrays that a train step reads and updates, and a checkpoint saves.
 
-  Keys are `fold_in(seed, step)` and batches a function of (seed, step), so
-  neither is here. The carry is: a language model that resumes without it is
-  a different run. So are the unfinished sums of the metrics, that a resumed
-  run may log the same numbers.
+  PRNG keys are `fold_in(seed, step)` and batches are a function of (seed,
+  step), so neither is stored. The carry is stored, since a language model that
+  resumes without it is a different run. The unfinished sums of the metrics are
+  stored too, so that a resumed run logs the same numbers.
   """
 
   step: Int[Array, ""]  # steps taken; also which batch and key come next
@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
 
   @property
   def evaluated(self) -> PyTree:
-    """These and the other variables: `nnx.merge(graphdef, evaluated)`."""
+    """`evaluated_params` and the other variables, as `nnx.merge` takes them."""
     return join(self.evaluated_params, self.variables)
 
 
@@ -49,15 +49,15 @@ def create(
   *,
   ema: bool,
 ) -> tuple[nnx.GraphDef, TrainState]:
-  """Splits a fresh model in structure and state.
+  """Splits a new model into its structure and the initial training state.
 
   Args:
-    model: its `nnx.Param`s are trained; its other variables, such as the
-      statistics of `nnx.BatchNorm` and the counts of `nnx.Dropout`'s draws, are
-      what the loss leaves in them.
-    optimizer: its state is created here.
+    model: the model. Its `nnx.Param`s are trained. Its other variables, such
+      as the statistics of `nnx.BatchNorm` and the counters of `nnx.Dropout`,
+      keep the values that the loss function gives them.
+    optimizer: its state is initialised here.
     carry: the initial carry of the training batch.
-    metrics: names of the metrics that the loss returns.
+    metrics: names of the metrics to sum.
     ema: whether to keep a moving average of the parameters.
 
   Returns:
@@ -80,10 +80,10 @@ def create(
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, PyTree, PyTree]:
-  """Graph definition, parameters, and other variables of a model.
+  """Splits a model into graph definition, parameters and other variables.
 
-  What a call has sown for a reader (`nnx.Intermediate`) is left out: it is not
-  what the next step begins with.
+  Values that a call has sown (`nnx.Intermediate`) are left out, since the next
+  step does not read them.
   """
   graphdef, params, _, variables = nnx.split(
     model, nnx.Param, nnx.Intermediate, ...

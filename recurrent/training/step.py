@@ -1,4 +1,4 @@
-"""One training step: loss, gradient, update, or nothing if it is not finite."""
+"""The train step: loss, gradient and update, skipped if not finite."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ from recurrent.metrics import Mean
 from recurrent.training.state import TrainState, join, split
 from recurrent.types import Array, Carry, Float, Int, PRNGKey
 
-# The whole contract between an experiment and the training loop.
+# What an experiment gives to the train step:
+# `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
 Loss = Callable[
   [Any, Carry, Any, PRNGKey | None],
   tuple[Float[Array, ""], tuple[Carry, dict[str, Mean]]],
@@ -26,7 +27,7 @@ LOSS, GRAD_NORM = MEASURED = "loss", "grad_norm"
 
 
 class Status(NamedTuple):
-  """What the host may read of a step after its state has been donated."""
+  """Scalars of a step that the host can read after the state is donated."""
 
   loss: Float[Array, ""]
   skipped: Int[Array, ""]
@@ -44,27 +45,29 @@ def make_train_step(
   ema_decay: float = 0.0,
   learning_rate: Callable[[Any], Array] | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Status]]:
-  """Compiles a step over the mesh; it donates the state it is given.
+  """Makes the jitted train step over a mesh; the step donates its state.
 
   Args:
-    graphdef: structure of the model, from `state.create`.
+    graphdef: graph definition of the model, from `state.create`.
     loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
     optimizer: from `recurrent.optim`.
     mesh: from `recurrent.sharding`.
-    seed: the step's key is fold_in(key(seed), step).
-    ema_decay: decay of the parameters' moving average, if there is one; less
-      at first, where the average is over the last tenth of the steps.
-    learning_rate: reads the last update's rate off the optimiser's state, from
-      `optim.make_learning_rate`; the status then has it.
+    seed: the step's PRNG key is fold_in(key(seed), step).
+    ema_decay: decay of the moving average of the parameters; 0: there is none.
+      In the first steps the decay is smaller, so that the average covers about
+      the last tenth of the steps.
+    learning_rate: a function from the optimiser's state to the learning rate
+      of the last update, from `optim.make_learning_rate`. If given, the status
+      contains that rate.
 
   Returns:
-    `step(state, batch) -> (state, status)`. If anything in the new state or
-    the loss is not finite, the state keeps its parameters, optimiser state,
-    carry, variables and metrics, and counts the step as skipped.
+    `step(state, batch) -> (state, status)`. If the loss or a value of the new
+    state is not finite, the step is counted as skipped, and the parameters,
+    optimiser state, carry, variables and metrics remain as they were.
 
   Raises:
-    ConfigError: while it is traced, if the loss measures other things than the
-      state has sums of.
+    ConfigError: when the step is traced, if the loss returns other metrics
+      than those that the state has sums for.
   """
 
   def step(state: TrainState, batch):
@@ -85,11 +88,12 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema_decay:
-      # Bias correction, as Adam's: the average never holds the random start.
+      # Bias correction, as in Adam: the initial random parameters have no
+      # weight in the average.
       age = (state.step - state.skipped + 1).astype(jnp.float32)
       weight = (1 - ema_decay) / (1 - ema_decay**age)
-      # While the run is short, so is the average, or it would lag far behind:
-      # a decay of at most (1 + t) / (10 + t), as TensorFlow's has it.
+      # At first the average covers fewer steps, or it would lag far behind: the
+      # decay is at most (1 + t) / (10 + t), as in TensorFlow.
       weight = jnp.maximum(weight, 9 / (9 + age))
       ema = optax.incremental_update(params, ema, weight)
     metrics = {
@@ -125,7 +129,7 @@ def make_train_step(
 
 
 def state_sharding(mesh: Mesh) -> TrainState:
-  """A sharding for each part of the state: the carry split, all else whole."""
+  """Shardings of the state: the carry split by rows, the rest replicated."""
   parts: dict[str, Any] = dict.fromkeys(
     TrainState._fields, sharding.replicated(mesh)
   )
@@ -133,11 +137,12 @@ def state_sharding(mesh: Mesh) -> TrainState:
 
 
 def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:
-  """Raises ConfigError unless a loss measures what it was said to.
+  """Raises ConfigError unless the loss returns exactly the wanted metrics.
 
   Args:
-    wanted: names that the state has sums of, `MEASURED` among them.
-    found: names that the loss returns.
+    wanted: names of the metrics that the state has sums for. Those in `MEASURED`
+      are ignored, since the training step measures them.
+    found: names of the metrics that the loss returns.
   """
   said, measured = sorted(set(wanted) - {*MEASURED}), sorted(found)
   if said != measured:
@@ -148,9 +153,10 @@ def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:
 
 
 def still_finite(old, new) -> Array:
-  """Whether every float is finite that was so before.
+  """Whether every float of `new` is finite where that of `old` is finite.
 
-  Some optimisers begin with an infinity, such as the best loss so far.
+  The state of some optimisers begins with an infinity, such as the best loss
+  so far.
   """
   finite = [
     (jnp.isfinite(b) | ~jnp.isfinite(a)).all()

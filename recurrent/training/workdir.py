@@ -1,4 +1,4 @@
-"""A run's directory: one run at a time, one configuration for ever."""
+"""The directory of a run: its lock and its configuration."""
 
 import contextlib
 import errno
@@ -17,17 +17,18 @@ from jax.experimental import multihost_utils
 from recurrent.errors import ConfigError, WorkdirError
 
 _NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-_MESSAGE = 4096  # bytes of an error that all processes are told
+_MESSAGE = 4096  # bytes of an error message that is sent to all processes
 
 
 class Workdir:
-  """A directory that one run owns, as long as it lives.
+  """The directory of a run, locked until `close` or the end of the process.
 
   Args:
-    path: created if it is missing.
+    path: path of the directory; it is created if it is missing.
 
   Raises:
-    WorkdirError: if it cannot be written to, or a live run is using it.
+    WorkdirError: if it cannot be written to, or another running process has
+      locked it.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -50,21 +51,21 @@ class Workdir:
     self.close()
 
   def close(self) -> None:
-    """Lets others in."""
+    """Releases the lock."""
     if self._lock is not None:
       self._lock.close()
       self._lock = None
 
   def config(self) -> dict[str, Any] | None:
-    """What `config.json` holds, or None before the first run."""
+    """The contents of `config.json`, or None before the first run."""
     return read_config(self.path)
 
   def claim(self, config: dict[str, Any], about: dict[str, Any]) -> None:
-    """Writes `config.json`, or checks that it says the same.
+    """Writes `config.json`, or checks that the one there has equal values.
 
     Args:
-      config: JSON values that decide what the run computes.
-      about: what else to write down: versions, device, command line.
+      config: JSON values that determine the results of the run.
+      about: further JSON values to record: versions, device, command line.
 
     Raises:
       ConfigError: if the directory holds a run of another configuration.
@@ -83,7 +84,7 @@ class Workdir:
       self.write("config.json", json.dumps(text, indent=2) + "\n")
 
   def write(self, name: str, text: str) -> None:
-    """Writes a small file whole or not at all."""
+    """Writes a small text file atomically."""
     if jax.process_index() == 0:
       temporary = self.path / f".{name}.tmp"
       temporary.write_text(text)
@@ -97,7 +98,7 @@ class Workdir:
   def _open(self):
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      # The lock dies with its process, however that dies: nothing is stale.
+      # The lock ends with its process, even a killed one: it is never stale.
       self._lock = (self.path / ".lock").open("a+")
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -120,10 +121,10 @@ class Workdir:
 
 @contextlib.contextmanager
 def full_disks(path: str | os.PathLike) -> Iterator[None]:
-  """Makes an OSError of a disk that takes no more a WorkdirError.
+  """Turns an OSError of a full or failing disk into a `WorkdirError`.
 
   Args:
-    path: of the workdir, to name it.
+    path: path of the workdir, for the message.
   """
   try:
     yield
@@ -138,7 +139,7 @@ def full_disks(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _raise_on_all(failure: WorkdirError | None) -> None:
-  """Raises on every process what process 0 has met, if anything."""
+  """Raises an error of process 0 on every process."""
   if jax.process_count() > 1:
     said = f"{failure.cause}\0{failure.remedy}" if failure else ""
     encoded = np.frombuffer(said.encode()[:_MESSAGE].ljust(_MESSAGE), np.uint8)
@@ -152,10 +153,10 @@ def _raise_on_all(failure: WorkdirError | None) -> None:
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
-  """What a workdir's `config.json` holds, or None if it has none.
+  """The contents of a workdir's `config.json`, or None if it has none.
 
   Raises:
-    WorkdirError: if the file is there but not readable as such.
+    WorkdirError: if the file is there but is not a valid configuration.
   """
   file = Path(path) / "config.json"
   try:
@@ -177,7 +178,7 @@ def fingerprint(config: dict[str, Any]) -> str:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-  """Lines `name: old -> new` for each value that differs."""
+  """One line of text for each value in which two configurations differ."""
   absent = "(not there)"
   return [
     f"--{key}: {old.get(key, absent)} in the workdir,"

@@ -1,4 +1,4 @@
-"""Where numbers go: `metrics.jsonl` first, TensorBoard beside it."""
+"""Writes metrics to `metrics.jsonl` and to TensorBoard."""
 
 import contextlib
 import json
@@ -15,18 +15,19 @@ from tensorboardX.proto import event_pb2
 
 
 class MetricsWriter:
-  """Appends one JSON object a line, each with its `step`.
+  """Appends rows to `metrics.jsonl`, one JSON object a line with its `step`.
 
-  The file holds what the run computed and nothing about how fast, so that an
-  interrupted run leaves the very same file as an unbroken one. Speed goes to
-  TensorBoard.
+  The file contains the computed values and no speeds, so that an interrupted
+  and resumed run leaves the same file as an uninterrupted one. Speeds are
+  written to TensorBoard only.
 
   Args:
-    workdir: where `metrics.jsonl` and the event files are.
-    step: that the run resumes at; 0 for a new one.
-    keep: whether to keep a row that is there already. Those that a run wrote
-      after the checkpoint that it resumes from will be written again; by
-      default these are the rows after `step`.
+    workdir: directory of `metrics.jsonl` and of TensorBoard's event files.
+    step: number of the step at which the run resumes; 0 for a new run.
+    keep: predicate on the rows that the file already has. Rows that were
+      written after the checkpoint from which the run resumes must not be kept,
+      since they will be written again. By default the rows up to `step` are
+      kept.
   """
 
   def __init__(
@@ -45,7 +46,7 @@ class MetricsWriter:
     temporary.write_text("".join(kept))
     temporary.replace(path)
     self._file = path.open("a")
-    # Not SummaryWriter: its thread dies of a full disk, and then its queue
+    # Not SummaryWriter: on a full disk its thread dies, and then its queue
     # blocks for ever.
     name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
     self._board = record_writer.RecordWriter(str(workdir / name))
@@ -57,7 +58,7 @@ class MetricsWriter:
     return self
 
   def __exit__(self, kind, *_):
-    # What could not be written before cannot be flushed now.
+    # After an error of the disk, flushing at the close fails again.
     expected = [OSError] * (kind is not None)
     if self._file is not None:
       for file in (self._file, self._board):
@@ -65,7 +66,7 @@ class MetricsWriter:
           file.close()
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """One row; values that are not finite become null."""
+    """Writes one row to both; values that are not finite become null."""
     if self._file is None:
       return
     row = {
@@ -77,20 +78,20 @@ class MetricsWriter:
     self.board(step, values)
 
   def board(self, step: int, values: dict[str, float]) -> None:
-    """To TensorBoard only."""
+    """Writes values to TensorBoard only."""
     if self._file is not None:
       for key, value in values.items():
         self._event(step, summary=summary.scalar(key, value))
       self._board.flush()
 
   def text(self, step: int, name: str, text: str) -> None:
-    """Text to TensorBoard."""
+    """Writes a text to TensorBoard."""
     if self._file is not None:
       self._event(step, summary=summary.text(name, text))
       self._board.flush()
 
   def close(self) -> None:
-    """Flushes and closes both."""
+    """Flushes and closes both files."""
     self.__exit__(None)
 
   def _event(self, step, **content):

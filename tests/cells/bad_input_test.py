@@ -1,7 +1,7 @@
-"""Every cell of the table under `unroll` with arguments that are wrong.
+"""Tests that `unroll` refuses wrong arguments, for every cell in `CELLS`.
 
-Unknown names are in `base_test.py`, widths of cells in `laws_test.py`, methods
-that a cell cannot run by in `support_test.py`: those are for every cell too.
+Other tests for every cell: unknown names in `base_test.py`, widths of cells in
+`laws_test.py`, methods that a cell does not support in `support_test.py`.
 """
 
 import re
@@ -24,7 +24,7 @@ def run(name, shape=SHAPE, change=lambda leaf: leaf, **options):
   cell = CELLS[name](H)
   inputs = inputs_for(cell, np.random.default_rng(0), *shape)
   inputs = jax.tree.map(change, inputs)
-  # Abstractly: a wrong argument is found before anything is computed.
+  # Under `eval_shape`, since arguments are checked before anything is computed.
   return jax.eval_shape(
     lambda: unroll(
       cell,

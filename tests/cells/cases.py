@@ -1,7 +1,7 @@
-"""What the laws are tried on: drawn arrays, and all that comes out of them.
+"""Random test cases for the laws of the cells, and functions that run them.
 
-Hypothesis draws flags and seeds; shapes come from a short list and every
-function is compiled once per cell and method, so an example costs no compile.
+Hypothesis draws masks, resets and seeds. Shapes come from a short list, so
+every function is compiled once per cell, method and shape.
 """
 
 import functools
@@ -27,17 +27,17 @@ from recurrent.cells.base import MatrixCell
 from recurrent.executors.cpu_kernel import kind
 from recurrent.kernels.cpu import unavailable
 
-# Batch, time, in_features. The first is ragged in every way, the second is
-# the least that still has a time.
+# Batch, time, in_features: three different sizes, and a small single row.
 SHAPES = ((3, 7, 2), (1, 4, 3))
 
-# The laws are about values: LLVM at level 0 compiles in half the time.
+# LLVM's optimisation level 0 compiles in half the time, and only values are
+# tested.
 jit = functools.partial(
   jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
 
-# The fixture `x64` needs no renewal from example to example. Cases are small
-# as they are, and made of seeds: there is little to shrink or to explain.
+# The fixture `x64` may be shared by all examples of a test. Cases are small and
+# made from seeds, so Hypothesis need not shrink or explain them.
 law = settings(
   max_examples=16,
   deadline=None,
@@ -76,8 +76,8 @@ class Results(NamedTuple):
 def methods(cell):
   """The methods, other than "auto", that must run this cell under the laws.
 
-  Here "tpu_kernel" is interpreted, too slow for all laws: it has tests of its
-  own in `tests/kernels/tpu_test.py`. "gpu_kernel" and "cudnn" need a GPU: see
+  On a CPU "tpu_kernel" is interpreted, which is too slow for all laws: see
+  `tests/kernels/tpu_test.py`. "gpu_kernel" and "cudnn" need a GPU: see
   `tests/kernels/gpu_test.py` and `tests/executors/cudnn_test.py`.
   """
   if isinstance(cell, LinearCell):
@@ -86,7 +86,7 @@ def methods(cell):
   if not isinstance(cell, GatedCell):
     return ("scan",)
   in_cpp = ("cpu_kernel",) if kind(cell) and not unavailable() else ()
-  # The blocks that "newton" solves are square, over leaves of one width.
+  # "newton" needs a carry whose leaves all have the same width.
   one_width = getattr(cell, "memory", 0) in (0, cell.features)
   if isinstance(cell, ConvLSTM) or not one_width:
     return ("scan", "fused", *in_cpp)
@@ -99,10 +99,10 @@ def output_shape(cell):
 
 
 def inputs_for(cell, random, *shape, dtype=np.float32):
-  """Normal inputs for a cell; shape is [*batch, in_features].
+  """Draws normal inputs for a cell; shape is [*batch, in_features].
 
-  Of `Observations` some 70 % are observed. Times there may be negative, which
-  no law minds.
+  About 70 % of the values of `Observations` are observed. Their times may be
+  negative, which has no effect on the laws.
   """
   *batch, width = shape
   shape = (*batch, *getattr(cell, "spatial", ()), width)
@@ -113,13 +113,13 @@ def inputs_for(cell, random, *shape, dtype=np.float32):
 
 
 def floats(tree):
-  """The tree with None for leaves that have no gradient."""
+  """The tree with None in place of the leaves that are not floats."""
   real = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
   return jax.tree.map(lambda x: x if real(x) else None, tree)
 
 
 def joined(reals, tree):
-  """What `floats` gave, or others like it, with the tree's other leaves."""
+  """Inverse of `floats`: puts the leaves of `tree` where `reals` has None."""
   return jax.tree.map(
     lambda real, x: x if real is None else real,
     reals,
@@ -129,21 +129,21 @@ def joined(reals, tree):
 
 
 def scaled(inputs, scale, offset=0):
-  """`offset + scale * inputs`, where they are numbers."""
+  """`offset + scale * inputs` for all leaves that are floats."""
   real = lambda x: (offset + scale * x).astype(x.dtype)
   return joined(jax.tree.map(real, floats(inputs)), inputs)
 
 
 @functools.lru_cache
 def drawn_by_init(cell, in_features):
-  """The parameters as `init` draws them, and an empty carry, in NumPy."""
+  """Parameters from `init`, and an initial carry without batch, in NumPy."""
   params = cell.init(jax.random.key(0), in_features)
   return jax.tree.map(np.asarray, (params, cell.initial_carry(params, ())))
 
 
 @st.composite
 def flags(draw, batch, time):
-  """A mask [batch, time]: full rows, padded ones, ones with holes, none."""
+  """Draws a mask [batch, time] with holes, padding or both."""
   holes = draw(npst.arrays(bool, (batch, time)))
   lengths = draw(st.lists(st.integers(0, time), min_size=batch, max_size=batch))
   padded = np.arange(time) < np.array(lengths)[:, None]
@@ -152,7 +152,7 @@ def flags(draw, batch, time):
 
 @st.composite
 def cases(draw, cell, shapes=SHAPES, dtype=np.float64):
-  """A `Case`: parameters near `init`'s, but no bias of them zero."""
+  """Draws a `Case`, whose parameters are those of `init` plus noise."""
   batch, time, in_features = draw(st.sampled_from(shapes))
   random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
   normal = lambda *shape: random.normal(size=shape).astype(dtype)
@@ -171,7 +171,7 @@ def cases(draw, cell, shapes=SHAPES, dtype=np.float64):
 
 
 def one_case(cell, shape):
-  """One `Case` in float64, with a hole in its mask and a reset."""
+  """Makes one `Case` in float64, with a hole in its mask and a reset."""
   batch, time, in_features = shape
   random = np.random.default_rng(0)
   normal = random.normal
@@ -192,7 +192,7 @@ def one_case(cell, shape):
 
 
 def loss(case, cell, **how):
-  """A random linear function of outputs and carry, so every cotangent is 1-ish.
+  """A random linear function of outputs and carry, with weights around 1.
 
   Returns:
     The loss, and `(outputs, carry)`.
@@ -206,7 +206,7 @@ def loss(case, cell, **how):
     resets=case.resets,
     **how,
   )
-  # As leaves, since the weights' tree may be another's: they know no dtype.
+  # Leaf by leaf, since the weights may have another tree structure and dtype.
   leaves = zip(
     jax.tree.leaves((outputs, carry)),
     jax.tree.leaves(case.weights),
@@ -217,7 +217,7 @@ def loss(case, cell, **how):
 
 
 def results(case, cell, **how):
-  """Both passes; only `floats` of the inputs have a gradient."""
+  """Runs `unroll` and its gradients; integer inputs have none."""
 
   def given(params, carry, reals):
     inputs = joined(reals, case.inputs)
@@ -232,19 +232,19 @@ def results(case, cell, **how):
 
 @functools.lru_cache
 def everything(cell, **how):
-  """The function from a `Case` to `Results` under these options."""
+  """The jitted function from a `Case` to `Results`, with these options."""
   return jit(functools.partial(results, cell=cell, **how))
 
 
 @functools.lru_cache
 def ensemble(cell, **how):
-  """The same with one more axis on every array, the parameters' too."""
+  """`everything`, vmapped over a new axis of all arrays and parameters."""
   return jit(jax.vmap(functools.partial(results, cell=cell, **how)))
 
 
 @functools.lru_cache
 def forward(cell, **how):
-  """The function from a `Case` to `(outputs, carry)`: quicker to compile."""
+  """The jitted function from a `Case` to `(outputs, carry)` only."""
   return jit(lambda case: loss(case, cell, **how)[1])
 
 
@@ -264,9 +264,9 @@ def losses(cell):
 
 @functools.lru_cache
 def jacobian(cell, **how):
-  """The function to d outputs / d inputs, [B, T, H, B, T, ...] a leaf.
+  """The jitted Jacobian of outputs by inputs, leaves [B, T, H, B, T, ...].
 
-  H stands for all that an output has of one time step and row.
+  H is the flattened shape of the outputs of one row and time step.
   """
 
   def outputs(reals, case):
@@ -278,7 +278,7 @@ def jacobian(cell, **how):
 
 
 def over_time(case, at):
-  """The case with its time axis cut."""
+  """The case with its time axis indexed by `at`."""
   return case._replace(
     inputs=jax.tree.map(lambda x: x[:, at], case.inputs),
     mask=case.mask[:, at],
@@ -288,7 +288,7 @@ def over_time(case, at):
 
 
 def error(got, want):
-  """The relative norm of the difference; a norm below 1e-3 counts as that."""
+  """Norm of the difference over the norm of `want`, or over 1e-3 if larger."""
   got, want = (
     np.asarray(x, np.complex128 if np.iscomplexobj(x) else np.float64)
     for x in (got, want)
@@ -299,7 +299,7 @@ def error(got, want):
 
 
 def assert_close(got, want, tolerance):
-  """Every leaf within the tolerance, as `error` has it."""
+  """Asserts that `error` of every leaf is at most the tolerance."""
 
   def check(path, got, want):
     far = error(got, want)
@@ -309,7 +309,7 @@ def assert_close(got, want, tolerance):
 
 
 def assert_same_bits(got, want):
-  """Every leaf equal to the last bit, the sign of zero and NaNs included."""
+  """Asserts that every leaf has the same bits, including zeros and NaNs."""
 
   def check(path, got, want):
     got, want = np.asarray(got), np.asarray(want)

@@ -1,8 +1,8 @@
-"""The laws run cell by cell, so that what is compiled for one is met again."""
+"""Sorts the laws by cell, so that they reuse the functions compiled for it."""
 
 
 def pytest_collection_modifyitems(items):
-  # Stable, and only among the laws: they stand together in the list.
+  # Only the laws are sorted, among the positions that they have in the list.
   places = [k for k, item in enumerate(items) if "laws_test" in item.nodeid]
   laws = sorted((items[k] for k in places), key=cell_of)
   for place, item in zip(places, laws, strict=True):

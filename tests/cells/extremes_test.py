@@ -1,4 +1,4 @@
-"""Gates that are shut or open, and decays near one, for 100,000 time steps."""
+"""Tests closed and open gates, and decays near 1, over 100,000 time steps."""
 
 import jax
 import jax.numpy as jnp

@@ -1,8 +1,8 @@
 """Each cell against its paper's formula, in NumPy, row by row.
 
 `FORMULAS` maps a name of `CELLS` to `time_step(params, carry, x) -> (carry,
-out)`, written from the papers and sharing nothing with the cells. The RNN, LSTM
-and GRU have theirs in their own files.
+out)`, written from the papers, which shares no code with the cells. The RNN,
+LSTM and GRU have such tests in files of their own.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The laws of a cell, over the table: a new row gets all of them."""
+"""Laws that every cell in `CELLS` must satisfy; a new cell gets all of them."""
 
 import dataclasses
 import functools

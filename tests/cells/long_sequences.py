@@ -1,4 +1,4 @@
-"""100,000 time steps in float32: the table of docs/proofs.md.
+"""Errors after 100,000 time steps in float32: the table of docs/proofs.md.
 
   nice python -m tests.cells.long_sequences [--only=CELL] [--time_steps=N]
 
@@ -26,7 +26,7 @@ FEATURES = 4
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def both_passes(cell, method, params, inputs):
-  """The outputs, and the gradient by the parameters, as one vector."""
+  """The outputs, and the gradient of the parameters as one vector."""
 
   def loss(params):
     outputs = unroll(cell, params, None, inputs, method=method)[1]
@@ -47,7 +47,7 @@ def error(got, want):
 
 
 def row(name, time_steps):
-  """The errors of one cell, method by method."""
+  """The table's row of one cell: the errors of each method."""
   cell = CELLS[name](FEATURES)
   params = cell.init(jax.random.key(0), FEATURES)
   inputs = jax.random.normal(jax.random.key(1), (1, time_steps, FEATURES))

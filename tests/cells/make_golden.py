@@ -1,11 +1,11 @@
-"""What `torch.nn` makes of drawn arrays, to hold the cells against.
+"""Writes golden files: results of `torch.nn` on random arrays.
 
 Run with torch==2.13.0 (a CPU build will do) from the root of the repository:
 
   python tests/cells/make_golden.py
 
 It writes `golden/KIND.npz`. Every kind runs in both directions over rows of
-different lengths, so the goldens bear on masks and on `reverse` too.
+different lengths, so that the golden files test masks and `reverse` too.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-# Gates, and parts of the carry.
+# Number of gates, and number of arrays in the carry.
 KINDS = {"rnn_tanh": (1, 1), "rnn_relu": (1, 1), "lstm": (4, 2), "gru": (3, 1)}
 DIRECTIONS = {"": False, "_reverse": True}
 
@@ -27,14 +27,14 @@ def run(kind, *, batch, time, in_features, features, seed, dtype):
     time: time steps.
     in_features: width of the inputs.
     features: width of one direction.
-    seed: of everything drawn.
+    seed: seed of all random arrays.
     dtype: "float32" or "float64".
 
   Returns:
     A dict of NumPy arrays: the arguments; `outputs` [batch, time, 2*features]
     and `last_K` [2, batch, features] for part K of the carry; and for each
-    argument X `d_X`, the gradient of the sum of all results, each times
-    `weight_RESULT`. Names of the parameters are torch's.
+    argument X `d_X`, the gradient of the sum of all results, each multiplied by
+    its `weight_RESULT`. Parameters have torch's names.
   """
   import torch
 
@@ -105,7 +105,7 @@ def run(kind, *, batch, time, in_features, features, seed, dtype):
 
 
 def main():
-  """Writes the goldens."""
+  """Writes the golden files."""
   import torch
 
   GOLDEN.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""A cell that is in no table: its few lines are all that the laws ask for."""
+"""A new cell of a few lines satisfies all laws of the cells."""
 
 import dataclasses
 import inspect
@@ -50,7 +50,7 @@ class UGRNN(GatedCell):
 
 
 def laws():
-  """Every law with a cell in it, and all the other arguments it goes with."""
+  """Every law that is parametrized by a cell, with its other parameters."""
   for name, law in vars(laws_test).items():
     marks = getattr(law, "pytestmark", [])
     taken = {

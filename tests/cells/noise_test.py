@@ -1,6 +1,6 @@
-"""Noise that is drawn once: every executor sees the same, and each its paper.
+"""Tests dropout and zoneout: executors use equal masks, as in the papers.
 
-The formulas are in NumPy, from the papers, over the masks that were drawn.
+The papers' formulas are written in NumPy, with the masks that were drawn.
 """
 
 import functools

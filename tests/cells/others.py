@@ -1,4 +1,4 @@
-"""Cells that only the tests have: each needs something that no other needs."""
+"""Cells for the tests only, each with a feature that no other cell has."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class PeepholeParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PeepholeLSTM(LSTM):
-  """Gates see the cell (Gers & Schmidhuber, 2000): `gate` has parameters."""
+  """An LSTM with peepholes, which `gate` reads (Gers & Schmidhuber, 2000)."""
 
   def init(self, key, in_features):
     peephole = jnp.full((3, self.features), 0.1, jnp.float32)
@@ -86,7 +86,7 @@ class HeadsParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Heads(GatedCell):
-  """Blocks of two units; takes a dict; `scale` is read by both halves."""
+  """Has heads of two units and dict inputs; `recur`, `gate` read `scale`."""
 
   def init(self, key, in_features):
     kernel, recurrent = (
@@ -126,7 +126,7 @@ class CountedCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Counted(RNN):
-  """A clockwork: every other unit moves at even time steps only."""
+  """A clockwork RNN: every other unit changes at even time steps only."""
 
   def initial_carry(self, params, batch_shape):
     hidden = numerics.zeros(params, batch_shape, self.features)
@@ -145,7 +145,7 @@ class Counted(RNN):
 
 @dataclasses.dataclass(frozen=True)
 class InnerJit(RNN):
-  """A gate under `jit`, which is handed weights that it does not read."""
+  """An RNN whose `gate` is under `jit`, with weights that it does not read."""
 
   def gate(self, params, carry, projected, mixed):
     return jax.jit(super().gate)(params, carry, projected, mixed)
@@ -153,7 +153,7 @@ class InnerJit(RNN):
 
 @dataclasses.dataclass(frozen=True)
 class Switched(RNN):
-  """Takes a flag beside the features, as a number."""
+  """An RNN whose inputs contain a flag `on`, as a number, per time step."""
 
   def project(self, params, inputs):
     x = super().project(params, inputs["x"])

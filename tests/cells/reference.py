@@ -1,7 +1,7 @@
-"""The cells' formulas as the papers print them, in NumPy float64.
+"""Reference implementation of the cells' formulas, in NumPy and float64.
 
-One matrix a gate, rows times columns, one sequence and one unit at a time.
-Slow, and with nothing in common with the code under test: a mask is an `if`.
+It follows the papers: one matrix per gate, one sequence and one unit at a time.
+It is slow and shares no code with the library; a mask is an `if`.
 """
 
 import operator
@@ -71,17 +71,18 @@ def gru(weights, inner_bias, carry, x, *, reset_before):
 def unroll(
   time_step, carry, initial, inputs, mask, resets, reverse, shape=None
 ):
-  """A cell over time, as a reader of the docstring would write it.
+  """Runs a cell over time by plain loops over rows and time steps.
 
   Args:
-    time_step: (carry, x) -> (carry, output), all of one row.
+    time_step: `(carry, x) -> (carry, output)` of one row.
     carry: tuple of arrays [batch, H].
     initial: tuple of arrays [batch, H].
     inputs: [batch, time, ...], an array or a tree of them.
     mask: [batch, time] bool.
     resets: [batch, time] bool.
-    reverse: from the last time step to the first.
-    shape: of a time step's outputs; None: that of the carry's first part.
+    reverse: whether to run from the last time step to the first.
+    shape: shape of the outputs of one row and time step; None: that of the
+      first array of the carry.
 
   Returns:
     outputs [batch, time, ...], and the carry as a tuple of arrays.
@@ -104,7 +105,7 @@ def unroll(
 
 
 def split(kernel, recurrent, bias, names):
-  """Packed [.., G*H] arrays as {gate: (W [H, D], U [H, H], b [H])}."""
+  """Splits packed [.., G*H] arrays to {gate: (W [H, D], U [H, H], b [H])}."""
   width = len(bias) // len(names)
   columns = {
     name: slice(k * width, (k + 1) * width) for k, name in enumerate(names)

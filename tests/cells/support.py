@@ -1,9 +1,9 @@
-"""What runs by what: the table of docs/cells.md, from the executors' own word.
+"""Makes docs/cells.md, the table of the methods that each cell supports.
 
   python -m tests.cells.support > docs/cells.md
 
-`support_test.py` sees to it that the file is this table, and the laws that the
-table is true.
+The entries come from the executors. `support_test.py` checks that the file is
+up to date, and `laws_test.py` that its entries are true.
 """
 
 import inspect
@@ -33,7 +33,7 @@ float64 only, on a CPU, with a C++ compiler on the path.
 
 
 def table() -> str:
-  """The file's text."""
+  """Returns the text of docs/cells.md."""
   build = {name: make(8) for name, make in CELLS.items()}
   reasons: dict[str, int] = {}
   lines = [

@@ -1,7 +1,7 @@
 """The cells against `torch.nn`: both directions, ragged rows, all gradients.
 
-The goldens were made by `make_golden.py`; where torch can be imported, other
-sizes are compared with it on the spot.
+The golden files were made by `make_golden.py`. If torch can be imported, other
+sizes are compared with it directly.
 """
 
 import jax
@@ -30,10 +30,10 @@ def named(arrays, direction, prefix=""):
 
 
 def as_params(cell, weight_ih, weight_hh, bias_ih, bias_hh):
-  """Our parameters: gates stand in the same order, matrices transposed.
+  """Converts torch's parameters; gates have the same order as in a cell.
 
-  Torch has two biases a gate. They add up, but for the GRU's candidate, whose
-  second one stands inside the reset product.
+  Torch has two biases per gate. A cell has their sum, except for the candidate
+  of the GRU, whose second bias is multiplied by the reset gate.
   """
   inner = {}
   if isinstance(cell, GRU):
@@ -54,7 +54,7 @@ def as_gradients(cell, weight_ih, weight_hh, bias_ih, bias_hh):
 
 
 def compare(kind, arrays, dtype, method, forward, backward):
-  """Holds outputs, last carry and every gradient against torch's."""
+  """Compares outputs, last carry and every gradient with torch's."""
   arrays = {
     name: value.astype(dtype) if value.dtype.kind == "f" else value
     for name, value in arrays.items()

@@ -40,7 +40,7 @@ def test_each_row_of_a_pass_is_a_contiguous_stretch(
   )
   inputs, targets, resets = a_pass(batches, number)
   assert inputs.dtype == targets.dtype == np.int32
-  # The rows one after the other are one stretch too: nothing is left out
+  # The rows one after the other are one segment too: nothing is left out
   # between them.
   offset = inputs[0, 0]
   assert (inputs.ravel() == offset + np.arange(inputs.size)).all()
@@ -162,7 +162,7 @@ def test_each_row_reads_its_warm_up_and_then_its_stretch(
     if lengths[row] == 0:
       assert not len(read)
       continue
-    # One stretch of the text without holes: the carry only ever waits.
+    # Each row reads one segment of the text, without gaps between its tokens.
     assert (np.diff(read) == 1).all()
     first = int(inputs[row][weights[row] > 0][0])
     assert first - read[0] == min(warm_up, first)
@@ -172,7 +172,7 @@ def test_the_score_does_not_depend_on_the_window():
   tokens = np.random.default_rng(0).integers(0, 9, 101)
 
   def score(seq_len):
-    """A carry that counts, so a window boundary would show."""
+    """Scores with a carry that counts, so that window boundaries would show."""
     streams = EvalStreams(tokens, rows=3, seq_len=seq_len, warm_up=4)
     carry, total = np.zeros(3), 0.0
     for batch in windows(streams):

@@ -1,4 +1,4 @@
-"""Data tests run with no network, no TensorFlow, and a cache of their own."""
+"""Runs data tests without network or TensorFlow, each with its own cache."""
 
 import socket
 import sys

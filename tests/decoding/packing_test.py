@@ -1,4 +1,4 @@
-"""A packed step is the step, whatever it is made of."""
+"""Tests that a packed step computes the same as the step."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The table of "auto" against what was measured: docs/methods.json."""
+"""Compares the rules of "auto" with the times in docs/methods.json."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ MEASURED = json.loads((DOCS / "methods.json").read_text())["methods"]
 
 @pytest.fixture
 def with_compiler(monkeypatch):
-  """As on the machine that measured."""
+  """Pretends that a C++ compiler is there, as on the measured machine."""
   monkeypatch.setattr(cpu, "unavailable", lambda: "")
 
 

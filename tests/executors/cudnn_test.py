@@ -1,4 +1,4 @@
-"""cuDNN's LSTM, by JAX's own reference of it: there is no GPU here."""
+"""Tests "cudnn" without a GPU, by JAX's reference implementation of it."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ def reference(x, h, c, weights, lengths, *sizes):
 
 @pytest.fixture
 def gpu(monkeypatch):
-  """As if there were a GPU with cuDNN."""
+  """Pretends that there is a GPU with cuDNN."""
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.setattr(rnn, "lstm", reference)
 

@@ -1,4 +1,4 @@
-"""What `jax.export` writes and what is lowered for other platforms."""
+"""Tests of `jax.export`, and of lowering for other platforms."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""What XLA makes of the loops of "fused": read off the compiled program."""
+"""Checks the loops of "fused" in the program that XLA compiles."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Every method on several devices: `jax.shard_map`, and explicit mesh axes."""
+"""Tests all methods under `jax.shard_map` and on explicit mesh axes."""
 
 import functools
 
@@ -65,14 +65,14 @@ def drawn(name):
 
 
 def on(mesh, case):
-  """The case on a mesh: the parameters whole, all else by rows."""
+  """Puts a case on a mesh: parameters replicated, all else split by rows."""
   rows, whole = (NamedSharding(mesh, spec) for spec in (ROWS, WHOLE))
   params = jax.device_put(case.params, whole)
   return Case(params, *jax.device_put(case[1:], rows))
 
 
 def variants(case):
-  """With all that there is, and with nothing that need not be."""
+  """The case with all optional arguments, and without them."""
   return case, case._replace(carry=None, mask=None, resets=None)
 
 

@@ -49,12 +49,12 @@ def test_it_finds_the_scan_within_its_tolerance(cell, time):
   carry, outputs, report = solved(cell, params, inputs)
   assert report.converged
   assert report.residual <= 50 * np.finfo(np.float32).eps
-  # Exact blocks are Newton's method: the digits double every round.
+  # Exact blocks are Newton's method: the digits double every iteration.
   assert report.iterations <= (8 if cell.channelwise else 60)
   want = jax.jit(functools.partial(unroll, cell, method="scan"))(
     params, None, inputs
   )
-  # What is left of an error that shrinks by half a round.
+  # What is left of an error that is halved in each iteration.
   assert_close((carry, outputs), want, 1e-4)
 
 

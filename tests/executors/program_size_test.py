@@ -1,4 +1,4 @@
-"""How large a compiled gradient is: what compiling takes time for."""
+"""Limits the number of instructions, and so compile time, of gradients."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""Compiles for TPUs that are not here (`make tpu-compile`): does it fit?
+"""Compiles the TPU kernels for TPUs, without having one (`make tpu-compile`).
 
-libtpu, which holds the compiler, needs no TPU for this. It shows that the
-kernels pass Mosaic and find room in VMEM; it says nothing of time.
+libtpu contains the compiler and needs no TPU for this. The tests show that the
+kernels compile under Mosaic and fit into VMEM; they do not measure time.
 """
 
 import os

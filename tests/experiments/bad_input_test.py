@@ -1,4 +1,4 @@
-"""Bad input: a cause, a remedy, the exit code of the contract, no debris."""
+"""Bad input gives a cause, a remedy and an exit code, and leaves no files."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The benchmark against peers: what it compares, computes and refuses."""
+"""Tests of the benchmark: its comparisons, its results, what it refuses."""
 
 import json
 import subprocess
@@ -143,7 +143,7 @@ def test_only_narrow_weights_need_not_draw_the_same_tokens():
 
 
 def measured(problem, **seconds):
-  """Rows of a problem whose implementations take so long in each repeat."""
+  """Makes rows of a problem from given times of each implementation."""
   turns = {name: Turns([[s] for s in x], 9, 0) for name, x in seconds.items()}
   works = problems.WORKS[problem.suite]
   about = {name: {} for name in seconds}

@@ -1,4 +1,4 @@
-"""An implementation whose recurrent matrix is a little wrong, or that ends."""
+"""An implementation with slightly wrong values, or whose process ends."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Experiments run as users have them: dtypes promoted, one cache of data."""
+"""Runs experiments with JAX's default promotion and one shared data cache."""
 
 import contextlib
 

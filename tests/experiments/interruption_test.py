@@ -1,7 +1,7 @@
-"""Runs that are killed or told to stop end as if nothing had happened.
+"""Tests that interrupted and resumed runs give the results of unbroken ones.
 
-As a program, `python -m tests.experiments.interruption_test --trials=20`, it
-kills that many runs at random instants and counts.
+The program `python -m tests.experiments.interruption_test --trials=20` kills
+that many runs at random times and counts those that end with the same bits.
 """
 
 import argparse

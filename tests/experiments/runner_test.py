@@ -1,4 +1,4 @@
-"""The runner around an experiment of a few numbers, called from Python."""
+"""Tests of the runner, with a tiny experiment that is called from Python."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ class Config(runner.TrainConfig):
   """Flags of the toy.
 
   Args:
-    noisy: with dropout and batch normalisation.
+    noisy: whether the model has dropout and batch normalisation.
   """
 
   noisy: bool = True
@@ -102,7 +102,7 @@ def make_task(config):
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch):
-  """Makes it an experiment that `evaluate` finds."""
+  """Registers the toy as an experiment that `evaluate` finds."""
   toy = types.ModuleType("experiments.toy")
   toy.Config, toy.make_task = Config, make_task
   monkeypatch.setitem(sys.modules, "experiments.toy", toy)
@@ -119,7 +119,7 @@ def unbroken(tmp_path_factory):
 
 @contextlib.contextmanager
 def as_users_have_it():
-  """What the fixture of that name does, in other threads and scopes."""
+  """JAX's default promotion of dtypes and ranks, for any thread or scope."""
   with (
     jax.numpy_dtype_promotion("standard"),
     jax.numpy_rank_promotion("allow"),
@@ -359,7 +359,7 @@ def test_the_advice_at_the_end_is_a_command_that_works_from_python_too(
 
 @pytest.fixture
 def notebook(monkeypatch):
-  """The logger of a process where nobody has set up logging."""
+  """The logger of a process in which logging is not configured."""
   root, log = logging.getLogger(), logging.getLogger("recurrent")
   monkeypatch.setattr(log, "handlers", [])
   monkeypatch.setattr(log, "propagate", True)

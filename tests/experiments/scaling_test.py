@@ -1,4 +1,4 @@
-"""The suite scaling: exponents, what it measures, what it writes down."""
+"""Tests of the suite scaling: exponents, measurements and files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Ways to run a script: in this process, or as a person does."""
+"""Helpers that run a script in this process or in a process of its own."""
 
 import json
 import subprocess

@@ -1,14 +1,14 @@
-"""Random calls of the handlers in C++, most of them slightly wrong.
+"""Fuzzes the C++ handlers with random calls, most of them slightly wrong.
 
-XLA lets a caller give a handler buffers of any shape, so each handler must say
-what is wrong with them, and never read or write outside of one. The calls are
-made without XLA (`cpu_fuzz.cc`).
+XLA passes buffers of any shape to a handler, so each handler must check them,
+return an error for wrong ones, and never read or write out of bounds. The calls
+are made without XLA (`cpu_fuzz.cc`).
 
   python -m tests.kernels.cpu_fuzz --tries=10000
 
-builds the libraries with AddressSanitizer and UBSan and tries under them, with
-several threads; `make sanitize` runs it. A finding ends the process with a
-report on stderr and an exit code that is not zero.
+builds the libraries with AddressSanitizer and UBSan and makes the calls under
+them, with several threads; `make sanitize` runs it. An error ends the process
+with a report on stderr and an exit code that is not zero.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The loops in C++ against the plain scan, in every way they share work out."""
+"""Compares the C++ loops with the plain scan, for each split over threads."""
 
 import os
 import stat

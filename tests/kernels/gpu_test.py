@@ -1,7 +1,7 @@
-"""The GPU kernels, interpreted, and as far as they compile without a GPU.
+"""The GPU kernels, interpreted, and compiled as far as that needs no GPU.
 
-JAX's interpreter of such kernels runs their warpgroups as threads of the CPU
-client, which must have as many: one a device, so that these tests need several.
+JAX's interpreter runs the warpgroups of a kernel as threads of the CPU client.
+It has one thread per device, so these tests need several devices.
 """
 
 import functools
@@ -147,7 +147,7 @@ def test_a_nan_stays_in_its_row_and_a_reset_stops_it():
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64])
 @pytest.mark.parametrize("flags", [False, True])
 def test_the_linear_scan_is_the_associative_one(flags, dtype, reverse):
-  # Two stretches of time steps and a rest; two blocks of elements and a rest.
+  # Two segments of time steps and a rest; two blocks of elements and a rest.
   random = np.random.default_rng(0)
   normal = lambda *shape: jnp.asarray(
     random.normal(size=shape) + 1j * random.normal(size=shape)

@@ -1,4 +1,4 @@
-"""Packed matrices: what rounding may cost, and products of every odd size."""
+"""Tests of packed matrices: rounding errors, and products of odd sizes."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Kernels and their plain forms: which of them runs, and what is derived."""
+"""Tests which of a kernel and its plain form runs, and their derivatives."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The local launcher; two real processes: interruption_test.py."""
+"""Tests of the local launcher; interruption_test.py runs two processes."""
 
 import signal
 import subprocess

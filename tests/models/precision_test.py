@@ -1,4 +1,4 @@
-"""bfloat16 is for products: what is summed over positions is in float32."""
+"""Tests that in bfloat16 models sums over positions are kept in float32."""
 
 import os
 

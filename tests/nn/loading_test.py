@@ -1,4 +1,4 @@
-"""`load` of all modules: given arrays into parameters that stay trainable."""
+"""Tests of `load` of all modules; loaded parameters remain trainable."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A stack of layers; where the layers do not matter they are echoes."""
+"""Tests of `Stack`; where the kind of layer does not matter, it is `Echo`."""
 
 import dataclasses
 from typing import NamedTuple

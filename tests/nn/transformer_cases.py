@@ -1,4 +1,4 @@
-"""What the three Transformer layers are tried on, and their formulas."""
+"""Test cases of the three Transformer layers, and a reference in NumPy."""
 
 import math
 
@@ -28,7 +28,7 @@ flags = npst.arrays(bool, (B, T))
 
 
 def shifted(module, dtype=np.float64):
-  """The module with biases and scales that are not zero and one."""
+  """Changes the parameters, so that biases are not 0 and scales not 1."""
   graphdef, params = nnx.split(module)
   shift = lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape)
   return nnx.merge(
@@ -42,7 +42,7 @@ def drawn(*shape, seed=0, dtype=np.float64):
 
 
 def garbage(array, mask):
-  """NaN and infinities where the mask is False."""
+  """The array with NaN and infinities where the mask is False."""
   bad = np.resize([np.nan, np.inf, -np.inf], array.shape)
   return np.where(mask[..., None], array, bad).astype(array.dtype)
 
@@ -60,7 +60,7 @@ def assert_close(got, want, tolerance=1e-12):
 
 
 def results(module, inputs, mask, resets):
-  """Carry and outputs, and the gradients of everything."""
+  """The carry and outputs, and the gradients of parameters and inputs."""
   graphdef, params = nnx.split(module)
 
   def loss(params, inputs):
@@ -85,7 +85,7 @@ def norm(x, sublayer):
 
 
 def turn(x, position):
-  """[heads, K] at a position: pairs of features as complex numbers."""
+  """Rotates [heads, K] by a position; feature pairs are complex numbers."""
   half = x.shape[-1] // 2
   rates = 10000.0 ** -(np.arange(half) / half)
   pairs = x[:, :half] + 1j * x[:, half:]
@@ -94,7 +94,7 @@ def turn(x, position):
 
 
 def attend_by_hand(query, keys, values):
-  """One query [heads, K] over lists of keys and values of that shape."""
+  """Attention of a query [heads, K] to lists of keys and values."""
   found = np.zeros(query.shape)
   for n in range(len(query)):
     exps = [np.exp(query[n] @ k[n] / math.sqrt(len(query[n]))) for k in keys]
@@ -115,10 +115,10 @@ def mlp_by_hand(mlp, x):
 
 
 def by_hand(module, row, mask, resets, encoded=()):
-  """One row: the real time steps of each sequence, and whom each sees."""
+  """Computes the outputs of one row of a block, time step by time step."""
   numbers = np.cumsum(resets & mask)
   outputs = np.zeros((len(row), D))
-  # One sequence to another: real time steps between two resets.
+  # One sequence after another: the real time steps between two resets.
   for number in range(numbers[-1] + 1):
     places = np.flatnonzero(mask & (numbers == number))
     all_three = [

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, or a good one before it does."""
+"""Tests that checkpoints, or older good ones, are restored exactly."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The loop, around a step that is a plain function of a counter."""
+"""Tests of the training loop, with a step that only counts."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The training step: an update, or nothing at all."""
+"""Tests of the train step, and of steps that are skipped."""
 
 import warnings
 

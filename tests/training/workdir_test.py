@@ -1,4 +1,4 @@
-"""A workdir belongs to one live run and to one configuration."""
+"""Tests that a workdir admits one running process and one configuration."""
 
 import errno
 import json

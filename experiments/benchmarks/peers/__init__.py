@@ -1,5 +1,5 @@
-"""How each library computes a problem, one file each.
+"""Implementations of the problems, one module per library.
 
-A file has `make(problem, drawn, dtype, option) -> Calls` and is imported in
-the implementation's own process only.
+A module has `make(problem, drawn, dtype, option) -> Calls` and is imported in
+the process of its implementation only.
 """

@@ -1,9 +1,10 @@
-"""Decoding of a language model of this library; the option is how.
+"""Decodes from a language model of this library, in several ways.
 
-All draw from the whole softmax and hand every token to the host; on the device
-that is once a block, elsewhere once a token. What is compared are the
-likeliest tokens instead, and their log-probabilities. An option that is a dtype
-is `generate.Stream` with its matrices in that.
+All ways sample from the whole softmax and copy every token to the host. If the
+option is a dtype, `generate.Stream` decodes blocks of tokens on the device with
+weight matrices of that dtype. With "call" and "step" there is one compiled call
+per token, with the choice of the token inside or outside of it. The values that
+are compared are the most likely tokens and their log-probabilities.
 """
 
 import jax
@@ -19,7 +20,7 @@ from recurrent.models import LanguageModel
 
 
 def make(problem, drawn, dtype, option):
-  """`generate.Stream`, or a compiled call or step a token."""
+  """Decodes by `generate.Stream`, or by one compiled call per token."""
   graphdef, params = _model(problem, drawn, dtype)
   key = jax.random.key(0)
 
@@ -63,7 +64,7 @@ def _model(problem, drawn, dtype):
 
 
 def _loop(graphdef, params, sampler, prompt, key, inside):
-  """A compiled call a token, with the choice of the token in it or outside."""
+  """Decodes by one call per token, which chooses the token if `inside`."""
 
   def step(params, carry, tokens):
     carry, logits = nnx.merge(graphdef, params)(carry, tokens)

@@ -1,4 +1,4 @@
-"""equinox.nn.LSTMCell or GRUCell: a scan of one row, mapped over the rows."""
+"""equinox.nn.LSTMCell and GRUCell, in a `lax.scan` under `jax.vmap`."""
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ CELLS = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
 
 
 def make(problem, drawn, dtype, option):
-  """As Equinox's documentation has it."""
+  """Scans a cell over time for one row, as Equinox documents, under vmap."""
   del option
   lstm = problem.kind == "lstm"
   zeros = jnp.zeros(problem.features, dtype)
@@ -37,7 +37,7 @@ def make(problem, drawn, dtype, option):
     return jax.vmap(row)(inputs)
 
   def back(cell):
-    # Only these three are compared, whatever the kind.
+    # Gradients of these three arrays are compared, for a GRU too.
     return cells.LSTMParams(cell.weight_ih.T, cell.weight_hh.T, cell.bias)
 
   return networks.from_cells(drawn, dtype, run, fill, back)

@@ -1,4 +1,4 @@
-"""flax.nnx.RNN over OptimizedLSTMCell, GRUCell or SimpleCell."""
+"""flax.nnx.RNN with an OptimizedLSTMCell, GRUCell or SimpleCell."""
 
 from flax import nnx
 
@@ -13,7 +13,7 @@ CELLS = {
 
 
 def make(problem, drawn, dtype, option):
-  """An `nnx.RNN` or `nnx.Bidirectional` a layer."""
+  """Makes one `nnx.RNN` or `nnx.Bidirectional` per layer."""
   del option
   kind = problem.kind
 

@@ -9,7 +9,7 @@ from recurrent.converters.arrays import reorder
 
 
 def make(problem, drawn, dtype, option):
-  """An unroll a layer and direction."""
+  """Makes one unrolled LSTM per layer and direction."""
   del option
 
   def unroll(inputs, reverse):
@@ -23,7 +23,7 @@ def make(problem, drawn, dtype, option):
   module = hk.without_apply_rng(hk.transform(unroll))
 
   def back(gradients):
-    # `from_haiku` adds the forget bias, beside which a gradient is rounded off.
+    # Not `from_haiku`, which would add 1 to the gradient of the forget bias.
     (found,) = gradients.values()
     both, bias = (reorder(found[k], (0, 2, 1, 3)) for k in "wb")
     h = problem.features

@@ -1,4 +1,4 @@
-"""keras.layers.LSTM, GRU and SimpleRNN; the option is Keras's back end."""
+"""keras.layers.LSTM, GRU and SimpleRNN; the option names Keras's back end."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ LAYERS = {
 
 
 def make(problem, drawn, dtype, option):
-  """A `Sequential`; parameters stay float32, as Keras's policies have it."""
+  """Makes a `Sequential`, under Keras's policy of float32 parameters."""
   if keras.backend.backend() != option:
     raise RuntimeError(f"Keras runs on {keras.backend.backend()}")
   policy = "float32" if dtype == "float32" else f"mixed_{dtype}"
@@ -44,7 +44,8 @@ def make(problem, drawn, dtype, option):
   def back(gradients):
     kernel, recurrent, bias = (next(gradients) for _ in range(3))
     if problem.kind == "gru":
-      # Two biases that are only added have one gradient; the converter adds it.
+      # Two biases that are only added have the same gradient. The converter
+      # adds them, so one is set to zero.
       bias[1] = 0
     return converters.from_keras([kernel, recurrent, bias], problem.kind)
 

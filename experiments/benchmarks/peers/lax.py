@@ -1,4 +1,4 @@
-"""Plain `jax.lax.scan`, as one writes it down: two products a time step."""
+"""A plain `jax.lax.scan` of the equations, with two products a time step."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from experiments.benchmarks import networks
 
 
 def make(problem, drawn, dtype, option):
-  """A scan a layer and direction."""
+  """Makes one scan per layer and direction."""
   del option
   step = STEPS[problem.kind]
   zeros = jnp.zeros((problem.batch, problem.features), dtype)

@@ -1,4 +1,4 @@
-"""h_t = decay_t h_{t-1} + drive_t, time-major; the option is how."""
+"""h_t = decay_t h_{t-1} + drive_t, time-major; the option names the method."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from recurrent import kernels
 
 
 def make(problem, drawn, dtype, option):
-  """The decay is what is learned; the drive is the inputs."""
+  """Makes a network whose parameter is the decay; its input is the drive."""
   del problem
   network = networks.Network(
     jnp.asarray(drawn.more["decay"], dtype),

@@ -1,4 +1,4 @@
-"""This library: modules of `recurrent.nn`; the option is the method."""
+"""Modules of `recurrent.nn`; the option is the method of `unroll`."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ STRUCTURES = {"dense": cells.Dense(), "diagonal": cells.Diagonal()}
 
 
 def make(problem, drawn, dtype, option):
-  """Layers of `Recurrent` or `Bidirectional`."""
+  """Makes layers of `Recurrent` or `Bidirectional`."""
   cell = cells.get(problem.kind)(
     problem.features, structure=STRUCTURES[problem.structure]
   )
@@ -43,7 +43,7 @@ def make(problem, drawn, dtype, option):
 
 
 def fill(layer, params):
-  """Gives a `Recurrent` the parameters of a cell."""
+  """Sets the parameters of a `Recurrent` layer."""
   params = jax.tree.map(lambda x: nnx.Param(jnp.asarray(x)), params)
   layer.params = nnx.data(params)
 

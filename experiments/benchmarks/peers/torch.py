@@ -1,4 +1,4 @@
-"""torch.nn.RNN, LSTM and GRU, batch first, by autograd."""
+"""torch.nn.RNN, LSTM and GRU, batch first, with gradients by autograd."""
 
 import os
 
@@ -11,14 +11,14 @@ from recurrent import converters
 
 
 def device():
-  """Where torch runs: where JAX does, as far as torch can."""
+  """The device of torch: a GPU if there is one, unless JAX runs on the CPU."""
   on_host = os.environ.get("JAX_PLATFORMS") == "cpu"
   free = torch.cuda.is_available() and not on_host
   return torch.device("cuda" if free else "cpu")
 
 
 def recurrent_layers(problem, drawn):
-  """One module for all layers, in float32."""
+  """Makes one module with all layers, in float32."""
   module = getattr(torch.nn, problem.kind.upper())(
     problem.in_features,
     problem.features,
@@ -32,7 +32,7 @@ def recurrent_layers(problem, drawn):
 
 
 def make(problem, drawn, dtype, option):
-  """The parameters are in `dtype`."""
+  """Makes a module with parameters of `dtype`, and Adam."""
   del option
   module = recurrent_layers(problem, drawn)
   module.to(device(), getattr(torch, dtype))
@@ -42,7 +42,8 @@ def make(problem, drawn, dtype, option):
   )
 
   def name_gradients(gradients):
-    # Two biases that are only added have one gradient; the converter adds it.
+    # Two biases that are only added have the same gradient. The converter adds
+    # them, so one is set to zero.
     named = {
       name: np.zeros(g.shape) if "bias_hh" in name else g
       for name, g in zip(names, gradients, strict=True)
@@ -60,16 +61,17 @@ def make(problem, drawn, dtype, option):
 
 
 def from_torch(forward, params, update, name_gradients, drawn, dtype):
-  """The calls of whatever computes with torch's tensors.
+  """Makes the calls of a network of torch tensors.
 
   Args:
-    forward: from the inputs to the outputs of all time steps.
-    params: all that is learned.
-    update: one step of the optimiser, given the gradients, which are in
-      `params` too.
-    name_gradients: from NumPy gradients by `params` to arrays by name.
-    drawn: the arrays.
-    dtype: what to compute in.
+    forward: `forward(inputs)` returns the outputs of all time steps.
+    params: the trained tensors.
+    update: `update(gradients)` makes one step of the optimiser; the gradients
+      are also in the `grad` of each tensor of `params`.
+    name_gradients: converts NumPy gradients with respect to `params` to arrays
+      by name.
+    drawn: the arrays of the problem.
+    dtype: dtype of the computation.
   """
   inputs = torch.tensor(drawn.inputs).to(device(), getattr(torch, dtype))
   inputs.requires_grad_()

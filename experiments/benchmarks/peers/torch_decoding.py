@@ -1,4 +1,4 @@
-"""Decoding as one writes it in torch: a loop over steps of nn.LSTM."""
+"""Decoding in torch by a Python loop over tokens, with nn.LSTM."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from experiments.benchmarks.peers.torch import device, recurrent_layers
 
 
 def make(problem, drawn, dtype, option):
-  """Embedding, LSTM, linear, softmax, multinomial, a token at a time."""
+  """Makes a model of embedding, LSTM and linear layer, and a sampling loop."""
   del option
   e, h, v = problem.in_features, problem.features, problems.VOCABULARY
   embedding, output = torch.nn.Embedding(v, e), torch.nn.Linear(h, v)
