@@ -1,14 +1,14 @@
-"""Time of the loops in C++ beside other processes that are busy.
+"""Times the loops in C++ beside other processes that use the processors.
 
-Threads that share the time steps of a layer wait for each other; if another
-process takes a processor from one of them, all wait. This measures what that
-costs, against the same work by XLA:
+Threads that share the time steps of a layer wait for each other. If another
+process takes a processor from one thread, all of them wait. This measures what
+that costs, against the same work by XLA:
 
   python -m experiments.benchmarks.busy --processes=0,1,2
 
-A busy process is a loop of Python, ended when the measurement is. Contestants
-take turns; the table has medians in milliseconds and their ratio. The last line
-is one JSON object.
+A busy process is an endless loop in Python. The implementations take turns. The
+table has medians in milliseconds and their ratio; the last line is a JSON
+object.
 """
 
 import argparse
@@ -85,11 +85,11 @@ WORK = {
 }
 
 
-def medians(contestants, rounds):
+def medians(implementations, repeats):
   """Milliseconds of each, measured in turn."""
-  taken = {name: [] for name in contestants}
-  for turn in range(rounds + 1):
-    for name, run in contestants.items():
+  taken = {name: [] for name in implementations}
+  for turn in range(repeats + 1):
+    for name, run in implementations.items():
       start = time.perf_counter()
       jax.block_until_ready(run())
       if turn:  # the first compiles
@@ -101,16 +101,16 @@ def main():
   """Measures and prints."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--processes", default="0,1,2")
-  parser.add_argument("--rounds", type=int, default=15)
+  parser.add_argument("--repeats", type=int, default=15)
   options = parser.parse_args()
   counts = [int(x) for x in options.processes.split(",")]
   rows = []
   print(f"{'work':44} {'busy':>4} {'C++ ms':>9} {'XLA ms':>9} {'ratio':>6}")
   for name, make in WORK.items():
-    contestants = make()
+    implementations = make()
     for count in counts:
       with busy(count):
-        taken = medians(contestants, options.rounds)
+        taken = medians(implementations, options.repeats)
         load = os.getloadavg()[0]
       ratio = taken["C++"] / taken["XLA"]
       print(

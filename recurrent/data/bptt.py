@@ -86,8 +86,8 @@ class ContiguousBatches:
     check_least("step", step, 0)
     number, window = divmod(step, self.windows_per_pass)
     offset = np.random.default_rng((self.seed, number)).integers(self.seq_len)
-    stretch = self.windows_per_pass * self.seq_len
-    rows = offset + stretch * np.arange(self.batch_size)[:, None]
+    segment = self.windows_per_pass * self.seq_len
+    rows = offset + segment * np.arange(self.batch_size)[:, None]
     time_steps = window * self.seq_len + np.arange(self.seq_len + 1)
     read = self.tokens[rows + time_steps].astype(np.int32)
     return {
@@ -136,7 +136,7 @@ class EvalStreams:
       )
 
   @functools.cached_property
-  def _stretches(self) -> tuple[np.ndarray, np.ndarray]:
+  def _segments(self) -> tuple[np.ndarray, np.ndarray]:
     """First and last (excluded) position of each row's segment, [R] each."""
     ends = np.arange(self.rows + 1) * (len(self.tokens) - 1) // self.rows
     return ends[:-1], ends[1:]
@@ -144,10 +144,10 @@ class EvalStreams:
   @functools.cached_property
   def _lead(self) -> int:
     """Unscored time steps before the segments, limited by the last one."""
-    return int(min(self.warm_up, self._stretches[0][-1]))
+    return int(min(self.warm_up, self._segments[0][-1]))
 
   def __len__(self) -> int:
-    starts, ends = self._stretches
+    starts, ends = self._segments
     return -(-(self._lead + int(max(ends - starts))) // self.seq_len)
 
   def __getitem__(self, window: int) -> dict[str, np.ndarray]:
@@ -166,7 +166,7 @@ class EvalStreams:
     """
     if not 0 <= window < len(self):
       raise IndexError(f"window {window} of {len(self)}")
-    starts, ends = (bound[:, None] for bound in self._stretches)
+    starts, ends = (bound[:, None] for bound in self._segments)
     time_steps = starts - self._lead + np.arange(self.seq_len)
     time_steps = time_steps + window * self.seq_len
     # An empty segment needs no warm-up.

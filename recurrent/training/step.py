@@ -140,8 +140,8 @@ def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:
   """Raises ConfigError unless the loss returns exactly the wanted metrics.
 
   Args:
-    wanted: names of the metrics that the state has sums for. Those in `MEASURED`
-      are ignored, since the training step measures them.
+    wanted: names of the metrics that the state has sums for. `MEASURED` among
+      them are ignored, since the training step measures them.
     found: names of the metrics that the loss returns.
   """
   said, measured = sorted(set(wanted) - {*MEASURED}), sorted(found)
