@@ -27,6 +27,15 @@ from recurrent import unroll
 from recurrent.cells import GRU, LSTM
 from recurrent.kernels.packed import pack
 
+# Ends by itself if this process is killed.
+BUSY = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+  for _ in range(100_000):
+    pass
+"""
+
 
 @contextlib.contextmanager
 def busy(count):
@@ -34,7 +43,7 @@ def busy(count):
   started = []
   try:
     for _ in range(count):
-      started.append(subprocess.Popen([sys.executable, "-c", "while 1: pass"]))
+      started.append(subprocess.Popen([sys.executable, "-c", BUSY]))
     time.sleep(0.5)
     yield
   finally:

@@ -2,8 +2,6 @@
 
 import os
 import stat
-import subprocess
-import sys
 import tempfile
 
 import jax
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmarks.busy import busy
 from recurrent import executors, unroll
 from recurrent.cells import GRU, LRU, LSTM, RNN, Heads, LSTMVariant
 from recurrent.executors import Setting
@@ -330,14 +329,6 @@ def test_beside_busy_processes_it_makes_the_same_bits():
     return values, pullback(values)
 
   want = run(params, inputs)
-  busy = [
-    subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    for _ in range(2 * (os.cpu_count() or 1))
-  ]
-  try:
+  with busy(2 * (os.cpu_count() or 1)):
     for _ in range(20):
       jax.tree.map(np.testing.assert_array_equal, run(params, inputs), want)
-  finally:
-    for process in busy:
-      process.kill()
-      process.wait()
