@@ -237,7 +237,7 @@ def test_the_forget_bias_is_not_added_twice():
     forward(cell, params, start, inputs)[0].cell[0, 0]
   )
   assert kept(zero) == 0.5  # sigmoid(0): the step adds nothing
-  theirs = {"w": np.zeros((2, 4)), "b": np.zeros(4)}
+  theirs = {"w": np.zeros((2, 4), np.float32), "b": np.zeros(4, np.float32)}
   ported = converters.from_haiku(theirs, "lstm")
   assert kept(ported) == pytest.approx(reference.sigmoid(1), rel=1e-6)
   np.testing.assert_array_equal(converters.to_haiku(ported)["b"], np.zeros(4))

@@ -92,7 +92,7 @@ NATIVE = Rule(
   "cells with a loop in C++, on one device",
   _in_cpp,
   "cpu_kernel",
-  "a time step stays in registers",
+  "the intermediate values of a time step stay in registers",
 )
 GATED = Rule(
   "gated cells",

@@ -40,9 +40,9 @@ def test_a_cell_runs_by_what_the_table_says_and_by_nothing_else(name):
       assert f"{method}: possible" in explain(cell)
 
 
-def test_explain_names_the_choice_its_row_and_its_reason():
-  assert explain(CELLS["lstm"](8)).splitlines()[0] == (
-    "LSTM(features=8, forget_bias=1.0, t_max=0, structure=Dense()) runs by"
+def test_explain_names_the_choice_its_rule_and_its_reason():
+  assert explain(CELLS["slstm"](8)).splitlines()[0] == (
+    f"{CELLS['slstm'](8)} runs by"
     " 'fused': weight gradients are bulk products, outside the reverse loop"
     " (rule 'gated cells' for cpu, measured: docs/methods.json)"
   )

@@ -99,7 +99,7 @@ def test_the_suite_ends_in_rows_exponents_and_a_plot(
   for kind in ("processes", "devices"):
     shared = rows["devices", kind, f"{kind}, the same batch"]
     assert list(shared) == [1, 2] and shared[1]["over_one"] == 1
-  program = rows["compile", "time_steps", "lru, kernel"]
+  program = rows["compile", "time_steps", "lru, linear_scan"]
   assert all(row["instructions"] > 100 for row in program.values())
   fits = {(f["part"], f["axis"], f["implementation"]): f for f in last}
   growth = lambda name: fits["memory", "time_steps", name]["last"]

@@ -73,7 +73,7 @@ SIZES = [
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_a_product_is_that_of_float64(size, dtype, threads, monkeypatch):
-  monkeypatch.setattr(cpu, "threads", lambda: threads)
+  monkeypatch.setattr(cpu, "THREADS", np.int64(threads))
   rows, depth, columns = size
   inputs, matrix = draw(rows, depth), draw(depth, columns, seed=1)
   packed = pack(jnp.asarray(matrix), dtype, in_cpp=True)
@@ -89,7 +89,7 @@ def test_a_product_is_that_of_float64(size, dtype, threads, monkeypatch):
 
 @needs_native
 def test_many_calls_by_threads_that_sleep_and_wake_are_all_right(monkeypatch):
-  monkeypatch.setattr(cpu, "threads", lambda: 4)
+  monkeypatch.setattr(cpu, "THREADS", np.int64(4))
   packed = pack(jnp.asarray(draw(256, 2048)), "int8", in_cpp=True)
   product = jax.jit(lambda x: x @ packed)
   for seed in range(200):
