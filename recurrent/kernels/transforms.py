@@ -281,13 +281,16 @@ def kernel(
   leaves, tree = jax.tree.flatten(vary_alike(args))
   of_list, plain_of_list = (_Flat(f, static, tree) for f in (fast, plain))
   structs = [jax.ShapeDtypeStruct(*x) for x in _types(leaves)]
-  types, out_tree = jax.tree.flatten(jax.eval_shape(of_list.whole, structs))
+  jaxpr, out = jax.make_jaxpr(of_list.whole, return_shape=True)(structs)
+  types, out_tree = jax.tree.flatten(out)
   outs = kernel_p.bind(
     *leaves,
     fast=of_list,
     plain=plain_of_list,
     platform=platform,
     types=_types(types),
+    # An interpreted GPU kernel has side effects, which JAX must know of.
+    side_effects=frozenset(jaxpr.effects),
   )
   return jax.tree.unflatten(out_tree, outs)
 
@@ -322,14 +325,14 @@ kernel_p = Primitive("recurrent_kernel")
 kernel_p.multiple_results = True
 
 
-@kernel_p.def_abstract_eval
-def _kernel_types(*operands, fast, plain, platform, types):
+@kernel_p.def_effectful_abstract_eval
+def _kernel_types(*operands, fast, plain, platform, types, side_effects):
   del fast, plain, platform
-  return _typed(types, operands)
+  return _typed(types, operands), side_effects
 
 
-def _lower_kernel(ctx, *operands, fast, plain, platform, types):
-  del types
+def _lower_kernel(ctx, *operands, fast, plain, platform, types, side_effects):
+  del types, side_effects
   module = ctx.module_context
   platforms = ctx.platforms or module.platforms
   here = platform is None or (
@@ -340,8 +343,11 @@ def _lower_kernel(ctx, *operands, fast, plain, platform, types):
   # A kernel runs on each device separately, so the mesh axes over which its
   # arrays vary are removed from their types.
   types = [jax.core.ShapedArray(x.shape, x.dtype) for x in ctx.avals_in]
-  ctx = ctx.replace(avals_in=types)
-  return mlir.lower_fun(lambda *leaves: run(list(leaves)))(ctx, *operands)
+  inner = ctx.replace(avals_in=types)
+  outs = mlir.lower_fun(lambda *leaves: run(list(leaves)))(inner, *operands)
+  if inner.tokens_out is not None:
+    ctx.set_tokens_out(inner.tokens_out)
+  return outs
 
 
 def _kernel_jvp(primals, tangents, *, plain, **params):
