@@ -4,6 +4,7 @@ Most tests use SGD with a learning rate of 1: the update is then minus the
 gradient as the rest of the chain has changed it.
 """
 
+import dataclasses
 import inspect
 
 import jax
@@ -172,8 +173,8 @@ def test_biases_are_neither_decayed_nor_penalised(part):
 # be written down here.
 USUAL = {"kernel", "recurrent"}
 DECAYED = {
-  **dict.fromkeys(("rnn", "rnn_relu", "rnn_sigmoid"), USUAL),
-  "indrnn": {"kernel"},  # each unit's own recurrent weight, [1, H], is a factor
+  # A diagonal structure, of indrnn, holds a matrix of which it omits the zeros.
+  **dict.fromkeys(("rnn", "rnn_relu", "rnn_sigmoid", "indrnn"), USUAL),
   **dict.fromkeys(
     ("lstm", "lstm_peephole", "lstm_coupled", "lstm_layer_norm"), USUAL
   ),
@@ -205,11 +206,17 @@ def test_what_is_decayed_of_a_cell_are_its_matrices(name):
   assert decayed_names(nnx.eval_shape(layer)) == DECAYED[name]
 
 
-def test_gains_of_weight_norm_and_diagonals_within_noise_are_not_decayed():
-  diagonal = cells.RNN(4, structure=cells.Diagonal())
+@dataclasses.dataclass(frozen=True)
+class Constant(cells.RNN):
+  """An RNN whose recurrent weights are not to be decayed."""
+
+  undecayed = ("recurrent",)
+
+
+def test_gains_and_what_a_cell_names_are_not_decayed_within_noise_either():
   for cell, names in [
     (WeightNorm(cells.LSTM(4)), USUAL),
-    (cells.RecurrentDropout(diagonal), {"kernel"}),
+    (cells.RecurrentDropout(Constant(4)), {"kernel"}),
     (cells.LSTM(4, structure=cells.LowRank(2)), {"kernel", "down", "up"}),
   ]:
     layer = nn.Recurrent(cell, 3, rngs=nnx.Rngs(0))

@@ -39,13 +39,13 @@ while os.getppid() == parent:
 
 @contextlib.contextmanager
 def busy(count):
-  """So many processes that keep a processor busy each."""
+  """Runs `count` processes, each of which keeps one processor busy."""
   started = []
   try:
     for _ in range(count):
       started.append(subprocess.Popen([sys.executable, "-c", BUSY]))
     time.sleep(0.5)
-    yield
+    yield started
   finally:
     for process in started:
       process.kill()
@@ -53,7 +53,7 @@ def busy(count):
 
 
 def layer(cell, batch, steps, in_features):
-  """A layer forward and backward: by the loop in C++, and by XLA."""
+  """The forward and backward pass of a layer in C++ and by XLA."""
   params = cell.init(jax.random.key(0), in_features)
   inputs = jax.random.normal(jax.random.key(1), (batch, steps, in_features))
 
@@ -68,12 +68,12 @@ def layer(cell, batch, steps, in_features):
 
 
 def tokens(features, dtype, count=200):
-  """Products of one row, one after another, as a decoder has them."""
+  """Products of one row with a matrix, one after another, as in decoding."""
   matrix = jax.random.normal(jax.random.key(0), (features, 4 * features))
   row = jax.random.normal(jax.random.key(1), (1, features))
 
-  def decode(native):
-    packed = pack(matrix, dtype, native=native)
+  def decode(in_cpp):
+    packed = pack(matrix, dtype, in_cpp=in_cpp)
 
     @jax.jit
     def run(packed, row):

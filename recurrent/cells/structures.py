@@ -206,11 +206,6 @@ class Structured(base.Cell):
     """Whether the structure is diagonal."""
     return isinstance(self.structure, Diagonal)
 
-  @property
-  def undecayed(self) -> tuple[str, ...]:
-    """Names diagonal weights [G, H], which multiply units elementwise."""
-    return ("recurrent",) if self.channelwise else ()
-
 
 def parameter_budget(
   cell: base.Cell | Callable[[int], base.Cell],
