@@ -838,10 +838,8 @@ void Segments(int64_t time, int64_t width, int64_t most, Work work) {
   Workers::Get().Run(threads, 1, threads, true, false, work_piece);
 }
 
-// Resets are bytes: with truth values the compiler makes no vectors of a loop.
-
-// Calls `work(first, count constant)` for all time steps, some at once, so that
-// states are read and written once for all of those.
+// Calls `work(first, count)` for all time steps, some at once, so that states are
+// read and written once for all of those; `count` is a constant.
 template <class Work>
 void Unrolled(int64_t time, Work work) {
   constexpr int kAtOnce = 4;
