@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from recurrent import unroll
 from recurrent.cells import GRU, LSTM
-from recurrent.kernels.packed import pack
+from recurrent.kernels.packed import pack, runs_in_cpp
 
 # Ends by itself if this process is killed.
 BUSY = """
@@ -82,7 +82,7 @@ def tokens(features, dtype, count=200):
 
     return lambda: run(packed, row)
 
-  return {"C++": decode(True), "XLA": decode(False)}
+  return {"C++": decode(runs_in_cpp()), "XLA": decode(False)}
 
 
 WORK = {
