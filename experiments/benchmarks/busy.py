@@ -13,6 +13,7 @@ object.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -23,6 +24,7 @@ import time
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks import timing
 from recurrent import unroll
 from recurrent.cells import GRU, LSTM
 from recurrent.kernels.packed import pack, runs_in_cpp
@@ -95,15 +97,14 @@ WORK = {
 
 
 def medians(implementations, repeats):
-  """Milliseconds of each, measured in turn."""
-  taken = {name: [] for name in implementations}
-  for turn in range(repeats + 1):
-    for name, run in implementations.items():
-      start = time.perf_counter()
-      jax.block_until_ready(run())
-      if turn:  # the first compiles
-        taken[name].append(1e3 * (time.perf_counter() - start))
-  return {name: statistics.median(times) for name, times in taken.items()}
+  """Returns the median milliseconds of each implementation, run in turn."""
+
+  def timed(run):
+    return timing.timed(lambda: jax.block_until_ready(run()))
+
+  calls = {n: functools.partial(timed, f) for n, f in implementations.items()}
+  taken = timing.in_turn(calls, repeats)
+  return {name: 1e3 * statistics.median(times) for name, times in taken.items()}
 
 
 def main():
