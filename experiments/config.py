@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from recurrent.errors import ConfigError
-from recurrent.unroll import METHODS, RENAMED
+from recurrent.unroll import RENAMED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Checked:
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset()
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset()
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {}
-  # Values that replace the defaults with --smoke; given flags take precedence.
+  # Values that replace the defaults if `smoke` is True; values that are given
+  # take precedence.
   SMOKE: typing.ClassVar[dict[str, Any]] = {}
   # Maps a flag to (other flag, values). Unless the other flag has one of these
   # values, the flag would have no effect and is refused.
@@ -53,6 +54,18 @@ class Checked:
       tables = [vars(base).get(name) for base in reversed(cls.__mro__)]
       tables = [table for table in tables if table is not None]
       setattr(cls, name, functools.reduce(operator.or_, tables))
+
+  def __new__(cls, *values, **named):
+    """Notes which values are given, for `SMOKE`."""
+    config = super().__new__(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    object.__setattr__(config, "_given", {*names[: len(values)], *named})
+    return config
+
+  def __post_init__(self):
+    if getattr(self, "smoke", False):
+      for name in self.SMOKE.keys() - self._given:
+        object.__setattr__(self, name, self.SMOKE[name])
 
   def check(self) -> None:
     """Raises ConfigError if a value is wrong."""
@@ -115,12 +128,6 @@ class RunConfig(Checked):
     ema: decay of a moving average of the parameters; 0: none. The average is
       then evaluated and sampled from. Early in training it covers only the last
       tenth of the steps.
-    dtype: dtype in which the network computes, float32 or bfloat16.
-    method: method that computes the recurrence, such as auto or scan; see
-      recurrent.unroll.
-    remat: saves memory by recomputation in the backward pass. A number N keeps
-      the carry of every N-th time step only; gates keeps all carries and
-      recomputes the gates; 0 keeps everything. See recurrent.unroll.
     devices: number of devices to use; 0: all.
     coordinator: address host:port of process 0, for a run of several processes,
       or auto on clusters that JAX can ask for it (TPU pods, SLURM).
@@ -138,9 +145,6 @@ class RunConfig(Checked):
   checkpoint_every: int = 0
   patience: int = 0
   ema: float = 0.0
-  dtype: str = "float32"
-  method: str = "auto"
-  remat: int | typing.Literal["gates"] = 0
   devices: int = 0
   coordinator: str = ""
   processes: int = 0
@@ -156,10 +160,6 @@ class RunConfig(Checked):
     "steps batch_size log_every eval_every".split()
   )
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(("ema",))
-  CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
-    "dtype": ("float32", "bfloat16"),
-    "method": METHODS,
-  }
   SMOKE: typing.ClassVar[dict[str, Any]] = {
     "steps": 4,
     "batch_size": 8,
@@ -216,8 +216,6 @@ def parse(cls: type[Checked], argv: Sequence[str]) -> Any:
     for field in dataclasses.fields(cls)
     if values[field.name].present
   }
-  if given.get("smoke"):
-    given = {**cls.SMOKE, **given}
   config = cls(**given)
   _refuse_idle_flags(config, given)
   config.check()
@@ -230,7 +228,9 @@ def _refuse_idle_flags(config, given):
     if name in given and getattr(config, other) not in wanted:
       raise ConfigError(
         f"--{name} does nothing with --{other}={getattr(config, other)!s}",
-        f"leave it out, or use --{other}={' or '.join(map(str, wanted))}",
+        f"leave it out, or use another --{other}"
+        if len(wanted) > 4
+        else f"leave it out, or use --{other}={' or '.join(map(str, wanted))}",
       )
 
 
@@ -281,6 +281,7 @@ _SYNONYMS = [
     "text_file train_file file input_file",
     "tied tie_weights tied_weights tie_word_embeddings",
     "devices num_devices gpus n_gpus",
+    "heads num_heads n_heads nhead n_head num_attention_heads",
     "num_tokens max_new_tokens max_tokens length",
     "num_samples n_samples num_return_sequences",
     "temperature temp",

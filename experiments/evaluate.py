@@ -80,8 +80,8 @@ def run(config: Config) -> dict[str, Any]:
   elif narrow:
     found = task.modes["packed"](graphdef, params, config.split, config.weights)
   else:
-    evaluate = task.make_evaluate(graphdef, sharding.make_mesh(1))
-    found = evaluate(params, config.split, lambda: False) or {}
+    evaluate = runner.make_evaluate(task, graphdef, sharding.make_mesh(1))
+    found = evaluate(params, config.split, lambda: False)
   return {"step": step, "split": config.split, **found}
 
 

@@ -11,21 +11,17 @@ import functools
 import sys
 import time
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from experiments import config as config_lib
-from experiments import language_model, runner
+from experiments import runner
+from experiments import text as text_lib
 from recurrent import decoding
 from recurrent.errors import ConfigError
-from recurrent.types import Carry
-
-BLOCK = 256  # tokens of each row that the device draws at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,23 +87,27 @@ def run(config: Config) -> dict[str, Any]:
     UserError: if a value is wrong, or the workdir has no model.
   """
   config.check()
-  trained, tokenizer = language_model.read(config.workdir)
-  encode = functools.partial(language_model.encode_prompt, tokenizer)
-  prompt = encode(config.prompt)
+  experiment = runner.find_experiment(
+    config.workdir, "load", "generates no text"
+  )
+  trained, tokenizer = experiment.load(config.workdir)
+  prompt = text_lib.encode(tokenizer, config.prompt, "prompt")
   stop_tokens = ()
   if config.stop:
-    stop_tokens = tuple(encode(config.stop, "stop").tolist())
+    stop_tokens = tuple(
+      text_lib.encode(tokenizer, config.stop, "stop").tolist()
+    )
     if len(stop_tokens) != 1:
       raise ConfigError(
         f"--stop={config.stop!r} is {len(stop_tokens)} tokens",
         "give one token, such as a newline",
       )
-  graphdef, params, step = runner.load_params(
-    trained,
-    lambda rngs: language_model.make_model(trained, tokenizer.vocab_size, rngs),
-  )
-  stream = Stream(
-    graphdef, params, config.sampler(), stop_tokens, config.weights
+  stream = decoding.Stream(
+    trained.graphdef,
+    trained.params,
+    config.sampler(),
+    stop_tokens,
+    config.weights,
   )
   start = stream.read(np.tile(prompt, (config.num_samples, 1)))
   draw = functools.partial(stream.draw, start, jax.random.key(config.seed))
@@ -140,68 +140,17 @@ def run(config: Config) -> dict[str, Any]:
     # block, which is waited for first.
     for _ in range(2 if stop_tokens else 1):
       times = [time.perf_counter()]
-      next(draw(BLOCK))
+      next(draw(decoding.BLOCK))
       times.append(time.perf_counter())
-  drawn = (len(times) - 1) * BLOCK * len(texts)
+  drawn = (len(times) - 1) * decoding.BLOCK * len(texts)
   return {
-    "step": step,
+    "step": trained.step,
     "tokens": tokens,
     "tokens_per_second": drawn / (times[-1] - times[0]),
     "weight_bytes": stream.weight_bytes,
     "log_probabilities": scores.tolist(),
     "texts": texts,
   }
-
-
-class Stream:
-  """Draws text block by block from a language model.
-
-  Args:
-    graphdef: graph definition of the model.
-    params: parameters of the model.
-    sampler: chooses a token from logits.
-    stop_tokens: ids that end a row.
-    weights: dtype of the weight matrices, one of `decoding.DTYPES`.
-  """
-
-  def __init__(
-    self,
-    graphdef: nnx.GraphDef,
-    params: Any,
-    sampler: decoding.Sampler,
-    stop_tokens: tuple[int, ...] = (),
-    weights: str = "float32",
-  ):
-    self._pack = functools.cache(
-      lambda rows: language_model.pack(graphdef, params, rows, weights)
-    )
-    self._draw = functools.partial(
-      decoding.stream, block=BLOCK, sampler=sampler, stop_tokens=stop_tokens
-    )
-    self.weight_bytes = 0
-
-  def read(self, prompts: np.ndarray) -> tuple[Any, Carry, jax.Array]:
-    """Reads prompts, [batch, time] ids.
-
-    Returns:
-      The decoding step, and the carry and logits after the prompts.
-    """
-    packed, carry = self._pack(len(prompts))
-    self.weight_bytes = packed.bytes
-    step = jax.tree_util.Partial(packed.step, packed.weights)
-    return step, *decoding.read(step, carry, jnp.asarray(prompts))
-
-  def draw(
-    self, start: tuple[Any, Carry, jax.Array], key: jax.Array, num_tokens: int
-  ) -> Iterator[decoding.Block]:
-    """Draws `num_tokens` tokens for each row, starting from `read`'s result."""
-    return self._draw(*start, key, num_tokens=num_tokens)
-
-  def __call__(
-    self, prompts: np.ndarray, key: jax.Array, num_tokens: int
-  ) -> Iterator[decoding.Block]:
-    """Reads prompts, and draws the tokens after them in blocks of `BLOCK`."""
-    return self.draw(self.read(prompts), key, num_tokens)
 
 
 if __name__ == "__main__":

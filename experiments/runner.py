@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +27,7 @@ from experiments import config as config_lib
 from experiments import figures
 from recurrent import memory, optim, sharding
 from recurrent.errors import CheckpointError, ConfigError, Preempted, UserError
-from recurrent.training import digest, loop, step
+from recurrent.training import digest, evaluation, loop, step
 from recurrent.training import state as state_lib
 from recurrent.training import workdir as workdir_lib
 from recurrent.training.preemption import Preemption
@@ -72,30 +72,35 @@ class Task(NamedTuple):
   """An experiment, as the functions and values that the runner needs.
 
   Attributes:
-    name: name of the experiment's module, by which `evaluate` and `generate`
-      find it.
+    name: name of the experiment's module, by which `evaluate`, `generate` and
+      `predict` find it.
     make_model: `make_model(rngs) -> model`; initialises a new model.
-    loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
-    metrics: names of the metrics that `loss` returns. The training step adds
-      the loss itself, as `train_loss`, and the norm of the gradient.
-    batches: `batches[step]` is the global batch of a step.
-    units: name and number of the units that a step consumes, such as
-      ("tokens", 2048).
-    make_evaluate: `make_evaluate(graphdef, mesh) -> evaluate`, where
-      `evaluate(params, split, interrupted)` returns metrics, or None if
-      `interrupted()` is True. `nnx.merge(graphdef, params)` is the model in
-      evaluation mode (`nnx.Module.eval`), so `params` here includes the other
-      variables of the model.
+    loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`; `key` is
+      None in evaluation. `step.loss_of` makes it for batches without a carry.
+    batches: `batches[step]` is the global batch of a training step, a dict of
+      NumPy arrays [batch, ...].
+    splits: the batches of each split to score, such as `data.EvalBatches`. The
+      splits of `scored` are needed.
     objective: name of the metric of the valid split to minimise.
     data_sha256: hash of the training data, so that a run is not resumed with
-      other data.
-    make_carry: `make_carry(model) -> carry`, the initial carry of a batch; by
-      default empty.
-    describe: `describe(means) -> values`; makes a row of training metrics from
-      the means of all metrics; by default the means themselves.
+      other data; empty for data that is drawn.
+    make_carry: `make_carry(model, batch_size) -> carry`, the initial carry of a
+      batch; by default empty.
+    units: what the speed is measured in: a name, and a function that counts
+      these units in a batch; by default the examples, that is the rows.
+    predict: `predict(model, batch) -> arrays [batch, ...]` by name, from which
+      `describe` computes metrics that are no means, such as F1; by default
+      nothing.
+    describe: `describe(split, scores) -> values` of a row of metrics, from the
+      `evaluation.Scores` of a split. In training the split is "train", the
+      means are those of the last steps, and there are no predictions. By
+      default the means, each named `<split>_<metric>`. A value may be a number,
+      or any other JSON value. The runner adds the loss that is minimised, as
+      `train_loss`, and the norm of its gradient, as `grad_norm`.
     make_sample: `make_sample(graphdef) -> sample`, where `sample(params, step)`
       returns a text that shows what the model does; by default no text.
-    splits: names of the splits to score at the end.
+      `nnx.merge(graphdef, params)` is the model in evaluation mode.
+    scored: names of the splits to score at the end.
     save: `save(path)`; saves files that belong to the data, such as a
       tokenizer, in the workdir.
     modes: other ways to score a split, by name: `(graphdef, params, split,
@@ -108,21 +113,23 @@ class Task(NamedTuple):
   name: str
   make_model: Callable[[nnx.Rngs], nnx.Module]
   loss: step.Loss
-  metrics: tuple[str, ...]
   batches: loop.Batches
-  units: tuple[str, int]
-  make_evaluate: Callable[
-    [nnx.GraphDef, Mesh],
-    Callable[[PyTree, str, Interrupted], dict[str, float] | None],
-  ]
+  splits: Mapping[str, Iterable[Any]]
   objective: str
-  data_sha256: str
-  make_carry: Callable[[Any], Carry] = lambda model: ()
-  describe: Callable[[dict[str, float]], dict[str, float]] = lambda means: means
+  data_sha256: str = ""
+  make_carry: Callable[[Any, int], Carry] = lambda model, batch_size: ()
+  units: tuple[str, Callable[[Any], int]] = (
+    "examples",
+    lambda batch: len(jax.tree.leaves(batch)[0]),
+  )
+  predict: evaluation.Predict | None = None
+  describe: Callable[[str, evaluation.Scores], dict[str, Any]] = (
+    lambda split, scores: {f"{split}_{k}": v for k, v in scores.means.items()}
+  )
   make_sample: Callable[[nnx.GraphDef], Callable[[PyTree, int], str]] = (
     lambda graphdef: lambda params, step: ""
   )
-  splits: tuple[str, ...] = ("valid", "test")
+  scored: tuple[str, ...] = ("valid", "test")
   save: Callable[[Path], None] = lambda path: None
   modes: Mapping[str, Callable[..., dict[str, float]]] = MappingProxyType({})
   next_command: str = "experiments.evaluate"
@@ -243,7 +250,7 @@ def _check_name(task, make_task):
   if package == "experiments" and name != task.name:
     raise ConfigError(
       f"Task.name is {task.name!r}, but its module is {module}",
-      f"name it {name!r}: evaluate and generate find the module by that",
+      f"name it {name!r}: evaluate, generate and predict find it by that",
     )
 
 
@@ -265,9 +272,10 @@ def join_processes(config):
 def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   """Restores or initialises the state, trains, and scores the best step."""
   from recurrent.training.progress import Progress
-  from recurrent.training.writers import MetricsWriter
+  from recurrent.training.writers import MetricsWriter, finite
 
   init, graphdef = initialiser(config, task, optimizer)
+  unit, count = task.units
   shardings = step.state_sharding(mesh)
   template = _template(init, shardings)
   train_step = step.make_train_step(
@@ -290,11 +298,11 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
     f"{_size(state.params):,}",
     mesh.size,
     jax.devices()[0].platform,
-    f"{task.units[1]:,}",
-    task.units[0],
+    f"{count(task.batches[0]):,}",
+    unit,
   )
   to_evaluate = _evaluated_graphdef(config, task.make_model)
-  evaluate = task.make_evaluate(to_evaluate, mesh)
+  evaluate = make_evaluate(task, to_evaluate, mesh)
   sample = task.make_sample(to_evaluate)
 
   def is_before(row):
@@ -311,7 +319,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   average = "of the parameters' moving average, see --ema" if config.ema else ""
   with (
     MetricsWriter(workdir.path, begun, is_before) as writer,
-    Progress(begun, config.steps, *task.units, average) as progress,
+    Progress(begun, config.steps, unit, average) as progress,
   ):
     state, outcome = loop.fit(
       state,
@@ -321,10 +329,8 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
         put=lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
         evaluate=lambda params, stop: evaluate(params, "valid", stop),
         on_evaluation=lambda at_step, params: sample(params, at_step),
-        describe=lambda means, at_step: {
-          "train_loss": means.pop(step.LOSS),
-          **task.describe(means),
-        },
+        describe=lambda means, at_step: describe_training(task, means),
+        units=count,
       ),
       loop.Schedule(
         steps=config.steps,
@@ -346,7 +352,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   if best_step != last_step:
     state = checkpoints.restore(best_step, template).state
   scores = {}
-  for split in task.splits:
+  for split in task.scored:
     found = evaluate(state.evaluated, split, preemption.agreed)
     if found is None:
       raise Preempted(
@@ -357,11 +363,49 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   params = state.evaluated_params
   return {
     "step": best_step,
-    **scores,
+    **finite(scores),
     "params": _size(params),
     "params_sha256": digest.tree_sha256(params),
     "last_step": last_step,
     "steps": config.steps,
+  }
+
+
+def make_evaluate(
+  task: Task, graphdef: nnx.GraphDef, mesh: Mesh
+) -> Callable[[PyTree, str, Interrupted], dict[str, Any] | None]:
+  """Makes `evaluate(params, split, interrupted) -> metrics` of a task.
+
+  The result is None if `interrupted()` is True before a batch. `params` are the
+  parameters and other variables, for the graph definition in evaluation mode.
+  """
+  score = evaluation.make_evaluator(
+    graphdef,
+    task.loss,
+    mesh,
+    make_carry=task.make_carry,
+    predict=task.predict,
+  )
+
+  def evaluate(params, split, interrupted):
+    if split not in task.splits:
+      raise ConfigError(
+        f"{task.name} has no {split} split to score",
+        f"use one of {', '.join(task.splits)}",
+      )
+    scores = score(params, task.splits[split], interrupted)
+    return None if scores is None else task.describe(split, scores)
+
+  return evaluate
+
+
+def describe_training(task: Task, means: dict[str, float]) -> dict[str, Any]:
+  """The values of a row of training metrics, from the means of a step."""
+  measured = {name: means.pop(name) for name in step.MEASURED}
+  return {
+    "train_loss": measured[step.LOSS],
+    **task.describe("train", evaluation.Scores(means, {})),
+    "grad_norm": measured[step.GRAD_NORM],
   }
 
 
@@ -379,15 +423,28 @@ def _conclude(config, task, workdir, result):
   )
 
 
-def find_experiment(workdir: str | Path) -> ModuleType:
-  """Imports the script that made a run, a module with Config and make_task.
+def find_experiment(
+  workdir: str | Path, function: str = "make_task", otherwise: str = ""
+) -> ModuleType:
+  """Imports the script that made a run.
+
+  Args:
+    workdir: directory of the run.
+    function: name of a function that the script must define.
+    otherwise: what a script without that function lacks, as a predicate.
 
   Raises:
     CheckpointError: if the workdir has no run, or there is no such script.
+    ConfigError: if the script does not define the function.
   """
   name = _read_values(workdir).get("experiment")
   try:
-    return importlib.import_module(f"experiments.{name}")
+    module = importlib.import_module(f"experiments.{name}")
+    if not hasattr(module, function):
+      raise ConfigError(
+        f"{name} {otherwise}", "use a run of another experiment"
+      )
+    return module
   except ModuleNotFoundError as error:
     if error.name != f"experiments.{name}":
       raise
@@ -429,18 +486,28 @@ def _read_values(workdir):
   return found["config"]
 
 
+class Trained(NamedTuple):
+  """A trained model; `nnx.merge(graphdef, params)` is the model.
+
+  Attributes:
+    graphdef: graph definition of the model in evaluation mode.
+    params: parameters and other variables.
+    step: the training step that they are from.
+  """
+
+  graphdef: nnx.GraphDef
+  params: PyTree
+  step: int
+
+
 def load_params(
   config: config_lib.RunConfig, make_model: Callable[[nnx.Rngs], nnx.Module]
-) -> tuple[nnx.GraphDef, PyTree, int]:
+) -> Trained:
   """Loads the best parameters of a run that can be read and verified.
 
   Args:
     config: configuration of the run, from `read_config`.
     make_model: `make_model(rngs) -> model`.
-
-  Returns:
-    The graph definition of the model in evaluation mode, its parameters and
-    other variables, and the step that they are from.
 
   Raises:
     CheckpointError: if there is no checkpoint, or all are damaged.
@@ -467,7 +534,7 @@ def load_params(
     try:
       restored = checkpoints.restore(step_number, template)
       evaluated = state_lib.join(*restored.state.values())
-      return graphdef, evaluated, restored.step
+      return Trained(graphdef, evaluated, restored.step)
     except CheckpointError as error:
       LOG.warning("%s", error.cause)
       failure = failure or error
@@ -491,15 +558,19 @@ def _best_first(workdir, checkpoints: "Checkpoints", steps: list[int]):
 def initialiser(config, task, optimizer):
   """Returns a function that makes the initial state, and the graphdef."""
 
-  def init():
+  def begin():
     model = task.make_model(nnx.Rngs(config.seed))
-    return state_lib.create(
-      model,
-      optimizer,
-      task.make_carry(model),
-      [*task.metrics, *step.MEASURED],
-      ema=config.ema > 0,
-    )
+    return model, task.make_carry(model, config.batch_size)
+
+  def metrics():
+    model, carry = begin()
+    return task.loss(model, carry, task.batches[0], jax.random.key(0))[1][1]
+
+  names = [*jax.eval_shape(metrics), *step.MEASURED]
+
+  def init():
+    model, carry = begin()
+    return state_lib.create(model, optimizer, carry, names, ema=config.ema > 0)
 
   graphdef = nnx.split(_shapes(config, task.make_model))[0]
   return lambda: init()[1], graphdef

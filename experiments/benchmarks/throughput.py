@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import language_model
+from experiments import language_model, runner
 from experiments.benchmarks import problems, report, timing, training
 from experiments.benchmarks.peers import decoding
 from recurrent.training import loop
@@ -43,6 +43,7 @@ def measure_loop(config: Any, machine: Any) -> dict[str, float]:
     made = training.make_step(
       language_model.Config(workdir=folder, batch_size=16)
     )
+    unit, count = made.task.units
     bare, state = training.repeated(made), [made.start()]
     checkpoints = Checkpoints(Path(folder) / "checkpoints", "benchmark")
     outcome = loop.Outcome()
@@ -50,7 +51,10 @@ def measure_loop(config: Any, machine: Any) -> dict[str, float]:
       put=made.put,
       evaluate=lambda params, stop: {"valid_bpc": 1.0},
       on_evaluation=lambda at_step, params: "",
-      describe=lambda means, at_step: made.task.describe(means),
+      describe=lambda means, at_step: runner.describe_training(
+        made.task, means
+      ),
+      units=count,
     )
 
     def in_loop():
@@ -66,14 +70,15 @@ def measure_loop(config: Any, machine: Any) -> dict[str, float]:
         outcome=outcome,
         checkpoints=checkpoints,
         writer=writer,
-        progress=Progress(done, last, *made.task.units),
+        progress=Progress(done, last, unit),
         preemption=Preemption(),
       )
       checkpoints.wait()
 
     with MetricsWriter(Path(folder), 0) as writer:
       works = {"loop": in_loop, "bare_step": lambda: bare(config.steps)}
-      found = _measure(works, config.steps * made.task.units[1], config.repeats)
+      units = config.steps * count(made.task.batches[0])
+      found = _measure(works, units, config.repeats)
     checkpoints.close()
   return found
 

@@ -6,6 +6,7 @@ weights have diagonal Jacobians, which Newton's method can solve.
 """
 
 import abc
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -190,6 +191,33 @@ class LowRank(Structure):
     """Columns of the second matrix."""
     h = len(weights.down)
     return weights._replace(up=weights.up[:, gates.start * h : gates.stop * h])
+
+
+STRUCTURES: dict[str, Callable[..., Structure]] = {
+  "dense": Dense,
+  "heads": Heads,
+  "diagonal": lambda: Diagonal(),
+  "low_rank": LowRank,
+}
+
+
+def parse(text: str) -> Structure:
+  """Makes a structure from text: a name in `STRUCTURES`, or `name:number`.
+
+  Args:
+    text: `dense`, `heads:N`, `diagonal` or `low_rank:R`, with the number of
+      heads N or the rank R.
+
+  Raises:
+    ValueError: if the text is none of these.
+  """
+  name, colon, number = text.partition(":")
+  with contextlib.suppress(KeyError, TypeError, ValueError):
+    return STRUCTURES[name](*([int(number)] if colon else []))
+  raise ValueError(
+    "structure must be dense, heads:N, diagonal or low_rank:R, such as"
+    f" heads:4, got {text!r}"
+  )
 
 
 class Structured(base.Cell):

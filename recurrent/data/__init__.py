@@ -6,14 +6,17 @@
   store.py       finds and prepares TFDS datasets on disk
   tokenizers.py  text to ids and back: bytes, characters, words, pieces
   bptt.py        windows of a long text, for training and for scoring
+  splits.py      train, valid and test of data that has no splits
   examples.py    batches of separate examples, for training and for scoring
+  drawn.py       batches that are drawn at random
 
 `builders` and `store` import TFDS, so they are imported only when needed.
 """
 
 from recurrent.data.bptt import ContiguousBatches, EvalStreams
+from recurrent.data.drawn import DrawnBatches
 from recurrent.data.examples import EvalBatches, ExampleBatches
-from recurrent.data.text import Corpus, load_text
+from recurrent.data.text import Corpus, load_text, read_text
 from recurrent.data.tokenizers import (
   TOKENIZERS,
   ByteTokenizer,
@@ -29,6 +32,7 @@ __all__ = [
   "CharTokenizer",
   "ContiguousBatches",
   "Corpus",
+  "DrawnBatches",
   "EvalBatches",
   "EvalStreams",
   "ExampleBatches",
@@ -36,4 +40,5 @@ __all__ = [
   "Tokenizer",
   "WordTokenizer",
   "load_text",
+  "read_text",
 ]

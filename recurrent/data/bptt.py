@@ -7,6 +7,7 @@ which are split over devices later.
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class ContiguousBatches:
   Each of the B rows reads one contiguous segment of the text. Window w of a
   pass over the text continues where window w - 1 ended, so the carry of one
   window is the initial carry of the next. At the first window of a pass
-  `resets` is True: there the carry must be reset.
+  `restart` is True: there the carry must be the initial carry again.
 
   A pass starts at an offset in [0, T) that is drawn from (seed, number of the
   pass), so that the text is cut at other places in each pass. All passes have
@@ -81,7 +82,7 @@ class ContiguousBatches:
 
     Returns:
       `inputs` and `targets`, int32 [B, T], where a target is the token after
-      its input; `resets`, bool [B], the same for all rows.
+      its input; `restart`, bool [B], the same for all rows.
     """
     check_least("step", step, 0)
     number, window = divmod(step, self.windows_per_pass)
@@ -93,7 +94,7 @@ class ContiguousBatches:
     return {
       "inputs": read[:, :-1],
       "targets": read[:, 1:],
-      "resets": np.full(self.batch_size, window == 0),
+      "restart": np.full(self.batch_size, window == 0),
     }
 
 
@@ -149,6 +150,9 @@ class EvalStreams:
   def __len__(self) -> int:
     starts, ends = self._segments
     return -(-(self._lead + int(max(ends - starts))) // self.seq_len)
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return (self[window] for window in range(len(self)))
 
   def __getitem__(self, window: int) -> dict[str, np.ndarray]:
     """Returns one window.

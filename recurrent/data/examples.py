@@ -7,7 +7,7 @@ which are split over devices later.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -375,6 +375,9 @@ class EvalBatches(_Batches):
 
   def __len__(self) -> int:
     return self.batches_per_epoch
+
+  def __iter__(self) -> Iterator[Batch]:
+    return (self[number] for number in range(len(self)))
 
   def __getitem__(self, number: int) -> Batch:
     """Returns one batch.

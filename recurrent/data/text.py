@@ -7,17 +7,17 @@ import codecs
 import collections
 import logging
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from recurrent.data import overlap
+from recurrent.data.splits import SHARES, Shares, in_order
 from recurrent.errors import ConfigError, DataError
 
 LOG = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20  # Bytes decoded at once.
 _VALID_NAMES = ("valid", "validation", "dev", "val")
-# Where to cut a text into n splits, as fractions of its characters.
-_CUTS = {1: (), 2: (0.95,), 3: (0.9, 0.95)}
 
 # A text as a queue of pieces. Cutting and joining them needs the text in memory
 # only once, and a rare character widens only its own piece (PEP 393).
@@ -37,14 +37,15 @@ def load_text(
   *,
   text_file: str | os.PathLike | None = None,
   data_dir: str | os.PathLike | None = None,
+  shares: Shares = SHARES,
 ) -> Corpus:
   r"""Loads a text without any change to it; newlines are not translated.
 
   The text of a dataset is its examples joined by "\n". If it lacks a valid or
-  test split, that split is cut off the end of the train text: 5 % of the
-  characters each, valid before test. A file is cut in the same way, 90/5/5; a
-  byte-order mark is dropped. The share of valid that occurs in train, and of
-  test that occurs in train or valid, is logged (see `overlap`).
+  test split, that split is cut off the end of the train text, valid before
+  test. A file is cut in the same way; a byte-order mark is dropped. The share
+  of valid that occurs in train, and of test that occurs in train or valid, is
+  logged (see `overlap`).
 
   Args:
     dataset: `pydoc` or `stdlib`, which come with Python, or any prepared TFDS
@@ -53,6 +54,9 @@ def load_text(
     text_file: path of a UTF-8 file to read instead of a dataset.
     data_dir: the folder in which the dataset is prepared; by default that of
       TFDS, or the cache for `pydoc` and `stdlib`.
+    shares: the shares of train, valid and test in a text without splits of its
+      own, by characters; from `parse_shares`. If only valid or test is missing,
+      its share is taken of train.
 
   Returns:
     The three splits, each of at least two characters.
@@ -63,16 +67,16 @@ def load_text(
   """
   if text_file is None:
     folder = None if data_dir is None else os.path.expanduser(data_dir)
-    corpus = _load_dataset(dataset, folder)
+    corpus = _load_dataset(dataset, folder, shares)
     name = f"dataset {dataset!r}"
   elif data_dir is None:
-    pieces = _read_file(os.path.expanduser(text_file))
+    pieces = _read_file(text_file)
     if all(not piece or piece.isspace() for piece in pieces):
       raise DataError(
         f"text file {text_file} is empty, or all white space",
         "give --text_file a text to learn from",
       )
-    corpus = Corpus(*_cut(pieces, 3))
+    corpus = Corpus(*_cut(pieces, shares))
     name = f"text file {text_file}"
   else:
     raise ConfigError(
@@ -109,19 +113,22 @@ def _log_overlap(corpus: Corpus) -> None:
   )
 
 
-def _load_dataset(dataset: str, data_dir: str | os.PathLike | None) -> Corpus:
+def _load_dataset(
+  dataset: str, data_dir: str | os.PathLike | None, shares: Shares
+) -> Corpus:
   from recurrent.data import builders, store  # Imports TFDS.
 
   name, _, feature = dataset.partition("#")
   if name not in builders.BUILDERS:
-    return _read_dataset(store.catalogue(name, data_dir), feature)
+    return _read_dataset(store.catalogue(name, data_dir), feature, shares)
   try:
-    return _read_dataset(store.own(name, data_dir), feature)
+    return _read_dataset(store.own(name, data_dir), feature, shares)
   except store.Damaged:  # Our own dataset: prepare it again.
-    return _read_dataset(store.own(name, data_dir, anew=True), feature)
+    again = store.own(name, data_dir, anew=True)
+    return _read_dataset(again, feature, shares)
 
 
-def _read_dataset(builder, feature: str) -> Corpus:
+def _read_dataset(builder, feature: str, shares: Shares) -> Corpus:
   feature = _text_feature(builder, feature)
   splits = builder.info.splits
   if "train" not in splits:
@@ -132,8 +139,13 @@ def _read_dataset(builder, feature: str) -> Corpus:
     )
   valid = next((name for name in _VALID_NAMES if name in splits), None)
   test = "test" if "test" in splits else None
+  missing = [
+    share
+    for name, share in ((valid, shares.valid), (test, shares.test))
+    if not name
+  ]
   train, *carved = _cut(
-    _read_split(builder, "train", feature), 1 + [valid, test].count(None)
+    _read_split(builder, "train", feature), (1 - sum(missing), *missing)
   )
   others = (
     "".join(_read_split(builder, name, feature)) if name else carved.pop(0)
@@ -185,8 +197,18 @@ def _read_split(builder, split: str, feature: str) -> _Pieces:
   return pieces
 
 
+def read_text(path: str | os.PathLike) -> str:
+  """Reads a UTF-8 file without any change but that of a byte-order mark.
+
+  Raises:
+    DataError: if the file cannot be read, or is not UTF-8.
+  """
+  return "".join(_read_file(path))
+
+
 def _read_file(path: str | os.PathLike) -> _Pieces:
   """Decodes a file piece by piece, and without its byte-order mark."""
+  path = os.path.expanduser(path)
   decoder = codecs.getincrementaldecoder("utf-8")()
   pieces, done, chunk = _Pieces(), 0, b"more"
   try:
@@ -210,10 +232,9 @@ def _read_file(path: str | os.PathLike) -> _Pieces:
   return pieces
 
 
-def _cut(pieces: _Pieces, splits: int) -> list[str]:
-  """Joins `pieces` into the texts of `splits` splits; empties `pieces`."""
-  length = sum(map(len, pieces))
-  ends = [*(int(part * length) for part in _CUTS[splits]), length]
+def _cut(pieces: _Pieces, shares: Sequence[float]) -> list[str]:
+  """Joins `pieces` into texts with these shares; empties `pieces`."""
+  ends = in_order(sum(map(len, pieces)), shares)
   return [
     _take(pieces, end - start)
     for start, end in zip([0, *ends], ends, strict=False)

@@ -1,18 +1,24 @@
 """Sampling from any function `(carry, token) -> (carry, logits)`."""
 
-from recurrent.decoding.packing import Packed, pack_step
+from recurrent.decoding.packing import Packed, pack_model, pack_step
 from recurrent.decoding.sampling import Sampled, Sampler, sample
-from recurrent.decoding.streaming import Block, read, stream
+from recurrent.decoding.scoring import score, score_tokens
+from recurrent.decoding.streaming import BLOCK, Block, Stream, read, stream
 from recurrent.kernels.packed import DTYPES
 
 __all__ = [
+  "BLOCK",
   "Block",
   "DTYPES",
   "Packed",
   "Sampled",
   "Sampler",
+  "Stream",
+  "pack_model",
   "pack_step",
   "read",
   "sample",
+  "score",
+  "score_tokens",
   "stream",
 ]

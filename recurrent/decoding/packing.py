@@ -11,15 +11,17 @@ gains and elementwise weights, products with a batch axis (heads), convolutions,
 and products inside a loop of the step.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.extend import core
 
 from recurrent.kernels.packed import DTYPES, PackedMatrix, pack, runs_in_cpp
-from recurrent.types import PyTree
+from recurrent.types import Carry, PyTree
 
 # Primitives that call another jaxpr, whose equations are transformed as well.
 CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
@@ -100,6 +102,34 @@ def pack_step(
     return jax.tree.unflatten(treedef, [walk.fetch(x) for x in outputs])
 
   return Packed(weights, packed_step)
+
+
+def pack_model(
+  graphdef: nnx.GraphDef, params: PyTree, rows: int, dtype: str = "float32"
+) -> tuple[jax.tree_util.Partial, Carry]:
+  """Packs the decoding step of a model.
+
+  Args:
+    graphdef: graph definition of a model with the methods `decoder` and
+      `initial_carry`, such as `models.LanguageModel`.
+    params: parameters of the model.
+    rows: number of rows that the step decodes.
+    dtype: dtype of the weight matrices, one of `DTYPES`.
+
+  Returns:
+    The step `(carry, token [rows]) -> (carry, logits)`, with the packed weights
+    as its first argument already, and the initial carry.
+  """
+  merge = functools.partial(nnx.merge, graphdef)
+  carry = jax.jit(lambda params: merge(params).initial_carry(rows))(params)
+  packed = pack_step(
+    lambda params, carry, token: merge(params).decoder()(carry, token),
+    params,
+    carry,
+    jax.ShapeDtypeStruct((rows,), jnp.int32),
+    dtype=dtype,
+  )
+  return jax.tree_util.Partial(packed.step, packed.weights), carry
 
 
 class _Weight:

@@ -6,15 +6,18 @@ the same size, so one program is compiled for any number of tokens.
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from recurrent.decoding.packing import pack_model
 from recurrent.decoding.sampling import Sampled, Sampler, Step, sample
 from recurrent.types import Array, Carry, Float, Int, PRNGKey
 
+BLOCK = 256  # Tokens of each row that the device draws at a time.
 WHOLE_MODEL = Sampler()  # Samples the model's distribution without a change.
 
 
@@ -65,7 +68,7 @@ def stream(
   key: PRNGKey,
   *,
   num_tokens: int,
-  block: int = 256,
+  block: int = BLOCK,
   sampler: Sampler = WHOLE_MODEL,
   stop_tokens: tuple[int, ...] = (),
 ) -> Iterator[Block]:
@@ -108,6 +111,63 @@ def stream(
     stop_tokens=stop_tokens,
   )
   return _blocks(draw, carry, logits, key, num_tokens, block, stop_tokens)
+
+
+class Stream:
+  """Draws tokens block by block from a model, with packed weights.
+
+  Args:
+    graphdef: graph definition of a model with the methods `decoder` and
+      `initial_carry`, such as `models.LanguageModel`.
+    params: parameters of the model.
+    sampler: chooses a token from logits.
+    stop_tokens: ids that end a row.
+    weights: dtype of the weight matrices, one of `decoding.DTYPES`.
+    block: tokens of each row that the device draws at a time.
+
+  Attributes:
+    weight_bytes: the bytes of weights that each token reads, once a prompt has
+      been read.
+  """
+
+  def __init__(
+    self,
+    graphdef: nnx.GraphDef,
+    params: Any,
+    sampler: Sampler = WHOLE_MODEL,
+    stop_tokens: tuple[int, ...] = (),
+    weights: str = "float32",
+    block: int = BLOCK,
+  ):
+    self._pack = functools.cache(
+      lambda rows: pack_model(graphdef, params, rows, weights)
+    )
+    self._draw = functools.partial(
+      stream, block=block, sampler=sampler, stop_tokens=stop_tokens
+    )
+    self.weight_bytes = 0
+
+  def read(self, prompts: np.ndarray) -> tuple[Step, Carry, jax.Array]:
+    """Reads prompts, [batch, time] ids.
+
+    Returns:
+      The decoding step, and the carry and logits after the prompts.
+    """
+    step, carry = self._pack(len(prompts))
+    self.weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(step))
+    return step, *read(step, carry, jnp.asarray(prompts))
+
+  def draw(
+    self, start: tuple[Step, Carry, jax.Array], key: jax.Array, num_tokens: int
+  ) -> Iterator[Block]:
+    """Draws `num_tokens` tokens for each row, starting from `read`'s result."""
+    return self._draw(*start, key, num_tokens=num_tokens)
+
+  def __call__(
+    self, prompts: np.ndarray, key: jax.Array, num_tokens: int
+  ) -> Iterator[Block]:
+    """Reads prompts, and draws the tokens after them block by block."""
+    return self.draw(self.read(prompts), key, num_tokens)
 
 
 def _with_weights(step: Step) -> jax.tree_util.Partial:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from recurrent import cells, nn, numerics
+from recurrent import nn, numerics
 from recurrent.types import (
   Activations,
   Array,
@@ -16,36 +16,44 @@ from recurrent.types import (
   Logits,
   Mask,
   PRNGKey,
-  Remat,
   Tokens,
 )
 
 
 class LanguageModel(nnx.Module):
-  """Embedding, a stack of recurrent layers, and a softmax over the vocabulary.
+  """Embedding, a stack of causal layers, and a softmax over the vocabulary.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import cells, models, nn
+    >>> rngs = nnx.Rngs(0)
+    >>> layers = [
+    ...   nn.Recurrent(cells.LSTM(16), 8, rngs=rngs),
+    ...   nn.Recurrent(cells.LSTM(16), 16, rngs=rngs),
+    ... ]
+    >>> model = models.LanguageModel(50, nn.Stack(layers), rngs=rngs)
+    >>> carry, logits = model(None, jnp.zeros((2, 5), int))
+    >>> logits.shape
+    (2, 5, 50)
 
   Args:
     vocab_size: number of tokens V.
-    cell: name in `recurrent.cells.CELLS`, or a function from the width H to a
-      cell. The cell's inputs must be vectors (`Cell.takes_vectors`).
-    layers: number of recurrent layers.
-    features: width H of every layer.
-    embedding_features: width of the embedding; ignored with `tied`, where the
-      width is H.
+    stack: the layers. The width of the embedding is that of their inputs. All
+      must be causal, as `nn.Recurrent` and `nn.TransformerBlock` are.
     tied: whether the output matrix is the transpose of the embedding.
-    residual: whether to add a layer's inputs to its outputs, where their widths
-      agree.
-    dropout: dropout rate between layers, with a new mask at each time step.
     embedding_dropout: dropout rate on the embedded tokens, with one mask for
       all time steps.
     embedding_row_dropout: rate at which whole rows of the embedding are
       dropped.
     output_dropout: dropout rate on the last layer's outputs, with one mask for
       all time steps.
-    method: executor, see `recurrent.unroll`.
-    remat: what the reverse pass computes again, see `recurrent.unroll`.
     dtype: dtype to compute in; parameters and carry are float32.
-    rngs: source of the keys that draw the parameters.
+    rngs: source of the keys that draw the embedding and the output matrix.
+
+  Raises:
+    ValueError: if `tied`, and the stack's outputs are not as wide as its
+      inputs.
 
   Reference:
     Mikolov et al., "Recurrent neural network based language model", 2010;
@@ -56,24 +64,20 @@ class LanguageModel(nnx.Module):
   def __init__(
     self,
     vocab_size: int,
+    stack: nn.Stack,
     *,
-    cell: str | Callable[[int], cells.Cell] = "lstm",
-    layers: int = 1,
-    features: int = 256,
-    embedding_features: int = 128,
     tied: bool = False,
-    residual: bool = False,
-    dropout: float = 0.0,
     embedding_dropout: float = 0.0,
     embedding_row_dropout: float = 0.0,
     output_dropout: float = 0.0,
-    method: str = "auto",
-    remat: Remat = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    width = features if tied else embedding_features
-    make_cell = cells.get(cell) if isinstance(cell, str) else cell
+    width, features = stack.in_features, stack.features
+    if tied and width != features:
+      raise ValueError(
+        f"tied needs outputs as wide as inputs, got {features} and {width}"
+      )
     self.dtype = dtype
     self.tied = tied
     self.embedding_dropout = embedding_dropout
@@ -85,20 +89,7 @@ class LanguageModel(nnx.Module):
     self.embedding = nnx.Param(
       scale * jax.random.normal(rngs.params(), (vocab_size, width))
     )
-    self.stack = nn.Stack(
-      [
-        nn.Recurrent(
-          make_cell(features),
-          features if index else width,
-          method=method,
-          remat=remat,
-          rngs=rngs,
-        )
-        for index in range(layers)
-      ],
-      dropout=dropout,
-      residual=residual,
-    )
+    self.stack = stack
     if not tied:
       self.output = nnx.Param(
         features**-0.5

@@ -9,6 +9,8 @@ from recurrent.nn.attention import (
 )
 from recurrent.nn.bidirectional import Bidirectional, sequence_ends
 from recurrent.nn.dropout import dropout, embedding_dropout, word_dropout
+from recurrent.nn.layer import Layer, StepLayer
+from recurrent.nn.pointwise import Affine, Norm
 from recurrent.nn.pooling import (
   Pooling,
   pool_ends,
@@ -29,16 +31,20 @@ from recurrent.nn.transformer import (
 
 __all__ = [
   "AdditiveAttention",
+  "Affine",
   "Bidirectional",
   "DecoderCarry",
   "Keys",
+  "Layer",
   "MultiHeadAttention",
   "MultiplicativeAttention",
+  "Norm",
   "Pooling",
   "Recurrent",
   "Residual",
   "SelfAttention",
   "Stack",
+  "StepLayer",
   "TransformerBlock",
   "TransformerCarry",
   "TransformerDecoderBlock",

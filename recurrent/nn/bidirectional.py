@@ -76,6 +76,16 @@ class Bidirectional(nnx.Module):
     self.backward = layer(True)
 
   @property
+  def in_features(self) -> int:
+    """Width D of the inputs."""
+    return self.forward.in_features
+
+  @property
+  def features(self) -> int:
+    """Width of the outputs: 2 H if they are concatenated, else H."""
+    return self.forward.features * (2 if self.merge == "concat" else 1)
+
+  @property
   def params(self) -> tuple[Params, Params]:
     """The parameters of the forward and of the backward layer."""
     return self.forward.params, self.backward.params

@@ -53,6 +53,7 @@ class Recurrent(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.cell = cell
+    self.in_features = in_features
     self.reverse = reverse
     self.method = method
     self.remat = remat
@@ -73,6 +74,11 @@ class Recurrent(nnx.Module):
     if learn_carry:
       start = cell.initial_carry(params, ())
       self.start = nnx.data(jax.tree.map(undecayed, start))
+
+  @property
+  def features(self) -> int:
+    """Width H of the outputs."""
+    return self.cell.features
 
   def __setattr__(self, name: str, value: Any) -> None:
     if name in ("params", "start"):

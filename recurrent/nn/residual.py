@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from recurrent.masking import blank
+from recurrent.nn.layer import Layer
 from recurrent.types import Activations, Array, Carry, Float, Mask, PRNGKey
 
 
@@ -13,16 +14,25 @@ class Residual(nnx.Module):
   """Residual connection around a layer: outputs = inputs + layer(inputs).
 
   Args:
-    layer: `Recurrent`, or any layer with its methods, whose outputs are as wide
-      as its inputs.
+    layer: a layer whose outputs are as wide as its inputs.
 
   Reference:
     He et al., "Deep residual learning for image recognition", 2016; between
     LSTMs: Wu et al., "Google's neural machine translation system", 2016.
   """
 
-  def __init__(self, layer: Any):
-    self.layer = layer
+  def __init__(self, layer: Layer):
+    self.layer: Any = layer
+
+  @property
+  def in_features(self) -> int:
+    """Width D of the inputs."""
+    return self.layer.in_features
+
+  @property
+  def features(self) -> int:
+    """Width of the outputs, that of the inputs."""
+    return self.layer.features
 
   @property
   def params(self) -> Any:

@@ -11,6 +11,7 @@ from recurrent import numerics
 from recurrent.masking import blank
 from recurrent.nn import loading
 from recurrent.nn.dropout import dropout
+from recurrent.nn.layer import Layer
 from recurrent.types import (
   Activations,
   Array,
@@ -27,8 +28,8 @@ class Stack(nnx.Module):
   """Runs layers one after another, with dropout and optional residuals.
 
   Args:
-    layers: `Recurrent`, `TransformerBlock` or other layers with their methods,
-      the first one nearest to the inputs.
+    layers: `Recurrent`, `TransformerBlock` or any other `Layer`s, the first one
+      nearest to the inputs. Decoding (`step_over`) needs `StepLayer`s.
     dropout: dropout rate between two layers, with a new mask at each time step.
     residual: whether to add each layer's inputs to its outputs wherever their
       widths agree. `Residual` does so for a single layer, and raises an error
@@ -38,7 +39,8 @@ class Stack(nnx.Module):
       concatenated outputs of all layers.
 
   Raises:
-    ValueError: if both `residual` and `skip` are asked for.
+    ValueError: if there are no layers, or both `residual` and `skip` are asked
+      for.
 
   Reference:
     skip: Graves, "Generating sequences with recurrent neural networks", 2013.
@@ -46,7 +48,7 @@ class Stack(nnx.Module):
 
   def __init__(
     self,
-    layers: Sequence[Any],
+    layers: Sequence[Layer],
     *,
     dropout: float = 0.0,
     residual: bool = False,
@@ -54,10 +56,23 @@ class Stack(nnx.Module):
   ):
     if residual and skip:
       raise ValueError("residual and skip exclude each other, got both")
-    self.layers = nnx.List(layers)
+    if not layers:
+      raise ValueError("layers must have at least one layer, got none")
+    self.layers: nnx.List[Any] = nnx.List(layers)
     self.dropout = dropout
     self.residual = residual
     self.skip = skip
+
+  @property
+  def in_features(self) -> int:
+    """Width D of the inputs."""
+    return self.layers[0].in_features
+
+  @property
+  def features(self) -> int:
+    """Width H of the outputs; with `skip`, the sum over all layers."""
+    widths = [layer.features for layer in self.layers]
+    return sum(widths) if self.skip else widths[-1]
 
   @property
   def params(self) -> tuple[Any, ...]:

@@ -348,7 +348,7 @@ class TransformerBlock(nnx.Module):
     rngs: nnx.Rngs,
   ):
     shared = features, norm, dropout
-    self.features = features
+    self.features = self.in_features = features
     self.attention = AttentionToPast(*shared, heads, context, rngs)
     self.mlp = MLP(*shared, mlp_features, gated, rngs)
 
@@ -451,7 +451,7 @@ class TransformerEncoderBlock(nnx.Module):
     rngs: nnx.Rngs,
   ):
     shared = features, norm, dropout
-    self.features = features
+    self.features = self.in_features = features
     self.attention = AttentionToAll(*shared, heads, rngs)
     self.mlp = MLP(*shared, mlp_features, gated, rngs)
 
@@ -564,7 +564,7 @@ class TransformerDecoderBlock(nnx.Module):
     rngs: nnx.Rngs,
   ):
     shared = features, norm, dropout
-    self.features = features
+    self.features = self.in_features = features
     self.attention = AttentionToPast(*shared, heads, context, rngs)
     self.cross = AttentionToEncoded(*shared, heads, encoded_features, rngs)
     self.mlp = MLP(*shared, mlp_features, gated, rngs)

@@ -11,6 +11,7 @@ Reference:
 """
 
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,38 @@ from recurrent.types import Carry, PyTree
 # Added to the root mean square, as a fraction of its average over all
 # parameters: it limits the steps of rarely used parameters.
 _EPSILON = 0.1
+
+
+def evaluate(
+  graphdef: nnx.GraphDef,
+  loss: Loss,
+  params: PyTree,
+  carry: Carry,
+  statistics: Iterable[PyTree],
+  windows: Iterable[PyTree],
+  learning_rate: float,
+  decay: float,
+) -> dict[str, Mean]:
+  """Scores windows by dynamic evaluation: `score` after `gradient_rms`.
+
+  Args:
+    graphdef: graph definition of the model.
+    loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
+    params: parameters of the model.
+    carry: the initial carry of both streams.
+    statistics: windows of training data, for the statistics of the gradient.
+    windows: the windows to score.
+    learning_rate: see `score`.
+    decay: see `score`.
+
+  Returns:
+    The metrics of the loss, merged over all windows.
+  """
+  stack = lambda stream: jax.tree.map(lambda *x: jnp.stack(x), *stream)
+  rms = gradient_rms(graphdef, loss, params, carry, stack(statistics))
+  return score(
+    graphdef, loss, params, carry, stack(windows), rms, learning_rate, decay
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

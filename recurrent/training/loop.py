@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
@@ -81,12 +81,14 @@ class Hooks(NamedTuple):
       became True.
     on_evaluation: `(step, variables) -> text` to show, such as a sample.
     describe: `(mean metrics, step) -> values` of a row to write.
+    units: the number of units in a batch, such as tokens, to show the speed.
   """
 
   put: Callable[[Any], Any]
-  evaluate: Callable[[PyTree, Callable[[], bool]], dict[str, float] | None]
+  evaluate: Callable[[PyTree, Callable[[], bool]], dict[str, Any] | None]
   on_evaluation: Callable[[int, PyTree], str]
-  describe: Callable[[dict[str, float], int], dict[str, float]]
+  describe: Callable[[dict[str, float], int], dict[str, Any]]
+  units: Callable[[Any], int] = lambda batch: 1
 
 
 @dataclasses.dataclass
@@ -220,9 +222,10 @@ def fit(
         LOG.info("No better evaluation in %d: stopping.", outcome.stale)
       return state, outcome
 
-    state, status = train_step(state, hooks.put(batches[step]))
+    batch = batches[step]
+    state, status = train_step(state, hooks.put(batch))
     step += 1
-    progress.update(step)
+    progress.update(step, hooks.units(batch))
     in_flight.append(status)
     if len(in_flight) > IN_FLIGHT:
       jax.block_until_ready(in_flight.popleft())
@@ -230,45 +233,6 @@ def fit(
       outcome.first_loss = float(status.loss)
     if row is not None and step >= row.step + IN_FLIGHT:
       write_row()
-
-
-def evaluate(
-  eval_step: Callable[[PyTree, Any, Any], tuple[Any, dict[str, Mean]]],
-  params: PyTree,
-  carry: Any,
-  windows: Iterable[Any],
-  interrupted: Callable[[], bool],
-) -> dict[str, Mean] | None:
-  """Scores all windows of a split; the carry goes from each to the next.
-
-  Args:
-    eval_step: `eval_step(params, carry, batch) -> (carry, metrics)`, compiled.
-    params: parameters of the model.
-    carry: the initial carry.
-    windows: batches on the devices.
-    interrupted: called before each window; True stops the evaluation.
-
-  Returns:
-    The metrics over all windows, or None if it was interrupted.
-  """
-  sums = None
-  in_flight: collections.deque[dict[str, Mean]] = collections.deque()
-  for window in windows:
-    if interrupted():
-      return None
-    carry, metrics = eval_step(params, carry, window)
-    sums = metrics if sums is None else _merge(sums, metrics)
-    in_flight.append(sums)
-    # XLA's CPU devices share one thread pool. A long queue of collectives can
-    # fill it with threads that wait for each other: a deadlock.
-    if len(in_flight) > IN_FLIGHT:
-      jax.block_until_ready(in_flight.popleft())
-  return sums
-
-
-@jax.jit
-def _merge(a: dict[str, Mean], b: dict[str, Mean]) -> dict[str, Mean]:
-  return {name: a[name].merge(b[name]) for name in a}
 
 
 def _due(step: int, every: int, steps: int) -> bool:

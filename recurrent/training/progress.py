@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from typing import Any
 
 import jax
 import tqdm
@@ -17,7 +18,6 @@ class Progress:
     step: number of the step at which this session begins.
     steps: total number of training steps.
     units: name of what a step consumes, such as "tokens".
-    units_a_step: number of these units in one step.
     evaluated: names the parameters that evaluations use, if these are not the
       current ones.
   """
@@ -27,13 +27,13 @@ class Progress:
     step: int,
     steps: int,
     units: str,
-    units_a_step: int,
     evaluated: str = "",
   ):
-    self._units, self._units_a_step = units, units_a_step
+    self._units = units
+    self._consumed = 0
     self._steps = steps
     self._evaluated = f" ({evaluated})" if evaluated else ""
-    self._last = (time.monotonic(), step)
+    self._last = (time.monotonic(), step, 0)
     self._bar = None
     if sys.stderr.isatty() and jax.process_index() == 0:
       self._bar = tqdm.tqdm(
@@ -46,30 +46,34 @@ class Progress:
   def __exit__(self, *_):
     self.close()
 
-  def update(self, step: int) -> None:
-    """Moves the bar to a step, which has been dispatched."""
+  def update(self, step: int, units: int) -> None:
+    """Moves the bar to a step that was dispatched and consumes `units`."""
+    self._consumed += units
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
 
   def report(self, step: int, values: dict[str, float]) -> dict[str, float]:
     """Shows metrics of training; returns the speed since the last report."""
-    now = (time.monotonic(), step)
-    seconds, steps = (a - b for a, b in zip(now, self._last, strict=True))
+    now = (time.monotonic(), step, self._consumed)
+    seconds, steps, units = (
+      a - b for a, b in zip(now, self._last, strict=True)
+    )
     self._last = now
     rate = steps / max(seconds, 1e-9)
+    unit_rate = units / max(seconds, 1e-9)
     speed = {
       "steps_per_second": rate,
-      f"{self._units}_per_second": rate * self._units_a_step,
+      f"{self._units}_per_second": unit_rate,
     }
-    per_second = f"{rate * self._units_a_step:,.0f} {self._units}/s"
+    per_second = f"{unit_rate:,.0f} {self._units.replace('_', ' ')}/s"
     left = tqdm.tqdm.format_interval((self._steps - step) / max(rate, 1e-9))
     self._show(step, f"{per_second}, ETA {left}, {_text(values)}")
     return speed
 
-  def note(self, step: int, values: dict[str, float]) -> None:
+  def note(self, step: int, values: dict[str, Any]) -> None:
     """Shows metrics of an evaluation; excludes its time from the speed."""
     self._show(step, _text(values) + self._evaluated)
-    self._last = (time.monotonic(), step)
+    self._last = (time.monotonic(), step, self._consumed)
 
   def _show(self, step, text):
     if self._bar is not None:
@@ -88,5 +92,9 @@ class Progress:
       self._bar.close()
 
 
-def _text(values: dict[str, float]) -> str:
-  return ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+def _text(values: dict[str, Any]) -> str:
+  return ", ".join(
+    f"{key} {value:.4g}"
+    for key, value in values.items()
+    if isinstance(value, int | float)
+  )

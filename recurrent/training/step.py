@@ -22,6 +22,9 @@ Loss = Callable[
   tuple[Float[Array, ""], tuple[Carry, dict[str, Mean]]],
 ]
 
+# What an experiment without a carry gives instead; `loss_of` makes a `Loss`.
+Measure = Callable[[Any, Any, PRNGKey | None], dict[str, Mean]]
+
 # What a step measures itself: the loss, and the global norm of its gradient.
 LOSS, GRAD_NORM = MEASURED = "loss", "grad_norm"
 
@@ -33,6 +36,28 @@ class Status(NamedTuple):
   skipped: Int[Array, ""]
   skipped_in_a_row: Int[Array, ""]
   learning_rate: Float[Array, ""] | None = None  # of the last update
+
+
+def loss_of(measure: Measure, objective: str) -> Loss:
+  """Makes the loss of an experiment whose batches share no carry.
+
+  Args:
+    measure: `measure(model, batch, key) -> metrics`.
+    objective: name of the metric that is minimised.
+
+  Returns:
+    `loss(model, carry, batch, key) -> (loss, (carry, metrics))`, which returns
+    the carry as it is.
+  """
+
+  def loss(model, carry, batch, key):
+    metrics = measure(model, batch, key)
+    mean = metrics[objective]
+    # The weight of a batch that has padding rows only is zero.
+    zero = mean.weight == 0
+    return mean.total / jnp.where(zero, 1.0, mean.weight), (carry, metrics)
+
+  return loss
 
 
 def make_train_step(
@@ -147,8 +172,8 @@ def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:
   said, measured = sorted(set(wanted) - {*MEASURED}), sorted(found)
   if said != measured:
     raise ConfigError(
-      f"Task.metrics names {said}, but the loss returns {measured}",
-      "name in Task.metrics what the loss returns, no more and no less",
+      f"the state has sums for {said}, but the loss returns {measured}",
+      "create the state with the names of what the loss returns",
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 
@@ -65,23 +66,20 @@ class MetricsWriter:
         with contextlib.suppress(*expected):
           file.close()
 
-  def write(self, step: int, values: dict[str, float]) -> None:
-    """Writes one row to both; values that are not finite become null."""
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    """Writes one row to both; numbers that are not finite become null."""
     if self._file is None:
       return
-    row = {
-      key: value if math.isfinite(value) else None
-      for key, value in values.items()
-    }
-    self._file.write(json.dumps({"step": step, **row}) + "\n")
+    self._file.write(json.dumps(finite({"step": step, **values})) + "\n")
     self._file.flush()
     self.board(step, values)
 
-  def board(self, step: int, values: dict[str, float]) -> None:
-    """Writes values to TensorBoard only."""
+  def board(self, step: int, values: dict[str, Any]) -> None:
+    """Writes the numbers among the values to TensorBoard only."""
     if self._file is not None:
       for key, value in values.items():
-        self._event(step, summary=summary.scalar(key, value))
+        if isinstance(value, int | float):
+          self._event(step, summary=summary.scalar(key, value))
       self._board.flush()
 
   def text(self, step: int, name: str, text: str) -> None:
@@ -97,6 +95,19 @@ class MetricsWriter:
   def _event(self, step, **content):
     event = event_pb2.Event(wall_time=time.time(), step=step, **content)
     self._board.write(event.SerializeToString())
+
+
+def finite(value: Any) -> Any:
+  """Replaces numbers that are not finite by None, as JSON has no NaN."""
+  if isinstance(value, dict):
+    return {key: finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [finite(item) for item in value]
+  if isinstance(value, np.generic):
+    value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ def a_pass(batches, number):
   return (
     np.concatenate([window["inputs"] for window in windows], axis=1),
     np.concatenate([window["targets"] for window in windows], axis=1),
-    np.stack([window["resets"] for window in windows]),
+    np.stack([window["restart"] for window in windows]),
   )
 
 
@@ -81,7 +81,7 @@ def test_the_batch_has_the_promised_shapes():
   assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
     "inputs": ((3, 5), np.int32),
     "targets": ((3, 5), np.int32),
-    "resets": ((3,), bool),
+    "restart": ((3,), bool),
   }
 
 

@@ -191,7 +191,7 @@ def test_the_size_of_a_chunk_does_not_matter(tmp_path_factory, whole, chunk):
   file.write_bytes(whole.encode())
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(text, "_CHUNK", chunk)
-    assert tuple(text._cut(text._read_file(file), 3)) == cut(
+    assert tuple(text._cut(text._read_file(file), (0.9, 0.05, 0.05))) == cut(
       whole.removeprefix("\ufeff")
     )
 

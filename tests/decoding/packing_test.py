@@ -12,8 +12,8 @@ from recurrent import cells, decoding
 from recurrent.decoding import pack_step
 from recurrent.kernels.cpu import products
 from recurrent.kernels.packed import PackedMatrix
-from recurrent.models import LanguageModel
 from tests.cells.cases import drawn_by_init, inputs_for
+from tests.models.build import language_model
 
 KEY = jax.random.key(0, impl="rbg")
 
@@ -120,7 +120,7 @@ def test_a_product_inside_a_loop_of_the_step_stays_float32():
 
 
 def model(dtype=jnp.float32, **more):
-  drawn = LanguageModel(
+  drawn = language_model(
     11,
     features=20,
     embedding_features=6,
@@ -205,7 +205,7 @@ def test_narrow_matrices_are_as_many_bytes():
   products.unavailable() != "", reason=f"it {products.unavailable()}"
 )
 def test_no_token_makes_a_wide_copy_of_narrow_weights():
-  big = LanguageModel(11, features=256, rngs=nnx.Rngs(0))
+  big = language_model(11, features=256, rngs=nnx.Rngs(0))
   step, params, carry, token = step_of(big)
   packed = pack_step(step, params, carry, token, dtype="int8")
   compiled = draw.lower(packed.step, packed.weights, carry).compile()

@@ -1,5 +1,6 @@
 """The language model, from a command line to a result."""
 
+import functools
 import json
 import math
 import os
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import evaluate, generate, language_model
+from experiments import evaluate, generate, language_model, predict
 from experiments.runner import read_config
-from recurrent import cells
+from recurrent import cells, decoding
 from recurrent.errors import ConfigError
-from recurrent.models import LanguageModel
 from tests.experiments.scripts import TINY, call, refused, result, rows
+from tests.models import build
+
+STREAM = decoding.Stream
 
 
 def train(capsys, workdir, *flags):
@@ -74,6 +77,8 @@ def test_every_cell_trains(tmp_path, capsys, cell):
     ("--embedding_dropout=0.2", "--schedule=plateau", "--weight_decay=0.1"),
     ("--weight_drop=0.3", "--recurrent_dropout=0.2", "--cell=gru"),
     ("--zoneout=0.1", "--memory_zoneout=0.1", "--update_dropout=0.1"),
+    ("--cell=transformer", "--heads=2", "--context=20", "--layers=2"),
+    ("--cell=lstm", "--structure=low_rank:4", "--splits=80,10,10"),
     (
       "--activation_penalty=2",
       "--temporal_penalty=1",
@@ -229,7 +234,8 @@ def test_a_character_is_whole_where_two_blocks_meet(
   flags = (f"--workdir={tmp_path / 'run'}", f"--num_samples={samples}")
   printed = []
   for block in (256, 5):
-    monkeypatch.setattr(generate, "BLOCK", block)
+    made = functools.partial(STREAM, block=block)
+    monkeypatch.setattr(decoding, "Stream", made)
     assert call(generate, *flags, "--num_tokens=60") == 0
     printed.append(printed_text(capsys)[0])
   assert printed[0] == printed[1]
@@ -244,7 +250,8 @@ def test_a_text_ends_before_its_stop_token(some_run, capsys):
   assert call(generate, *flags, f"--stop={stop}") == 0
   text, found = printed_text(capsys)
   assert text == expected and found["texts"] == [expected]
-  assert found["tokens"] == len(expected) - 4
+  tokenizer = language_model.load(some_run)[1]
+  assert found["tokens"] == len(tokenizer.encode(expected)) - 4
 
 
 @pytest.mark.parametrize("num_tokens", [1, 256, 300, 512])
@@ -337,8 +344,44 @@ def test_generate_falls_back_or_says_that_no_checkpoint_is_good(
   refused(capsys, 4, generate, here, "--num_tokens=5")
 
 
+@pytest.mark.parametrize(
+  "flags", [(), ("--cell=transformer", "--heads=2")], ids=str
+)
+def test_lines_of_a_file_have_the_scores_of_evaluate(tmp_path, capsys, flags):
+  text = tmp_path / "text.txt"
+  text.write_text("".join(f"{n}: to be or not to be\n" for n in range(400)))
+  source = (f"--text_file={text}", "--splits=60,20,20", "--eval_rows=1")
+  train(capsys, tmp_path / "run", *source, "--eval_warm_up=0", *flags)
+  here = f"--workdir={tmp_path / 'run'}"
+  assert call(evaluate, here, "--split=test") == 0
+  loss = result(capsys.readouterr().out)["test_loss"]
+  new, found = tmp_path / "new.txt", tmp_path / "found.jsonl"
+  test = text.read_text()[int(0.8 * len(text.read_text())) :]
+  new.write_text(test)
+  assert call(predict, here, f"--input={new}", f"--output={found}") == 0
+  lines = [json.loads(line) for line in found.read_text().splitlines()]
+  assert result(capsys.readouterr().out)["rows"] == len(lines)
+  assert [line["text"] for line in lines] == test.splitlines()
+  total = sum(line["nats"] for line in lines)
+  assert total == pytest.approx(loss * (len(test) - 1), rel=1e-4)
+
+
+def test_predict_refuses_what_it_cannot_do(some_run, tmp_path, capsys):
+  here, out = f"--workdir={some_run}", f"--output={tmp_path / 'out'}"
+  new = tmp_path / "new.txt"
+  new.write_text("to be")
+  refused(capsys, 2, predict, here, out)
+  refused(capsys, 3, predict, here, out, f"--input={tmp_path / 'none'}")
+  refused(capsys, 4, predict, f"--workdir={tmp_path}", f"--input={new}", out)
+  where = f"--output={tmp_path / 'no' / 'out'}"
+  refused(capsys, 2, predict, here, f"--input={new}", where)
+  new.write_bytes(b"\xff")
+  refused(capsys, 3, predict, here, f"--input={new}", out)
+  assert os.listdir(tmp_path) == ["new.txt"]
+
+
 def test_penalties_are_added_with_their_weights():
-  model = LanguageModel(7, features=4, rngs=nnx.Rngs(0))
+  model = build.language_model(7, features=4, rngs=nnx.Rngs(0))
   tokens, key = jnp.arange(6).reshape(2, 3), jax.random.key(0)
   batch = {"inputs": tokens, "targets": tokens}
   plain, (_, metrics) = language_model.loss(model, None, batch, key)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import pickle
 import signal
@@ -21,7 +22,7 @@ from experiments import evaluate, language_model, runner
 from recurrent import errors
 from recurrent.errors import ConfigError, Preempted
 from recurrent.metrics import Mean
-from recurrent.training import checkpoint, digest
+from recurrent.training import checkpoint, digest, step
 from tests.experiments.scripts import rows
 
 
@@ -68,33 +69,20 @@ class Batches:
     return {"inputs": inputs, "targets": inputs.sum(-1)}
 
 
-def loss(model, carry, batch, key):
-  squares = Mean.of((model(batch["inputs"]) - batch["targets"]) ** 2)
-  return squares.total / squares.weight, (carry, {"squares": squares})
+def measure(model, batch, key):
+  return {"squares": Mean.of((model(batch["inputs"]) - batch["targets"]) ** 2)}
+
+
+loss = step.loss_of(measure, "squares")
 
 
 def make_task(config):
-  def make_evaluate(graphdef, mesh):
-    @jax.jit
-    def score(params, batch):
-      return loss(nnx.merge(graphdef, params), (), batch, None)[0]
-
-    def evaluate(params, split, interrupted):
-      if interrupted():
-        return None
-      found = score(params, Batches(64)[10**6 + len(split)])
-      return {f"{split}_squares": float(found)}
-
-    return evaluate
-
   return runner.Task(
     name="toy",
     make_model=lambda rngs: Model(config.noisy, rngs),
     loss=loss,
-    metrics=("squares",),
     batches=Batches(config.batch_size),
-    units=("rows", config.batch_size),
-    make_evaluate=make_evaluate,
+    splits={"valid": [Batches(64)[10**6]], "test": [Batches(64)[10**7]]},
     objective="valid_squares",
     data_sha256="drawn",
   )
@@ -135,21 +123,17 @@ def stopping(where, number=signal.SIGTERM):
   """A toy that is sent a signal in its `where`-th evaluation."""
   asked = []
 
+  class Stopping(list):
+    def __iter__(self):
+      asked.append(self)
+      if len(asked) == where:
+        os.kill(os.getpid(), number)
+      return super().__iter__()
+
   def make(config):
     task = make_task(config)
-
-    def make_evaluate(graphdef, mesh):
-      evaluate = task.make_evaluate(graphdef, mesh)
-
-      def evaluate_or_stop(params, split, interrupted):
-        asked.append(split)
-        if len(asked) == where:
-          os.kill(os.getpid(), number)
-        return evaluate(params, split, interrupted)
-
-      return evaluate_or_stop
-
-    return task._replace(make_evaluate=make_evaluate)
+    splits = {name: Stopping(split) for name, split in task.splits.items()}
+    return task._replace(splits=splits)
 
   return make
 
@@ -263,24 +247,33 @@ def test_evaluation_draws_nothing_and_takes_the_mean_statistics(tmp_path):
   assert not np.allclose(model.norm.mean[...], 0)
 
 
-@pytest.mark.parametrize(
-  ("named", "words"),
-  [
-    (("squares", "accuracy"), "['accuracy', 'squares']"),
-    ((), "Task.metrics names []"),
-  ],
-)
-def test_metrics_that_the_loss_lacks_are_named_at_the_start(
-  tmp_path, named, words
-):
-  def make(config):
-    return make_task(config)._replace(metrics=named)
+def test_a_row_is_whatever_the_task_describes(tmp_path):
+  def describe(split, scores):
+    if split == "train":
+      return {"train_squares": scores.means["squares"], "scale": "log"}
+    sums = np.concatenate(scores.predictions["sum"])
+    assert sums.shape == (64,)
+    return {
+      f"{split}_squares": scores.means["squares"],
+      f"{split}_about": {"largest": np.float32(sums.max()), "bad": math.nan},
+    }
 
-  with pytest.raises(ConfigError) as error:
-    train(tmp_path, make)
-  assert words in error.value.cause
-  assert "the loss returns ['squares']" in error.value.cause
-  assert len(error.value.cause.splitlines()) == 1
+  def make(config):
+    predict = lambda model, batch: {"sum": model(batch["inputs"])[:, None]}
+    return make_task(config)._replace(describe=describe, predict=predict)
+
+  result = train(tmp_path, make)
+  assert result["test_about"]["largest"] > 0
+  assert result["test_about"]["bad"] is None
+  found = rows(tmp_path)
+  assert {row["scale"] for row in found if "scale" in row} == {"log"}
+  assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+def test_a_split_that_a_task_lacks_is_named(tmp_path):
+  train(tmp_path)
+  with pytest.raises(ConfigError, match="toy has no train split"):
+    evaluate.run(evaluate.Config(str(tmp_path), split="train"))
 
 
 def test_a_task_that_is_not_named_as_its_module_is_refused(tmp_path):

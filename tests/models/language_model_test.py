@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from recurrent import cells, losses
-from recurrent.models import LanguageModel
+from tests.models.build import language_model
 
 V, H, E = 7, 4, 3
 # Of the generators of keys, "rbg" is the one that compiles fastest.
@@ -23,7 +23,7 @@ def make(seed=0, vocab_size=V, **kwargs):
   """Two small layers."""
   chosen = {"layers": 2, "features": H, "embedding_features": E, **kwargs}
   rngs = nnx.Rngs(jax.random.key(seed, impl="rbg"))
-  return LanguageModel(vocab_size, rngs=rngs, **chosen)
+  return language_model(vocab_size, rngs=rngs, **chosen)
 
 
 @jax.jit(static_argnums=0)

@@ -34,18 +34,13 @@ MEASURED = (
 
 def make(layer, dtype, **kwargs):
   """A model of one layer, as graph definition and parameters."""
-  model = LanguageModel(
-    V,
-    cell="rnn" if layer == "transformer" else layer,
-    features=H,
-    embedding_features=H,
-    dtype=dtype,
-    rngs=nnx.Rngs(0),
-    **kwargs,
+  rngs = nnx.Rngs(0)
+  only = (
+    nn.TransformerBlock(H, heads=2, context=16, rngs=rngs)
+    if layer == "transformer"
+    else nn.Recurrent(cells.get(layer)(H), H, rngs=rngs)
   )
-  if layer == "transformer":
-    block = nn.TransformerBlock(H, heads=2, context=16, rngs=nnx.Rngs(1))
-    model.stack = nn.Stack([block])
+  model = LanguageModel(V, nn.Stack([only]), dtype=dtype, rngs=rngs, **kwargs)
   # Half the weights, so that no layer is chaotic: chaos would amplify every
   # rounding, whatever the sums are kept in.
   graphdef, params = nnx.split(model)
@@ -86,12 +81,13 @@ def test_a_decoders_gradient_looks_up_no_rows_in_bfloat16(layer):
 
 
 def test_a_row_that_is_looked_up_2048_times_gets_2048_gradients():
+  rngs = nnx.Rngs(0)
   model = LanguageModel(
     2,
-    cell="rnn",
+    nn.Stack([nn.Recurrent(cells.RNN(256), 128, rngs=rngs)]),
     dtype=jnp.bfloat16,
     embedding_row_dropout=0.5,
-    rngs=nnx.Rngs(0),
+    rngs=rngs,
   )
   graphdef, params = nnx.split(model)
 

@@ -1,33 +1,34 @@
 """Decodes from a language model of this library, in several ways.
 
 All ways sample from the whole softmax and copy every token to the host. If the
-option is a dtype, `generate.Stream` decodes blocks of tokens on the device with
+option is a dtype, `decoding.Stream` decodes blocks of tokens on the device with
 weight matrices of that dtype. With "call" and "step" there is one compiled call
 per token, with the choice of the token inside or outside of it. The values that
 are compared are the most likely tokens and their log-probabilities.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments import generate
 from experiments.benchmarks import networks, problems
 from experiments.benchmarks.peers import ours
-from recurrent import decoding
+from recurrent import cells, decoding, nn
 from recurrent.models import LanguageModel
 
 
 def make(problem, drawn, dtype, option):
-  """Decodes by `generate.Stream`, or by one compiled call per token."""
+  """Decodes by `decoding.Stream`, or by one compiled call per token."""
   graphdef, params = _model(problem, drawn, dtype)
   key = jax.random.key(0)
 
   def run(temperature):
     sampler = decoding.Sampler(temperature=temperature)
     if option in decoding.DTYPES:
-      stream = generate.Stream(graphdef, params, sampler, weights=option)
+      stream = decoding.Stream(graphdef, params, sampler, weights=option)
       return lambda tokens: [
         (block.tokens, block.scores)
         for block in stream(drawn.inputs, key, tokens)
@@ -45,15 +46,14 @@ def make(problem, drawn, dtype, option):
 
 
 def _model(problem, drawn, dtype):
-  model = LanguageModel(
-    problems.VOCABULARY,
-    cell=problem.kind,
-    layers=problem.layers,
-    features=problem.features,
-    embedding_features=problem.in_features,
-    dtype=dtype,
-    rngs=nnx.Rngs(0),
-  )
+  rngs = nnx.Rngs(0)
+  widths = [problem.in_features, *[problem.features] * problem.layers]
+  layers = [
+    nn.Recurrent(cells.get(problem.kind)(after), before, rngs=rngs)
+    for before, after in itertools.pairwise(widths)
+  ]
+  stack = nn.Stack(layers)
+  model = LanguageModel(problems.VOCABULARY, stack, dtype=dtype, rngs=rngs)
   model.embedding[...] = jnp.asarray(drawn.more["embedding"])
   model.output[...] = jnp.asarray(drawn.more["kernel"])
   model.output_bias[...] = jnp.asarray(drawn.more["bias"])

@@ -1,0 +1,216 @@
+"""The network that the flags of an experiment describe: its cells and layers.
+
+An experiment's `Config` extends `NetworkConfig`, and its model takes the stack
+of layers that `make_stack` returns. Every cell and every flag of a cell then
+works in every experiment.
+"""
+
+import contextlib
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flax import nnx
+
+from experiments import runner
+from recurrent import cells, nn
+from recurrent.cells import structures
+from recurrent.errors import ConfigError
+from recurrent.executors import Setting
+from recurrent.unroll import METHODS, check_method, check_remat, resolve_method
+
+TRANSFORMER = "transformer"
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig(runner.TrainConfig):
+  """Flags of the layers of a network, in addition to those of its training.
+
+  Args:
+    cell: name of the recurrent cell, such as lstm or gru; or transformer, for
+      layers of attention.
+    layers: number of layers.
+    features: width of every layer; in bidirectional networks, of each
+      direction.
+    structure: structure of the recurrent weights: dense, heads:N, diagonal or
+      low_rank:R; empty: that of the cell.
+    heads: number of attention heads of a transformer.
+    context: number of time steps that a time step of a causal transformer
+      attends to.
+    residual: add the inputs of a layer to its outputs.
+    dropout: dropout rate between layers, with a new mask at each time step; in
+      a transformer, on the outputs of attention and MLP.
+    recurrent_dropout: dropout rate of the hidden state in the recurrent
+      product, with one mask for a whole window.
+    weight_drop: dropout rate of the recurrent weights (DropConnect), with one
+      mask for a whole window.
+    update_dropout: dropout rate of the candidate of an LSTM or GRU.
+    zoneout: probability that a hidden unit keeps its previous value at a time
+      step.
+    memory_zoneout: probability that a cell unit of an LSTM keeps its previous
+      value at a time step.
+    dtype: dtype in which the network computes, float32 or bfloat16.
+    method: method that computes the recurrence, such as auto or scan; see
+      recurrent.unroll.
+    remat: saves memory by recomputation in the backward pass. A number N keeps
+      the carry of every N-th time step only; gates keeps all carries and
+      recomputes the gates; 0 keeps everything. See recurrent.unroll.
+  """
+
+  cell: str = "lstm"
+  layers: int = 1
+  features: int = 256
+  structure: str = ""
+  heads: int = 8
+  context: int = 256
+  residual: bool = False
+  dropout: float = 0.0
+  recurrent_dropout: float = 0.0
+  weight_drop: float = 0.0
+  update_dropout: float = 0.0
+  zoneout: float = 0.0
+  memory_zoneout: float = 0.0
+  dtype: str = "float32"
+  method: str = "auto"
+  remat: int | typing.Literal["gates"] = 0
+
+  POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
+    "layers features heads context".split()
+  )
+  BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(
+    "dropout recurrent_dropout weight_drop update_dropout zoneout"
+    " memory_zoneout".split()
+  )
+  CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
+    "cell": (*cells.vector_cells(), TRANSFORMER),
+    "dtype": ("float32", "bfloat16"),
+    "method": METHODS,
+  }
+  SMOKE: typing.ClassVar[dict[str, Any]] = {"features": 16}
+  NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {
+    "heads": ("cell", (TRANSFORMER,)),
+    "context": ("cell", (TRANSFORMER,)),
+    **dict.fromkeys(
+      "structure residual recurrent_dropout weight_drop update_dropout zoneout"
+      " memory_zoneout method remat".split(),
+      ("cell", cells.vector_cells()),
+    ),
+  }
+
+  def check(self):
+    """Raises ConfigError if a value is wrong."""
+    super().check()
+    if self.cell == TRANSFORMER:
+      if self.features % (2 * self.heads):
+        raise ConfigError(
+          f"--features={self.features} is no even multiple of"
+          f" --heads={self.heads}",
+          "change one of the two",
+        )
+      return
+    with _as_bad_flag(
+      f"cell={self.cell}", "choose another cell, or leave that out"
+    ):
+      cell = make_cell(self)
+    with _as_bad_flag(f"method={self.method}"):
+      check_method(cell, self.method)
+    with _as_bad_flag(f"remat={self.remat}"):
+      check_remat(cell, self.method, self.remat or None)
+
+  def check_device(self) -> None:
+    """Raises ConfigError if `method` cannot run on the devices at hand.
+
+    It is apart from `check`, since it starts JAX's back end, which must not
+    happen before `jax.distributed` is initialised.
+    """
+    if self.cell != TRANSFORMER:
+      with _as_bad_flag(f"method={self.method}"):
+        resolve_method(make_cell(self), self.method, Setting.here(self.dtype))
+
+
+def make_cell(config: NetworkConfig) -> cells.Cell:
+  """Makes the cell that the flags describe, with its dropout and zoneout.
+
+  Raises:
+    ValueError: if the cell does not support one of them.
+  """
+  cell: Any = cells.get(config.cell)(config.features)
+  if config.structure:
+    if not hasattr(cell, "structure"):
+      raise ValueError("its recurrent weights have no choice of a --structure")
+    structure = structures.parse(config.structure)
+    cell = dataclasses.replace(cell, structure=structure)
+  return cells.noisy(
+    cell,
+    update_dropout=config.update_dropout,
+    weight_drop=config.weight_drop,
+    recurrent_dropout=config.recurrent_dropout,
+    zoneout=config.zoneout,
+    memory_zoneout=config.memory_zoneout,
+  )
+
+
+def make_stack(
+  config: NetworkConfig,
+  in_features: int,
+  *,
+  causal: bool = True,
+  rngs: nnx.Rngs,
+) -> nn.Stack:
+  """Makes the layers that the flags describe.
+
+  Args:
+    config: the flags.
+    in_features: width of the inputs.
+    causal: whether outputs depend on earlier inputs only. If not, the layers
+      are bidirectional, and twice `features` wide where they are recurrent.
+    rngs: source of the keys that draw the parameters.
+
+  Returns:
+    The layers: `Recurrent`, `Bidirectional`, `TransformerBlock` or
+    `TransformerEncoderBlock`. Transformers begin with an affine map to
+    `features` if the inputs have another width, and end with a normalisation,
+    since their blocks normalise only their inputs.
+  """
+  if config.cell == TRANSFORMER:
+    return nn.Stack(_transformer(config, in_features, causal, rngs))
+  kind = nn.Recurrent if causal else nn.Bidirectional
+  layers: list[nn.Layer] = []
+  for _ in range(config.layers):
+    layer = kind(
+      make_cell(config),
+      layers[-1].features if layers else in_features,
+      method=config.method,
+      remat=config.remat or None,
+      rngs=rngs,
+    )
+    layers.append(layer)
+  return nn.Stack(layers, dropout=config.dropout, residual=config.residual)
+
+
+def _transformer(config, in_features, causal, rngs) -> list[nn.Layer]:
+  width = config.features
+  shared = {"heads": config.heads, "dropout": config.dropout, "rngs": rngs}
+  layers: list[nn.Layer] = []
+  if in_features != width:
+    layers.append(nn.Affine(in_features, width, rngs=rngs))
+  for _ in range(config.layers):
+    layers.append(
+      nn.TransformerBlock(width, context=config.context, **shared)
+      if causal
+      else nn.TransformerEncoderBlock(width, **shared)
+    )
+  return [*layers, nn.Norm(width)]
+
+
+@contextlib.contextmanager
+def _as_bad_flag(flag: str, remedy: str = "") -> Iterator[None]:
+  """Turns a ValueError into a ConfigError about a flag, as `name=value`."""
+  try:
+    yield
+  except ValueError as error:
+    raise ConfigError(
+      f"--{flag}: {error}",
+      remedy or f"or leave --{flag.partition('=')[0]} out",
+    ) from error

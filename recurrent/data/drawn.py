@@ -1,0 +1,43 @@
+"""Batches that are drawn at random, for tasks that generate their data."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from recurrent.data.bptt import check_least
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnBatches:
+  """An endless sequence of batches, each drawn from (seed, step).
+
+  Example:
+    >>> from recurrent.data import DrawnBatches
+    >>> draw = lambda rng: {"bits": rng.integers(0, 2, (4, 16))}
+    >>> train = DrawnBatches(draw, seed=0)
+    >>> train[7]["bits"].shape, (train[7]["bits"] == train[7]["bits"]).all()
+    ((4, 16), np.True_)
+    >>> valid = DrawnBatches(draw, seed=10**6).take(3)  # other batches
+    >>> len(valid)
+    3
+
+  Args:
+    draw: `draw(generator) -> batch`, a dict of NumPy arrays [batch, ...].
+    seed: seed of all batches, 0 or more.
+  """
+
+  draw: Callable[[np.random.Generator], dict[str, np.ndarray]]
+  seed: int
+
+  def __post_init__(self):
+    check_least("seed", self.seed, 0)
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    """Returns the batch of a step, which is numbered from 0 without a limit."""
+    check_least("step", step, 0)
+    return self.draw(np.random.default_rng((self.seed, step)))
+
+  def take(self, number: int) -> list[dict[str, np.ndarray]]:
+    """Returns the first batches as a list, for scoring."""
+    return [self[step] for step in range(number)]

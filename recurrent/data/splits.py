@@ -1,0 +1,78 @@
+"""Divides data without splits of its own into train, valid and test."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from recurrent.errors import ConfigError
+
+
+class Shares(NamedTuple):
+  """The shares of the three splits; they sum to 1."""
+
+  train: float
+  valid: float
+  test: float
+
+
+SHARES = Shares(0.9, 0.05, 0.05)
+
+
+def parse_shares(text: str) -> Shares:
+  """Reads shares in percent, such as "80,10,10".
+
+  Raises:
+    ConfigError: if the text is not three positive numbers that sum to 100.
+  """
+  try:
+    percent = [float(part) for part in text.split(",")]
+  except ValueError:
+    percent = []
+  if len(percent) != 3 or min(percent) <= 0 or abs(sum(percent) - 100) > 1e-6:
+    raise ConfigError(
+      f"--splits={text} does not give three shares in percent",
+      "use three positive numbers that sum to 100, such as --splits=80,10,10",
+    )
+  return Shares(*(part / 100 for part in percent))
+
+
+def in_order(length: int, shares: Sequence[float]) -> list[int]:
+  """Where each split ends if `length` items are divided in their order.
+
+  Args:
+    length: number of items.
+    shares: the share of each split; they sum to 1.
+
+  Returns:
+    One end (excluded) per split; the last one is `length`.
+  """
+  before = itertools.accumulate(shares[:-1])
+  # Rounded, so that a sum such as 0.8 + 0.1 does not lose an item.
+  return [*(int(round(part, 9) * length) for part in before), length]
+
+
+def by_hash(rows: Iterable[bytes], shares: Shares = SHARES) -> list[str]:
+  """Draws a split for each row from a hash of its contents.
+
+  A row therefore stays in its split when other rows are added, removed or
+  moved, and equal rows are in the same split.
+
+  Args:
+    rows: the contents of each row.
+    shares: the expected share of each split.
+
+  Returns:
+    "train", "valid" or "test" for each row.
+  """
+  found = []
+  for row in rows:
+    place = int.from_bytes(hashlib.sha256(row).digest()[:8]) / 2**64
+    found.append(
+      "train"
+      if place < shares.train
+      else "valid"
+      if place < shares.train + shares.valid
+      else "test"
+    )
+  return found
