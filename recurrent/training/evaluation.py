@@ -90,11 +90,10 @@ def make_evaluator(
     for batch in batches:
       if interrupted():
         return None
+      places.append(_places(batch, sum(map(len, places)), mesh.size))
       batch = _padded(batch, mesh.size)
-      count = _count(batch)
       if sums is None:
-        carry = start(params, count)
-      places.append(_places(batch, sum(map(len, places))))
+        carry = start(params, _count(batch))
       carry, metrics, rows = step(params, carry, sharding.put(batch, where))
       sums = metrics if sums is None else _merge(sums, metrics)
       in_flight.append((sums, rows))
@@ -126,20 +125,16 @@ def _padded(batch, divisor: int):
       f" {divisor} devices do not divide it; it has {sorted(batch)}"
     )
   return {
-    key: np.pad(
-      array,
-      [(0, spare)] + [(0, 0)] * (np.ndim(array) - 1),
-      constant_values=-1 if key == "index" else 0,
-    )
+    key: np.pad(array, [(0, spare)] + [(0, 0)] * (np.ndim(array) - 1))
     for key, array in batch.items()
   }
 
 
-def _places(batch, done: int) -> np.ndarray:
-  """The index of each row's example; -1 for a padding row."""
-  if "index" in batch:
-    return np.asarray(batch["index"])
-  return done + np.arange(_count(batch))
+def _places(batch, done: int, divisor: int) -> np.ndarray:
+  """The index of the example of each row after padding; -1 if it has none."""
+  count = _count(batch)
+  places = batch.get("index", done + np.arange(count))
+  return np.pad(places, (0, -count % divisor), constant_values=-1)
 
 
 def _in_order(found, places):

@@ -73,6 +73,17 @@ def test_a_batch_that_cannot_be_padded_is_refused():
     evaluator()([{"inputs": np.zeros((5, 3, 2), np.float32)}])
 
 
+@pytest.mark.several_devices
+def test_rows_that_are_added_have_no_predictions():
+  rows = {
+    "inputs": np.ones((5, 3, 2), np.float32),
+    "mask": np.ones((5, 3), bool),
+  }
+  rows["weights"] = np.ones(5, np.float32)
+  found = evaluator(predict=predict)([rows, rows]).predictions["sums"]
+  np.testing.assert_array_equal(found, np.full(10, 12))
+
+
 def test_without_an_index_predictions_are_in_the_order_of_the_rows():
   batches = [
     {
