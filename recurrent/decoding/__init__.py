@@ -1,5 +1,6 @@
-"""Sampling from any function `(carry, token) -> (carry, logits)`."""
+"""Decoding with any function `(carry, token) -> (carry, logits)`."""
 
+from recurrent.decoding.beam import Beams, beam_search
 from recurrent.decoding.packing import Packed, pack_model, pack_step
 from recurrent.decoding.sampling import Sampled, Sampler, sample
 from recurrent.decoding.scoring import score, score_tokens
@@ -8,12 +9,14 @@ from recurrent.kernels.packed import DTYPES
 
 __all__ = [
   "BLOCK",
+  "Beams",
   "Block",
   "DTYPES",
   "Packed",
   "Sampled",
   "Sampler",
   "Stream",
+  "beam_search",
   "pack_model",
   "pack_step",
   "read",
