@@ -1,5 +1,6 @@
-"""Complete networks, each called as `model(carry, inputs)`."""
+"""Complete networks, one for each family of tasks."""
 
+from recurrent.models.encoder_decoder import EncoderDecoder
 from recurrent.models.language_model import LanguageModel
 
-__all__ = ["LanguageModel"]
+__all__ = ["EncoderDecoder", "LanguageModel"]

@@ -148,6 +148,29 @@ class Stack(nnx.Module):
       outputs.append(below)
     return tuple(new_carries), self._out(outputs)
 
+  def project(self, inputs: Float[Array, "*B D"]) -> Any:
+    """Computes what `step` takes, for inputs with any batch axes."""
+    return inputs, self.layers[0].project(inputs)
+
+  def step(
+    self,
+    carry: tuple[Carry, ...],
+    projected: Any,
+    dtype: jax.typing.DTypeLike,
+  ) -> tuple[tuple[Carry, ...], Float[Array, "*B H"]]:
+    """Runs one time step on the result of `project`, computed in `dtype`."""
+    first, projected = projected
+    below = first
+    new_carries, outputs = [], []
+    for index, layer in enumerate(self.layers):
+      if index:
+        projected = layer.project(self._seen(index, first, below))
+      new_carry, above = layer.step(carry[index], projected, dtype)
+      new_carries.append(new_carry)
+      below = self._join(below, above)
+      outputs.append(below)
+    return tuple(new_carries), self._out(outputs)
+
   def step_over(
     self,
     table: Float[Array, "V D"],
@@ -182,19 +205,8 @@ class Stack(nnx.Module):
       return numerics.widen(array)[row].astype(array.dtype)
 
     def step(carry, row):
-      first = below = table[row].astype(dtype)
-      new_carries, outputs = [], []
-      for index, layer in enumerate(self.layers):
-        projected = (
-          layer.project(self._seen(index, first, below))
-          if index
-          else jax.tree.map(lambda x: look_up(x, row), projected_table)
-        )
-        new_carry, above = layer.step(carry[index], projected, dtype)
-        new_carries.append(new_carry)
-        below = self._join(below, above)
-        outputs.append(below)
-      return tuple(new_carries), self._out(outputs)
+      projected = jax.tree.map(lambda x: look_up(x, row), projected_table)
+      return self.step(carry, (table[row].astype(dtype), projected), dtype)
 
     return step
 
