@@ -9,6 +9,7 @@ measurements in docs/methods.json.
 
 import functools
 import re
+import statistics
 from typing import Any, NamedTuple
 
 import jax
@@ -88,6 +89,49 @@ def measure(config: Any, machine: Any) -> list[dict[str, Any]]:
       rows.append(row)
       print(_line(row), flush=True)
   return rows
+
+
+def exceptions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Rows in which "auto" takes over a tenth longer than the best method.
+
+  Args:
+    rows: as `measure` returns them.
+
+  Returns:
+    Those rows, with the `best` method and the `ratio` of the times; the
+    greatest ratio first.
+  """
+  found = []
+  for row in rows:
+    best = min(row["ms"], key=row["ms"].__getitem__)
+    ratio = row["ms"][row["auto"]] / row["ms"][best]
+    if ratio > 1.1:
+      found.append({**row, "best": best, "ratio": ratio})
+  return sorted(found, key=lambda row: -row["ratio"])
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+  """The text about these measurements in docs/performance.md."""
+  over = exceptions(rows)
+  mean = statistics.geometric_mean(
+    row["ms"][row["auto"]] / min(row["ms"].values()) for row in rows
+  )
+  lines = [
+    f"In {len(rows) - len(over)} of {len(rows)} combinations of cell, shape and"
+    " pass the chosen method takes at most a tenth longer than the best; in the"
+    f" geometric mean over all, {100 * (mean - 1):.1f} % longer. The others:",
+    "",
+    "| cell | B x T x D x H | pass | chosen, ms | best, ms | ratio |",
+    "|---|---|---|---|---|---|",
+  ]
+  for row in over:
+    shape = " x ".join(str(row[k]) for k in Case._fields[1:])
+    times = (
+      f"{name} {row['ms'][name]:.2f}" for name in (row["auto"], row["best"])
+    )
+    cells = row["name"], shape, row["work"], *times, f"{row['ratio']:.2f}"
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
 
 
 def _best_turns(compiled, arguments, config):

@@ -43,8 +43,8 @@ class Executor(NamedTuple):
   Attributes:
     run: the function; the module's docstring gives its arguments.
     why_not: returns why `run` cannot run a cell, as a predicate of the cell
-      ("has no ..."); empty if it can. The cell is one that `cells.noise.unwrapped`
-      returns, and so is that of `run` and `how`.
+      ("has no ..."); empty if it can. `unroll` has called
+      `cells.noise.unwrapped` on the cells that these functions get.
     why_not_here: returns why `run` cannot run any cell in a setting, as a
       predicate of the executor ("is for ..."); empty if it can.
     for_bulk: applied to the parameters before the inputs are projected in bulk.

@@ -44,7 +44,7 @@ def test_explain_names_the_choice_its_rule_and_its_reason():
   assert explain(CELLS["slstm"](8)).splitlines()[0] == (
     f"{CELLS['slstm'](8)} runs by"
     " 'fused': weight gradients are bulk products, outside the reverse loop"
-    " (rule 'gated cells' for cpu, measured: docs/methods.json)"
+    " (rule 'gated cells' for cpu, measured on one device: docs/methods.json)"
   )
   assert "'scan': asked for" in explain(CELLS["lstm"](8), method="scan")
   with pytest.raises(ValueError, match="method"):

@@ -24,28 +24,24 @@ def with_compiler(monkeypatch):
   monkeypatch.setattr(cpu, "unavailable", lambda: "")
 
 
-@pytest.mark.parametrize(
-  "row",
-  MEASURED,
-  ids=lambda r: f"{r['name']}-{r['batch']}x{r['time']}-{r['work']}",
-)
-@pytest.mark.usefixtures("with_compiler")
-def test_auto_is_nowhere_far_from_the_best_method(row):
-  cell = cells.get(row["name"])(row["features"])
-  chosen = choose(cell, HERE).method
-  # The worst is an mLSTM of 10 time steps, by half a millisecond.
-  assert row["ms"][chosen] <= 1.6 * min(row["ms"].values())
+@pytest.fixture
+def rows(with_compiler):
+  """The measurements, with the methods that the rules choose now."""
+  auto = lambda row: choose(cells.get(row["name"])(row["features"]), HERE)
+  return [{**row, "auto": auto(row).method} for row in MEASURED]
 
 
-@pytest.mark.usefixtures("with_compiler")
-def test_auto_is_at_most_a_tenth_slower_than_the_best_nearly_everywhere():
-  over = []
-  for row in MEASURED:
-    cell = cells.get(row["name"])(row["features"])
-    chosen = choose(cell, HERE).method
-    over.append(row["ms"][chosen] / min(row["ms"].values()))
-  assert sum(x <= 1.1 for x in over) >= 0.95 * len(over)
-  assert statistics.geometric_mean(over) <= 1.02
+def test_auto_is_at_most_a_tenth_slower_than_the_best_nearly_everywhere(rows):
+  assert len(methods.exceptions(rows)) <= 0.03 * len(rows)
+  over = [row["ms"][row["auto"]] / min(row["ms"].values()) for row in rows]
+  assert statistics.geometric_mean(over) <= 1.01
+
+
+def test_the_docs_name_all_cases_in_which_it_is_slower(rows):
+  # A paragraph may be filled anew.
+  words = lambda text: " ".join(text.split())
+  docs = (DOCS / "performance.md").read_text()
+  assert words(methods.report(rows)) in words(docs)
 
 
 @pytest.mark.usefixtures("with_compiler")
