@@ -84,8 +84,8 @@ def unroll(
       memory falls from O(time) to O(time / remat + remat), for one more forward
       pass. "gates": the carry of every time step is stored, and the gates are
       recomputed from the carries without a loop; this saves a constant factor
-      of memory and takes less time. It needs a gated cell and the method
-      "fused", "cpu_kernel", "tpu_kernel", "gpu_kernel" or "auto".
+      of memory and takes less time. It needs a gated cell, and "auto" or a
+      method that can recompute gates (`Executor.recompute`), as "fused" can.
 
   Returns:
     The carry after the last time step that was run, and outputs [batch, time,
@@ -345,8 +345,8 @@ def check_method(cell: Cell, method: str) -> None:
   """
   if method in RENAMED:
     raise ValueError(f"method {method!r} is now called {RENAMED[method]!r}")
-  if method not in METHODS:
-    raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+  if method not in (names := ("auto", *executors.EXECUTORS)):
+    raise ValueError(f"method must be one of {names}, got {method!r}")
   if method != "auto":
     inner = unwrapped_cell(cell, noise=True)
     _refuse(cell, method, executors.EXECUTORS[method].why_not(inner))

@@ -20,9 +20,8 @@ from recurrent import cells, memory
 from recurrent.executors import EXECUTORS, Setting
 from recurrent.unroll import resolve_method
 
-# "newton" needs a varying number of iterations, and "tpu_kernel" is interpreted
-# where there is no TPU. The suites newton and cells measure these.
-LEFT_OUT = ("newton", "tpu_kernel")
+# It needs a varying number of iterations. The suite newton measures it.
+LEFT_OUT = ("newton",)
 SHAPES = ((64, 100, 128, 128), (16, 64, 512, 512), (1, 256, 256, 256))
 MORE_SHAPES = ((32, 10, 1, 64), (20, 35, 648, 648), (1, 4096, 64, 64))
 WELL_KNOWN = ("rnn", "lstm", "gru", "slstm", "lru", "mlstm")
@@ -54,6 +53,18 @@ def cases() -> list[Case]:
   ]
 
 
+def candidates(cell: cells.Cell, setting: Setting) -> list[str]:
+  """The methods to time: all that can run a cell, without interpreted ones."""
+  return [
+    name
+    for name, executor in EXECUTORS.items()
+    if name not in LEFT_OUT
+    and executor.platform in ("", setting.platform)
+    and not executor.why_not(cell)
+    and not executor.why_not_here(setting)
+  ]
+
+
 def measure(config: Any, machine: Any) -> list[dict[str, Any]]:
   """Times all methods of all cases, in turn.
 
@@ -70,14 +81,7 @@ def measure(config: Any, machine: Any) -> list[dict[str, Any]]:
     inputs = jax.random.normal(
       jax.random.key(1), (case.batch, case.time, case.in_features)
     )
-    setting = Setting.here()
-    able = [
-      name
-      for name, executor in EXECUTORS.items()
-      if name not in LEFT_OUT
-      and not executor.why_not(cell)
-      and not executor.why_not_here(setting)
-    ]
+    able = candidates(cell, Setting.here())
     for work in (FORWARD, BACKWARD):
       compiled = {
         name: programs.lower(work, cell, layers, inputs, method=name).compile()

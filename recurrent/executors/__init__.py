@@ -1,6 +1,7 @@
 """Executors: functions that run a cell over time, one for each method.
 
-To add one, write a file here and add an entry to `EXECUTORS`.
+To add one, write a file here and add an entry to `EXECUTORS`
+(docs/add_an_executor.md).
 
 An executor takes (cell, reverse, params, initial, carry, time_steps) and
 returns (carry, outputs). `params` is a function that returns the parameters in
@@ -47,6 +48,8 @@ class Executor(NamedTuple):
       `cells.noise.unwrapped` on the cells that these functions get.
     why_not_here: returns why `run` cannot run any cell in a setting, as a
       predicate of the executor ("is for ..."); empty if it can.
+    platform: the only platform that `run` is made for; empty: any. Elsewhere it
+      is refused, or interpreted and slow.
     for_bulk: applied to the parameters before the inputs are projected in bulk.
     projects: whether `run` projects the inputs itself. If so, `time_steps`
       holds the plain inputs.
@@ -60,6 +63,7 @@ class Executor(NamedTuple):
   run: Callable[..., Any]
   why_not: Callable[[Cell], str]
   why_not_here: Callable[[Setting], str] = lambda setting: ""
+  platform: str = ""
   for_bulk: Callable[[Any], Any] = bulk_gradients
   projects: bool = False
   how: Callable[[Cell, Setting], str] = lambda cell, setting: ""
@@ -114,6 +118,7 @@ EXECUTORS: dict[str, Executor] = {
     cpu_kernel.cpu_kernel,
     cpu_kernel.why_not,
     cpu.why_not_here,
+    platform="cpu",
     projects=True,
     how=lambda cell, setting: cpu.why_slow_here(setting),
     recompute=True,
@@ -125,6 +130,7 @@ EXECUTORS: dict[str, Executor] = {
   "tpu_kernel": Executor(
     tpu_kernel.tpu_kernel,
     tpu_kernel.why_not,
+    platform="tpu",
     how=tpu_kernel.how,
     recompute=True,
   ),
@@ -132,12 +138,14 @@ EXECUTORS: dict[str, Executor] = {
     gpu_kernel.gpu_kernel,
     gpu_kernel.why_not,
     gpu_kernel.why_not_here,
+    platform="gpu",
     recompute=True,
   ),
   "cudnn": Executor(
     cudnn.cudnn,
     cudnn.why_not,
     cudnn.why_not_here,
+    platform="gpu",
     how=lambda cell, setting: "without mask and resets",
     projects=True,
   ),
