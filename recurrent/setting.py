@@ -107,7 +107,8 @@ def _place() -> tuple[str, int]:
   """Returns the present platform and the number of devices."""
   if _target.value is not None:
     return _target.value
-  default = jax.config.jax_default_device
+  config: Any = jax.config
+  default = config.jax_default_device
   platform = getattr(default, "platform", default) or jax.default_backend()
   platform = _SAME.get(platform, platform)
   mesh = jax.sharding.get_abstract_mesh()

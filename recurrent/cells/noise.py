@@ -550,7 +550,8 @@ def unwrapped(
   while isinstance(cell, Wrapper):
     if cell.in_time_step(cell.is_noisy(params, inputs)):
       break
-    cell, params = cell.cell, cell.inner_params(params)
+    params = cell.inner_params(params)
+    cell = cell.cell
   return cell, params
 
 
