@@ -170,6 +170,29 @@ def test_explain_describes_every_wrapper(name):
   assert f"{NOISY[name]} runs by " in explain(NOISY[name])
 
 
+@pytest.mark.parametrize("name", ["weight norm", "recurrent dropout", "all"])
+@pytest.mark.usefixtures("x64")
+def test_forward_and_second_derivatives_are_those_of_the_scan(name):
+  cell = NOISY[name]
+  params, carry, inputs, *_ = draw(cell)
+  along = jnp.ones_like(inputs)
+
+  def derivatives(method):
+    def total(x):
+      noisy, x = cell.perturb(params, x, KEY)
+      return (unroll(cell, noisy, carry, x, method=method)[1] ** 2).sum()
+
+    product = lambda x: jnp.vdot(jax.grad(total)(x), along)
+    return lambda x: (
+      jax.jvp(total, (x,), (along,))[1],
+      jax.jvp(jax.grad(total), (x,), (along,))[1],
+      jax.grad(product)(x),
+    )
+
+  got, want = (jit(derivatives(m))(inputs) for m in ("auto", "scan"))
+  assert_close(got, want, 1e-10)
+
+
 @pytest.mark.usefixtures("x64")
 def test_newton_solves_it_and_does_not_fall_back():
   for cell in (NOISY["recurrent dropout, diagonal"], NOISY["all"]):
