@@ -6,6 +6,7 @@ modules of them. docs/architecture.md shows the levels of the house.
 
 from recurrent import cells
 from recurrent.masking import restart
+from recurrent.setting import compile_for
 from recurrent.trace import trace
 from recurrent.unroll import METHODS, explain, newton, unroll
 from recurrent.version import __version__
@@ -14,6 +15,7 @@ __all__ = [
   "METHODS",
   "__version__",
   "cells",
+  "compile_for",
   "explain",
   "newton",
   "restart",

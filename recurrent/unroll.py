@@ -16,10 +16,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from recurrent import executors
 from recurrent.cells.base import Cell, GatedCell, check_params
+from recurrent.cells.noise import unwrapped, unwrapped_cell
 from recurrent.executors.fused import CARRIES
 from recurrent.executors.newton import NewtonReport
 from recurrent.kernels.transforms import vary_alike
 from recurrent.masking import TimeSteps, at, length, select
+from recurrent.setting import Setting
 from recurrent.types import Array, Carry, Mask, Params, Remat
 
 METHODS = ("auto", *executors.EXECUTORS)
@@ -82,8 +84,8 @@ def unroll(
       memory falls from O(time) to O(time / remat + remat), for one more forward
       pass. "gates": the carry of every time step is stored, and the gates are
       recomputed from the carries without a loop; this saves a constant factor
-      of memory and takes less time. It needs a gated cell and the method
-      "fused", "cpu_kernel", "tpu_kernel", "gpu_kernel" or "auto".
+      of memory and takes less time. It needs a gated cell, and "auto" or a
+      method that can recompute gates (`Executor.recompute`), as "fused" can.
 
   Returns:
     The carry after the last time step that was run, and outputs [batch, time,
@@ -102,9 +104,9 @@ def unroll(
 def _unroll(cell, method, reverse, remat, *args) -> tuple[Carry, Array]:
   """Computes `unroll`; `args` are the arguments of `_begin` after `cell`."""
   start = _begin(cell, *args)
-  setting = executors.Setting.here(
-    start.dtype, jax.tree.leaves(start.carry)[0].dtype
-  )
+  cell, params = unwrapped(cell, start.params, start.time_steps[0])
+  start = start._replace(params=params)
+  setting = Setting.here(start.dtype, jax.tree.leaves(start.carry)[0].dtype)
   method = resolve_method(cell, method, setting)
   if _rows(start) == 0:
     return start.carry, _no_outputs(cell, start)
@@ -305,15 +307,14 @@ def _explicit_mesh(x):
 
 
 def resolve_method(
-  cell: Cell, method: str, setting: executors.Setting | None = None
+  cell: Cell, method: str, setting: Setting | None = None
 ) -> str:
   """Returns the method that `unroll` uses for a cell.
 
   Args:
     cell: any cell.
     method: one of `METHODS`.
-    setting: the platform and the dtypes of the run; None: this machine and
-      float32.
+    setting: the platform and the dtypes of the run; None: `Setting.here()`.
 
   Returns:
     `method` itself, or the method that "auto" chooses.
@@ -321,7 +322,7 @@ def resolve_method(
   Raises:
     ValueError: if there is no such method, or it cannot run the cell there.
   """
-  setting = executors.Setting.here() if setting is None else setting
+  setting = Setting.here() if setting is None else setting
   check_method(cell, method)
   if method == "auto":
     return executors.choose(cell, setting).method
@@ -344,10 +345,11 @@ def check_method(cell: Cell, method: str) -> None:
   """
   if method in RENAMED:
     raise ValueError(f"method {method!r} is now called {RENAMED[method]!r}")
-  if method not in METHODS:
-    raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+  if method not in (names := ("auto", *executors.EXECUTORS)):
+    raise ValueError(f"method must be one of {names}, got {method!r}")
   if method != "auto":
-    _refuse(cell, method, executors.EXECUTORS[method].why_not(cell))
+    inner = unwrapped_cell(cell, noise=True)
+    _refuse(cell, method, executors.EXECUTORS[method].why_not(inner))
 
 
 def check_remat(cell: Cell, method: str, remat: Remat) -> None:
@@ -390,33 +392,57 @@ def _refuse(cell, method, why_not):
     )
 
 
-def explain(cell: Cell, method: str = "auto") -> str:
-  """Describes which method runs a cell, and which others can or cannot.
+def explain(
+  cell: Cell, method: str = "auto", *, dtype: Any = jnp.float32
+) -> str:
+  """Describes which method runs a cell here, and which others can or cannot.
+
+  "Here" is the platform and the number of devices of `Setting.here()`, such as
+  those that `recurrent.compile_for` sets.
 
   Args:
     cell: any cell.
     method: one of `METHODS`.
+    dtype: the dtype of the inputs. The carry has it too, or float32 if that is
+      wider.
 
   Returns:
-    A text: one line with the chosen method, then one line for every method.
+    A text: one line with the chosen method and the loop that it runs, a second
+    one if a cell with noise runs by another method in evaluation, then one line
+    for every method.
 
   Raises:
     ValueError: as `unroll` does.
   """
-  setting = executors.Setting.here()
+  setting = Setting.here(dtype)
+  inner, plain = (unwrapped_cell(cell, noise) for noise in (True, False))
+  lines = [f"{cell} runs {_choice(inner, method, setting)}"]
+  if method == "auto" and plain != inner:
+    lines.append(
+      f"without noise, as {plain}, {_choice(plain, method, setting)}"
+    )
+  for name, executor in executors.EXECUTORS.items():
+    why_not = executor.why_not(inner) or executor.why_not_here(setting)
+    if why_not:
+      verdict = f"no, it {why_not}"
+    else:
+      verdict = ", ".join(
+        filter(None, ["possible", executor.how(inner, setting)])
+      )
+    lines.append(f"  {name}: {verdict}")
+  return "\n".join(lines)
+
+
+def _choice(cell, method, setting) -> str:
+  """Returns the chosen method, its loop and the reason, for `explain`."""
   chosen = resolve_method(cell, method, setting)
   why = "asked for"
   if method == "auto":
     rule = executors.choose(cell, setting)
     about = executors.table(setting).about
     why = f"{rule.why} (rule {rule.name!r} for {setting.platform}, {about})"
-  lines = [f"{cell} runs by {chosen!r}: {why}"]
-  for name, executor in executors.EXECUTORS.items():
-    why_not = executor.why_not(cell) or executor.why_not_here(setting)
-    remark = f", {executor.remark()}" if executor.remark() else ""
-    verdict = f"no, it {why_not}" if why_not else f"possible{remark}"
-    lines.append(f"  {name}: {verdict}")
-  return "\n".join(lines)
+  how = executors.EXECUTORS[chosen].how(cell, setting)
+  return f"by {', '.join(filter(None, [repr(chosen), how]))}: {why}"
 
 
 def _run(cell, method, gates, reverse, dtype, params, initial, carry, xs):

@@ -11,7 +11,7 @@ import pytest
 
 import recurrent
 from experiments import evaluate
-from recurrent import cells
+from recurrent import cells, executors
 
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCKS = {
@@ -61,6 +61,30 @@ def test_the_cell_of_the_guide_runs_by_every_method_it_is_promised(as_module):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want
     )
+
+
+@pytest.mark.parametrize("name", ["gru", "lru", "mgu"])
+def test_the_executor_of_the_guide_is_one_row(name, as_module, monkeypatch):
+  module = as_module(BLOCKS["docs/add_an_executor.md:0"])
+  row = executors.Executor(module.unrolled, lambda cell: "")
+  monkeypatch.setitem(executors.EXECUTORS, "unrolled", row)
+  cell = cells.CELLS[name](4)
+  params = cell.init(jax.random.key(0), 3)
+  random = np.random.default_rng(0)
+  inputs = random.normal(size=(2, 5, 3)).astype(np.float32)
+  flags = {"mask": random.random((2, 5)) < 0.7}
+  flags["resets"] = random.random((2, 5)) < 0.3
+  run = lambda method: recurrent.unroll(
+    cell, params, None, inputs, **flags, reverse=True, method=method
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    run("unrolled"),
+    run("scan"),
+  )
+  said = recurrent.explain(cell, "unrolled")
+  assert "runs by 'unrolled': asked for" in said
+  assert "\n  unrolled: possible" in said
 
 
 def test_the_experiment_of_the_guide_trains(as_module, tmp_path):

@@ -9,6 +9,7 @@ measurements in docs/methods.json.
 
 import functools
 import re
+import statistics
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,8 @@ from recurrent import cells, memory
 from recurrent.executors import EXECUTORS, Setting
 from recurrent.unroll import resolve_method
 
-# "newton" needs a varying number of iterations, and "tpu_kernel" is interpreted
-# where there is no TPU. The suites newton and cells measure these.
-LEFT_OUT = ("newton", "tpu_kernel")
+# It needs a varying number of iterations. The suite newton measures it.
+LEFT_OUT = ("newton",)
 SHAPES = ((64, 100, 128, 128), (16, 64, 512, 512), (1, 256, 256, 256))
 MORE_SHAPES = ((32, 10, 1, 64), (20, 35, 648, 648), (1, 4096, 64, 64))
 WELL_KNOWN = ("rnn", "lstm", "gru", "slstm", "lru", "mlstm")
@@ -53,6 +53,18 @@ def cases() -> list[Case]:
   ]
 
 
+def candidates(cell: cells.Cell, setting: Setting) -> list[str]:
+  """The methods to time: all that can run a cell, without interpreted ones."""
+  return [
+    name
+    for name, executor in EXECUTORS.items()
+    if name not in LEFT_OUT
+    and executor.platform in ("", setting.platform)
+    and not executor.why_not(cell)
+    and not executor.why_not_here(setting)
+  ]
+
+
 def measure(config: Any, machine: Any) -> list[dict[str, Any]]:
   """Times all methods of all cases, in turn.
 
@@ -69,14 +81,7 @@ def measure(config: Any, machine: Any) -> list[dict[str, Any]]:
     inputs = jax.random.normal(
       jax.random.key(1), (case.batch, case.time, case.in_features)
     )
-    setting = Setting.here()
-    able = [
-      name
-      for name, executor in EXECUTORS.items()
-      if name not in LEFT_OUT
-      and not executor.why_not(cell)
-      and not executor.why_not_here(setting)
-    ]
+    able = candidates(cell, Setting.here())
     for work in (FORWARD, BACKWARD):
       compiled = {
         name: programs.lower(work, cell, layers, inputs, method=name).compile()
@@ -88,6 +93,49 @@ def measure(config: Any, machine: Any) -> list[dict[str, Any]]:
       rows.append(row)
       print(_line(row), flush=True)
   return rows
+
+
+def exceptions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Rows in which "auto" takes over a tenth longer than the best method.
+
+  Args:
+    rows: as `measure` returns them.
+
+  Returns:
+    Those rows, with the `best` method and the `ratio` of the times; the
+    greatest ratio first.
+  """
+  found = []
+  for row in rows:
+    best = min(row["ms"], key=row["ms"].__getitem__)
+    ratio = row["ms"][row["auto"]] / row["ms"][best]
+    if ratio > 1.1:
+      found.append({**row, "best": best, "ratio": ratio})
+  return sorted(found, key=lambda row: -row["ratio"])
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+  """The text about these measurements in docs/performance.md."""
+  over = exceptions(rows)
+  mean = statistics.geometric_mean(
+    row["ms"][row["auto"]] / min(row["ms"].values()) for row in rows
+  )
+  lines = [
+    f"In {len(rows) - len(over)} of {len(rows)} combinations of cell, shape and"
+    " pass the chosen method takes at most a tenth longer than the best; in the"
+    f" geometric mean over all, {100 * (mean - 1):.1f} % longer. The others:",
+    "",
+    "| cell | B x T x D x H | pass | chosen, ms | best, ms | ratio |",
+    "|---|---|---|---|---|---|",
+  ]
+  for row in over:
+    shape = " x ".join(str(row[k]) for k in Case._fields[1:])
+    times = (
+      f"{name} {row['ms'][name]:.2f}" for name in (row["auto"], row["best"])
+    )
+    cells = row["name"], shape, row["work"], *times, f"{row['ratio']:.2f}"
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
 
 
 def _best_turns(compiled, arguments, config):

@@ -9,6 +9,11 @@ call it before `unroll`:
   carry, outputs = recurrent.unroll(cell, params, carry, inputs)
 
 Without `perturb`, or with the key None, the cell runs as in evaluation.
+
+Where the noise is wholly in the parameters (`WeightDrop`, `WeightNorm`), or
+where there is none (`UpdateDropout` and `RecurrentDropout` in evaluation),
+`unroll` runs the wrapped cell in place of the wrapper (`unwrapped`), so that
+loops written for one cell, such as those in C++, run here too.
 """
 
 import abc
@@ -61,6 +66,28 @@ class Wrapper(base.GatedCell):
     """Same as the wrapped cell."""
     return self.cell.undecayed
 
+  def in_time_step(self, noise: bool) -> str:
+    """Returns what the wrapper adds to a time step of the wrapped cell.
+
+    Args:
+      noise: whether noise was drawn, as in training.
+
+    Returns:
+      The end of "it ..."; empty if the wrapped cell, with `inner_params`,
+      computes the same.
+    """
+    del noise
+    return ""
+
+  def is_noisy(self, params: Params, inputs: Any) -> bool:
+    """Returns whether this wrapper's own noise is in its arguments."""
+    del params, inputs
+    return False
+
+  def inner_params(self, params: Params) -> Params:
+    """Returns the parameters of the wrapped cell."""
+    return params
+
   def init(self, key, in_features):
     """Draws the wrapped cell's parameters."""
     return self.cell.init(key, in_features)
@@ -110,6 +137,11 @@ class Wrapper(base.GatedCell):
 @dataclasses.dataclass(frozen=True)
 class TimeStepWrapper(Wrapper):
   """A wrapper that passes a mask for each time step along with the inputs."""
+
+  def is_noisy(self, params, inputs):
+    """Whether the inputs have masks."""
+    del params
+    return isinstance(inputs, Masked)
 
   def check_inputs(self, params, inputs):
     """Same as the wrapped cell, without the mask."""
@@ -161,6 +193,11 @@ class Zoneout(TimeStepWrapper):
       )
     if self.memory_rate and "cell" not in fields:
       raise ValueError(f"memory_rate needs a carry with a cell, got {fields}")
+
+  def in_time_step(self, noise):
+    """In evaluation it mixes the values, by the rates."""
+    how = "chooses between" if noise else "averages"
+    return f"{how} old and new values of each unit"
 
   def gate(self, params, carry, projected, mixed):
     """Runs the wrapped cell's `gate`; some units keep their old values."""
@@ -234,6 +271,10 @@ class UpdateDropout(TimeStepWrapper):
         f" a GRU; got {self.cell!r}"
       )
 
+  def in_time_step(self, noise):
+    """Without noise the wrapped cell remains."""
+    return "drops units of the candidate" if noise else ""
+
   def gate(self, params, carry, projected, mixed):
     """Computes the wrapped cell's `gate` with dropout of the candidate."""
     if not isinstance(projected, Masked):
@@ -285,6 +326,19 @@ class RecurrentDropout(Wrapper):
   def __post_init__(self):
     super().__post_init__()
     _check_rate("rate", self.rate)
+
+  def in_time_step(self, noise):
+    """Without noise the wrapped cell remains."""
+    return "drops units of each row's hidden state" if noise else ""
+
+  def is_noisy(self, params, inputs):
+    """Whether the parameters have a mask."""
+    del inputs
+    return params.keep is not None
+
+  def inner_params(self, params):
+    """Returns the parameters of the wrapped cell."""
+    return params.cell
 
   def init(self, key, in_features):
     """Draws the wrapped cell's parameters."""
@@ -395,6 +449,10 @@ class WeightNorm(Wrapper):
     if getattr(shapes.recurrent, "ndim", 0) != 2 or self.channelwise:
       raise ValueError(f"WeightNorm needs a dense matrix, got {self.cell!r}")
 
+  def inner_params(self, params):
+    """Returns the wrapped cell's parameters, with R computed from v and g."""
+    return _normed(params)
+
   def init(self, key, in_features):
     """Draws the wrapped cell's parameters; the gains start at the norms |v|."""
     params = self.cell.init(key, in_features)
@@ -474,6 +532,39 @@ def noisy(
   if zoneout or memory_zoneout:
     found = Zoneout(found, zoneout, memory_zoneout)
   return found
+
+
+def unwrapped(
+  cell: base.Cell, params: Params, inputs: Any
+) -> tuple[base.Cell, Params]:
+  """Removes the outer wrappers that add nothing to a time step.
+
+  Args:
+    cell: any cell.
+    params: its parameters, with the noise of `perturb` if there is any.
+    inputs: its inputs, with the noise of `perturb` if there is any.
+
+  Returns:
+    A cell and parameters that compute the same from these inputs.
+  """
+  while isinstance(cell, Wrapper):
+    if cell.in_time_step(cell.is_noisy(params, inputs)):
+      break
+    params = cell.inner_params(params)
+    cell = cell.cell
+  return cell, params
+
+
+def unwrapped_cell(cell: base.Cell, noise: bool) -> base.Cell:
+  """Returns the cell that `unwrapped` returns.
+
+  Args:
+    cell: any cell.
+    noise: whether noise is drawn, as in training.
+  """
+  while isinstance(cell, Wrapper) and not cell.in_time_step(noise):
+    cell = cell.cell
+  return cell
 
 
 def weight_drop(key: PRNGKey | None, params: Params, rate: float) -> Params:

@@ -1,6 +1,7 @@
 """Executors: functions that run a cell over time, one for each method.
 
-To add one, write a file here and add an entry to `EXECUTORS`.
+To add one, write a file here and add an entry to `EXECUTORS`
+(docs/add_an_executor.md).
 
 An executor takes (cell, reverse, params, initial, carry, time_steps) and
 returns (carry, outputs). `params` is a function that returns the parameters in
@@ -21,15 +22,20 @@ from recurrent.cells.base import (
   MatrixCell,
   param_shapes,
 )
-from recurrent.executors import cpu_kernel, cudnn, gpu_kernel
-from recurrent.executors.choice import Setting, Table, choose, table
-from recurrent.executors.chunkwise import chunkwise
+from recurrent.executors import (
+  chunkwise,
+  cpu_kernel,
+  cudnn,
+  gpu_kernel,
+  tpu_kernel,
+)
+from recurrent.executors.choice import Table, choose, table
 from recurrent.executors.fused import bulk_gradients, fused
-from recurrent.executors.linear import associative, linear_scan
+from recurrent.executors.linear import associative, linear_scan, loop_of
 from recurrent.executors.newton import Newton, NewtonReport, newton, solve
 from recurrent.executors.scan import scan
-from recurrent.executors.tpu_kernel import remark, tpu_kernel
-from recurrent.executors.tpu_kernel import why_not as no_pallas
+from recurrent.kernels import cpu
+from recurrent.setting import Setting
 
 
 class Executor(NamedTuple):
@@ -38,13 +44,17 @@ class Executor(NamedTuple):
   Attributes:
     run: the function; the module's docstring gives its arguments.
     why_not: returns why `run` cannot run a cell, as a predicate of the cell
-      ("has no ..."); empty if it can.
+      ("has no ..."); empty if it can. `unroll` has called
+      `cells.noise.unwrapped` on the cells that these functions get.
     why_not_here: returns why `run` cannot run any cell in a setting, as a
       predicate of the executor ("is for ..."); empty if it can.
+    platform: the only platform that `run` is made for; empty: any. Elsewhere it
+      is refused, or interpreted and slow.
     for_bulk: applied to the parameters before the inputs are projected in bulk.
     projects: whether `run` projects the inputs itself. If so, `time_steps`
       holds the plain inputs.
-    remark: returns a note on running on this machine; may be empty.
+    how: returns a note on how `run` runs a cell in a setting, such as by which
+      of its loops; may be empty.
     recompute: whether `run` takes the option `recompute`, for gated cells. With
       it only the carries are stored, and the reverse pass recomputes all other
       values.
@@ -53,9 +63,10 @@ class Executor(NamedTuple):
   run: Callable[..., Any]
   why_not: Callable[[Cell], str]
   why_not_here: Callable[[Setting], str] = lambda setting: ""
+  platform: str = ""
   for_bulk: Callable[[Any], Any] = bulk_gradients
   projects: bool = False
-  remark: Callable[[], str] = lambda: ""
+  how: Callable[[Cell, Setting], str] = lambda cell, setting: ""
   recompute: bool = False
 
 
@@ -96,16 +107,20 @@ EXECUTORS: dict[str, Executor] = {
   "linear_scan": Executor(
     linear_scan,
     _only(LinearCell, _NOT_LINEAR),
+    how=loop_of,
   ),
   "chunkwise": Executor(
-    chunkwise,
+    chunkwise.chunkwise,
     _only(MatrixCell, _NOT_MATRIX),
+    how=chunkwise.how,
   ),
   "cpu_kernel": Executor(
     cpu_kernel.cpu_kernel,
-    lambda cell: "" if cpu_kernel.kind(cell) else "has no loop in C++",
-    cpu_kernel.why_not_here,
+    cpu_kernel.why_not,
+    cpu.why_not_here,
+    platform="cpu",
     projects=True,
+    how=lambda cell, setting: cpu.why_slow_here(setting),
     recompute=True,
   ),
   "newton": Executor(
@@ -113,22 +128,25 @@ EXECUTORS: dict[str, Executor] = {
     _no_newton,
   ),
   "tpu_kernel": Executor(
-    tpu_kernel,
-    no_pallas,
-    remark=remark,
+    tpu_kernel.tpu_kernel,
+    tpu_kernel.why_not,
+    platform="tpu",
+    how=tpu_kernel.how,
     recompute=True,
   ),
   "gpu_kernel": Executor(
     gpu_kernel.gpu_kernel,
     gpu_kernel.why_not,
     gpu_kernel.why_not_here,
+    platform="gpu",
     recompute=True,
   ),
   "cudnn": Executor(
     cudnn.cudnn,
     cudnn.why_not,
     cudnn.why_not_here,
-    remark=lambda: "without mask and resets",
+    platform="gpu",
+    how=lambda cell, setting: "without mask and resets",
     projects=True,
   ),
 }

@@ -10,40 +10,13 @@ on a kind of device ("tpu_kernel", "cudnn") is not in the rules for that kind.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
+from typing import NamedTuple
 
 from recurrent.cells.base import Cell, GatedCell, LinearCell, MatrixCell
+from recurrent.cells.noise import unwrapped_cell
 from recurrent.executors import cpu_kernel
-
-
-class Setting(NamedTuple):
-  """The dtypes and the devices for which a method is chosen.
-
-  Attributes:
-    dtype: the dtype to compute in.
-    carry_dtype: the dtype of the carry.
-    platform: the name of JAX's default backend.
-    devices: the number of devices.
-  """
-
-  dtype: Any
-  carry_dtype: Any
-  platform: str
-  devices: int
-
-  @property
-  def widths(self) -> str:
-    """Both dtypes as text, for messages."""
-    return f"{self.dtype} with a carry of {self.carry_dtype}"
-
-  @classmethod
-  def here(cls, dtype=jnp.float32, carry_dtype=jnp.float32) -> "Setting":
-    """Returns the setting of this machine, with the given dtypes."""
-    dtype, carry_dtype = map(jnp.dtype, (dtype, carry_dtype))
-    return cls(dtype, carry_dtype, jax.default_backend(), jax.device_count())
+from recurrent.kernels import cpu
+from recurrent.setting import Setting
 
 
 class Rule(NamedTuple):
@@ -67,13 +40,8 @@ def _is(kind: type) -> Callable[[Cell, Setting], bool]:
 
 
 def _in_cpp(cell, setting):
-  # A call into C++ runs on one device, so sharded arrays would be gathered.
-  alone = setting.devices == 1
-  return (
-    bool(cpu_kernel.kind(cell))
-    and alone
-    and not cpu_kernel.why_not_here(setting)
-  )
+  why_not = cpu.why_not_here(setting) or cpu.why_slow_here(setting)
+  return bool(cpu_kernel.kind(cell)) and not why_not
 
 
 MATRIX = Rule(
@@ -122,7 +90,8 @@ class Table(NamedTuple):
 
 TABLES = {
   "cpu": Table(
-    "measured: docs/methods.json", (MATRIX, LINEAR, NATIVE, GATED, OTHERS)
+    "measured on one device: docs/methods.json",
+    (MATRIX, LINEAR, NATIVE, GATED, OTHERS),
   ),
   "gpu": Table("not timed", (MATRIX, LINEAR, GATED, OTHERS)),
   "tpu": Table("not timed", (MATRIX, LINEAR, GATED, OTHERS)),
@@ -136,5 +105,6 @@ def table(setting: Setting) -> Table:
 
 def choose(cell: Cell, setting: Setting) -> Rule:
   """Returns the first of the setting's rules that holds for a cell."""
+  cell = unwrapped_cell(cell, noise=True)
   rules = table(setting).rules
   return next(rule for rule in rules if rule.holds(cell, setting))

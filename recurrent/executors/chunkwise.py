@@ -9,7 +9,7 @@ chunk to chunk.
 
 On a CPU this is faster only if there is a reverse pass, for which the plain
 loop stores a matrix for every time step. Without a gradient the plain loop
-runs.
+runs there.
 
 Reference:
   Hua et al., "Transformer quality in linear time", 2022; Beck et al., "Tiled
@@ -23,31 +23,49 @@ import jax
 from recurrent.executors.scan import scan
 from recurrent.kernels import matrix_scan, transforms
 from recurrent.masking import blank
+from recurrent.setting import Setting
 
 
 def chunkwise(cell, reverse, params, initial, carry, time_steps):
   """Runs the cell; the arguments are those of every executor."""
-  args = params(), initial, carry, time_steps
-  return transforms.call(CHUNKWISE, (cell, reverse), *args)
+  static = cell, reverse, _loops(Setting.here())
+  return transforms.call(
+    CHUNKWISE, static, params(), initial, carry, time_steps
+  )
 
 
-def _run(cell, reverse, params, *rows):
-  loop = lambda params, *rows: scan(cell, reverse, lambda: params, *rows)
-  chunks = functools.partial(_chunks, cell, reverse)
-  return jax.lax.platform_dependent(params, *rows, cpu=loop, default=chunks)
+def how(cell, setting) -> str:
+  """Returns how this method runs in a setting, for `recurrent.explain`."""
+  del cell
+  if _loops(setting):
+    return "by the plain loop without a gradient, by chunks with one"
+  return "by chunks"
 
 
-def _forward(cell, reverse, *args):
+def _loops(setting):
+  """Whether the plain loop runs if there is no gradient."""
+  return setting.platform == "cpu"
+
+
+def _run(cell, reverse, loops, params, *rows):
+  if loops:
+    return scan(cell, reverse, lambda: params, *rows)
+  return _chunks(cell, reverse, params, *rows)
+
+
+def _forward(cell, reverse, loops, *args):
+  del loops
   out, pull = jax.vjp(functools.partial(_chunks, cell, reverse), *args)
   return out, (args, pull)
 
 
-def _tangent(cell, reverse, kept, d_args):
+def _tangent(cell, reverse, loops, kept, d_args):
+  del loops
   return jax.jvp(functools.partial(_chunks, cell, reverse), kept[0], d_args)[1]
 
 
-def _backward(cell, reverse, kept, cotangents):
-  del cell, reverse
+def _backward(cell, reverse, loops, kept, cotangents):
+  del cell, reverse, loops
   return kept[1](cotangents)
 
 

@@ -16,6 +16,7 @@ from recurrent.cells.base import Cell
 from recurrent.cells.gru import GRU
 from recurrent.cells.lstm import LSTM
 from recurrent.cells.lstm_variants import LSTMVariant
+from recurrent.cells.noise import Wrapper
 from recurrent.cells.rnn import RNN
 from recurrent.cells.structures import Dense
 from recurrent.executors.fused import (
@@ -47,15 +48,11 @@ def kind(cell: Cell) -> str:
   return "lstm_coupled" if cell == coupled else ""
 
 
-def why_not_here(setting) -> str:
-  """Returns why the C++ loops cannot run in a setting; empty if they can."""
-  if setting.platform != "cpu":
-    return f"is for CPUs, not for {setting.platform}"
-  if setting.dtype not in loops.DTYPES or setting.dtype != setting.carry_dtype:
-    return (
-      f"computes in float32 or float64, carry and all, not in {setting.widths}"
-    )
-  return loops.unavailable()
+def why_not(cell: Cell) -> str:
+  """Returns why no C++ loop runs a cell; empty if one does."""
+  if isinstance(cell, Wrapper):
+    return f"{cell.in_time_step(noise=True)}, and no loop in C++ does"
+  return "" if kind(cell) else "has no loop in C++"
 
 
 def cpu_kernel(

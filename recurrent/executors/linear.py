@@ -7,10 +7,14 @@ applied to the decay and the drive of that recurrence.
 
 import functools
 
+import jax
 import jax.numpy as jnp
 
 from recurrent import kernels
+from recurrent.cells.base import param_shapes
+from recurrent.kernels.linear_scan import loop_for
 from recurrent.masking import blank, hold, select
+from recurrent.numerics import cast
 
 
 def linear(scan, cell, reverse, params, initial, carry, time_steps):
@@ -39,3 +43,15 @@ def linear(scan, cell, reverse, params, initial, carry, time_steps):
 
 associative = functools.partial(linear, kernels.associative_scan)
 linear_scan = functools.partial(linear, kernels.linear_scan)
+
+
+def loop_of(cell, setting) -> str:
+  """Returns the loop by which `linear_scan` runs, for `recurrent.explain`."""
+
+  def start(params):
+    carry = cell.initial_carry(cast(params, setting.carry_dtype), ())
+    return cell.pack(carry)
+
+  dtype = jax.eval_shape(start, param_shapes(cell, 1)).dtype
+  setting = setting._replace(dtype=dtype, carry_dtype=dtype)
+  return loop_for(setting).about

@@ -104,7 +104,8 @@ def why_not(cell) -> str:
   return ""
 
 
-def remark() -> str:
-  """Returns a note on running on this machine, for `recurrent.explain`."""
-  platform = jax.default_backend()
-  return "" if platform == "tpu" else f"interpreted on {platform}: slow"
+def how(cell, setting) -> str:
+  """Returns how this method runs in a setting, for `recurrent.explain`."""
+  del cell
+  here = setting.platform
+  return "" if here == "tpu" else f"interpreted on {here}: slow"

@@ -7,22 +7,30 @@ gradients.
 makes log T passes over the arrays, and stores as many arrays for the reverse
 pass.
 
-`linear_scan` runs chunks of time steps in parallel: first all chunks from zero
-states, along with the products of their decays; then the states at the ends of
-the chunks, one after the other; then one multiply-add over all time steps. Its
-reverse pass is the same scan, run backwards, and stores only the outputs
-(Martin & Cundy, 2018). On a single CPU device it is a plain loop in C++ instead
-(`kernels.cpu`), which is limited by memory bandwidth.
+`linear_scan` has a reverse pass that is the same scan, run backwards, and that
+stores only the outputs (Martin & Cundy, 2018). `loop_for` chooses one of three
+loops for the present setting:
+
+- `in_cpp`, a loop in C++ (`kernels.cpu`), which is limited by memory bandwidth.
+  It runs on a single CPU device.
+- `one_by_one`, a plain `jax.lax.scan`, on several CPU devices or without a
+  compiler.
+- `in_chunks`, chunks of time steps in parallel, on a GPU or TPU: first all
+  chunks from zero states, along with the products of their decays; then the
+  states at the ends of the chunks, one after the other; then one multiply-add
+  over all time steps.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from recurrent.kernels import cpu, transforms
+from recurrent.setting import Setting
 from recurrent.types import Array
 
 # The number of elements that a time step of the inner loop should have. With
@@ -101,15 +109,8 @@ def linear_scan(
     Martin & Cundy, "Parallelizing linear recurrent neural nets over sequence
     length", 2018.
   """
-  # A call into C++ runs on one device, so sharded arrays would be gathered.
-  by_loops = (
-    jax.default_backend() == "cpu"
-    and jax.device_count() == 1
-    and drive.dtype in cpu.LINEAR_DTYPES
-    and not cpu.unavailable()
-  )
-  scan = in_loops if by_loops else in_chunks
-  return scan(decay, drive, start, resets=resets, reverse=reverse)
+  loop = loop_for(Setting.here(drive.dtype, start.dtype))
+  return loop.scan(decay, drive, start, resets=resets, reverse=reverse)
 
 
 def with_own_gradient(
@@ -188,7 +189,7 @@ def _in_chunks(reverse, decay, drive, start, resets):
   # would be the longest.
   chunks = max(1, min(-(-WIDTH // rows), math.isqrt(time)))
   if chunks == 1:
-    return _sequential(reverse, decay, drive, start, resets)[0]
+    return _one_by_one(reverse, decay, drive, start, resets)
   size = -(-time // chunks)
   short = size * chunks - time
 
@@ -256,7 +257,43 @@ def by_kernel(
 
 _pull_in_chunks = functools.partial(_backward, _in_chunks)
 # The recurrence in C++.
-in_loops = by_kernel(cpu.linear_forward, cpu.linear_backward, "cpu")
+in_cpp = by_kernel(cpu.linear_forward, cpu.linear_backward, "cpu")
+
+
+def _one_by_one(*args):
+  """Solves the recurrence one time step after the other."""
+  return _sequential(*args)[0]
+
+
+one_by_one = with_own_gradient(_one_by_one)
+
+
+class Loop(NamedTuple):
+  """A loop of `linear_scan`.
+
+  Attributes:
+    scan: a function with the arguments and results of `associative_scan`.
+    about: what it is and why it was chosen, for `recurrent.explain`.
+  """
+
+  scan: Callable[..., Array]
+  about: str
+
+
+CPP = Loop(in_cpp, "by the loop in C++")
+PLAIN = Loop(one_by_one, "by a plain loop")
+CHUNKS = Loop(in_chunks, "by chunks of time steps in parallel")
+
+
+def loop_for(setting: Setting) -> Loop:
+  """Returns the loop of `linear_scan` in a setting."""
+  if setting.platform != "cpu":
+    return CHUNKS
+  why_not = cpu.why_not_here(setting, cpu.LINEAR_DTYPES)
+  why_not = why_not or cpu.why_slow_here(setting)
+  if why_not:
+    return PLAIN._replace(about=f"{PLAIN.about}, as the one in C++ {why_not}")
+  return CPP
 
 
 def _sequential(reverse, decay, drive, start, resets, products=False):

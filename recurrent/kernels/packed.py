@@ -17,7 +17,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from recurrent.kernels import transforms
 from recurrent.kernels.cpu import products
+from recurrent.setting import Setting
 from recurrent.types import Array, Float
 
 DTYPES = products.DTYPES
@@ -39,23 +41,35 @@ class PackedMatrix:
 
   def unpack(self) -> Float[Array, "K N"]:
     """Returns the matrix in float32."""
-    matrix = self.entries
-    if matrix.ndim == 3:
-      matrix = matrix.swapaxes(0, 1).reshape(matrix.shape[1], -1)
-      matrix = matrix[:, : len(self.scale)]
-    matrix = matrix.astype(jnp.float32)
+    matrix = _columns(self.entries, self.scale)
     return matrix * jnp.broadcast_to(self.scale, matrix.shape)
 
   def __rmatmul__(self, inputs: Float[Array, "*B K"]) -> Float[Array, "*B N"]:
     """`inputs @ matrix` in float32."""
     batch = inputs.shape[:-1]
     inputs = inputs.astype(jnp.float32).reshape(-1, inputs.shape[-1])
+    args = inputs, self.entries, self.scale
     if self.entries.ndim == 3:
-      out = products.product(inputs, self.entries, self.scale)
+      out = transforms.kernel(
+        products.product, _by_xla, (), *args, platform="cpu"
+      )
     else:
-      out = inputs @ self.entries.astype(jnp.float32)
-      out = out * jnp.broadcast_to(self.scale, out.shape)
+      out = _by_xla(*args)
     return out.reshape(*batch, -1)
+
+
+def _columns(entries, scale):
+  """Returns the entries as a matrix [K, N] in float32, without the factors."""
+  if entries.ndim == 3:
+    entries = entries.swapaxes(0, 1).reshape(entries.shape[1], -1)
+    entries = entries[:, : len(scale)]
+  return entries.astype(jnp.float32)
+
+
+def _by_xla(inputs, entries, scale):
+  """Multiplies rows by a packed matrix in JAX operations."""
+  out = inputs @ _columns(entries, scale)
+  return out * jnp.broadcast_to(scale, out.shape)
 
 
 def pack(
@@ -92,4 +106,4 @@ def pack(
 
 def runs_in_cpp() -> bool:
   """Whether products run in C++: on a CPU, with a compiler at hand."""
-  return jax.default_backend() == "cpu" and not products.unavailable()
+  return Setting.here().platform == "cpu" and not products.unavailable()

@@ -229,7 +229,7 @@ def _convert(x, dtype):
 
 
 def _of_matrix(name, args, params):
-  (x,) = args
+  x = args[0]
   if name == "transpose" and params["permutation"] == (1, 0):
     return Matrix(x.leaf, not x.turned, x.shape[::-1])
   if name == "convert_element_type":

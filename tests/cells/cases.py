@@ -16,16 +16,11 @@ from hypothesis.extra import numpy as npst
 from jax.flatten_util import ravel_pytree
 
 from recurrent import unroll
-from recurrent.cells import (
-  GRUD,
-  ConvLSTM,
-  GatedCell,
-  LinearCell,
-  Observations,
-)
-from recurrent.cells.base import MatrixCell
-from recurrent.executors.cpu_kernel import kind
-from recurrent.kernels.cpu import unavailable
+from recurrent.cells import GRUD, Observations
+from recurrent.executors import EXECUTORS, Setting
+
+# `why_not_here` of a method for a CPU; all of them compute in float32.
+HERE = Setting(jnp.dtype("float32"), jnp.dtype("float32"), "cpu", 1)
 
 # Batch, time, in_features: three different sizes, and a small single row.
 SHAPES = ((3, 7, 2), (1, 4, 3))
@@ -76,21 +71,18 @@ class Results(NamedTuple):
 def methods(cell):
   """The methods, other than "auto", that must run this cell under the laws.
 
-  On a CPU "tpu_kernel" is interpreted, which is too slow for all laws: see
-  `tests/kernels/tpu_test.py`. "gpu_kernel" and "cudnn" need a GPU: see
-  `tests/kernels/gpu_test.py` and `tests/executors/cudnn_test.py`.
+  Those for other platforms than a CPU have tests of their own: see
+  `tests/kernels/tpu_test.py`, where the kernels are interpreted, which is too
+  slow for all laws, `tests/kernels/gpu_test.py` and
+  `tests/executors/cudnn_test.py`. docs/cells.md holds what is expected here.
   """
-  if isinstance(cell, LinearCell):
-    matrix = ("chunkwise",) if isinstance(cell, MatrixCell) else ()
-    return ("scan", "associative", "linear_scan", *matrix)
-  if not isinstance(cell, GatedCell):
-    return ("scan",)
-  in_cpp = ("cpu_kernel",) if kind(cell) and not unavailable() else ()
-  # "newton" needs a carry whose leaves all have the same width.
-  one_width = getattr(cell, "memory", 0) in (0, cell.features)
-  if isinstance(cell, ConvLSTM) or not one_width:
-    return ("scan", "fused", *in_cpp)
-  return ("scan", "fused", *in_cpp, "newton")
+  return tuple(
+    name
+    for name, executor in EXECUTORS.items()
+    if executor.platform in ("", "cpu")
+    and not executor.why_not(cell)
+    and not executor.why_not_here(HERE)
+  )
 
 
 def output_shape(cell):

@@ -4,13 +4,14 @@ The papers' formulas are written in NumPy, with the masks that were drawn.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recurrent import METHODS, cells, newton, unroll
+from recurrent import METHODS, cells, explain, newton, unroll
 from recurrent.cells import (
   GRU,
   LRU,
@@ -27,10 +28,12 @@ from recurrent.cells import (
   Zoneout,
   weight_drop,
 )
+from recurrent.kernels import cpu
 from tests.cells import reference
 from tests.cells.cases import assert_close, assert_same_bits, jit
 
 B, T, D, H = 3, 9, 2, 4
+X = jnp.ones((B, T, D))
 KEY = jax.random.key(3, impl="rbg")
 
 NOISY = {
@@ -98,7 +101,7 @@ def test_every_executor_gives_what_the_scan_gives(name, key):
   cell = NOISY[name]
   case = draw(cell)
   want = both_passes(cell, "scan", key, reverse=True)(*case)
-  for method in ("fused", "newton"):
+  for method in ("auto", "fused", "newton"):
     got = both_passes(cell, method, key, reverse=True)(*case)
     assert_close(got, want, 1e-11)
 
@@ -110,6 +113,84 @@ def test_without_a_key_nothing_is_drawn(name):
   params, _, inputs, *_ = draw(cell)
   again = cell.perturb(params, inputs, None)
   assert_same_bits(again, (params, inputs))
+
+
+def by_loop_in_cpp(cell, key):
+  """Whether "auto" runs a cell by a loop in C++, with noise drawn by `key`."""
+  plain = cell.init(KEY, D)
+
+  def run(inputs):
+    params, inputs = cell.perturb(plain, inputs, key)
+    return unroll(cell, params, None, inputs)
+
+  return "recurrent_kernel" in str(jax.make_jaxpr(run)(X))
+
+
+@pytest.mark.parametrize(
+  ("cell", "training", "evaluation"),
+  [
+    (WeightDrop(LSTM(H)), True, True),
+    (WeightNorm(GRU(H)), True, True),
+    (WeightNorm(WeightDrop(RNN(H))), True, True),
+    (RecurrentDropout(LSTM(H)), False, True),
+    (UpdateDropout(GRU(H)), False, True),
+    (WeightDrop(UpdateDropout(LSTM(H))), False, True),
+    (Zoneout(LSTM(H)), False, False),
+    (WeightDrop(LSTM(H, structure=LowRank(2))), False, False),
+  ],
+  ids=repr,
+)
+def test_noise_outside_the_time_step_leaves_the_loop_in_cpp(
+  cell, training, evaluation, monkeypatch
+):
+  monkeypatch.setattr(cpu, "unavailable", lambda: "")
+  assert by_loop_in_cpp(cell, KEY) == training
+  assert by_loop_in_cpp(cell, None) == evaluation
+  said = explain(cell)
+  assert ("cpu_kernel: possible" in said) == training
+  without = said.splitlines()[1]
+  assert without.startswith("without noise, as ") == (training != evaluation)
+  assert ("by 'cpu_kernel'" in without) == (training != evaluation)
+
+
+def test_explain_and_errors_say_what_noise_does_in_a_time_step():
+  for cell, why in (
+    (Zoneout(LSTM(H)), "chooses between old and new values of each unit"),
+    (UpdateDropout(LSTM(H)), "drops units of the candidate"),
+    (RecurrentDropout(LSTM(H)), "drops units of each row's hidden state"),
+  ):
+    why += ", and no loop in C++ does"
+    assert f"cpu_kernel: no, it {why}" in explain(cell)
+    with pytest.raises(ValueError, match=re.escape(why)):
+      unroll(cell, cell.init(KEY, D), None, X, method="cpu_kernel")
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_explain_describes_every_wrapper(name):
+  assert f"{NOISY[name]} runs by " in explain(NOISY[name])
+
+
+@pytest.mark.parametrize("name", ["weight norm", "recurrent dropout", "all"])
+@pytest.mark.usefixtures("x64")
+def test_forward_and_second_derivatives_are_those_of_the_scan(name):
+  cell = NOISY[name]
+  params, carry, inputs, *_ = draw(cell)
+  along = jnp.ones_like(inputs)
+
+  def derivatives(method):
+    def total(x):
+      noisy, x = cell.perturb(params, x, KEY)
+      return (unroll(cell, noisy, carry, x, method=method)[1] ** 2).sum()
+
+    product = lambda x: jnp.vdot(jax.grad(total)(x), along)
+    return lambda x: (
+      jax.jvp(total, (x,), (along,))[1],
+      jax.jvp(jax.grad(total), (x,), (along,))[1],
+      jax.grad(product)(x),
+    )
+
+  got, want = (jit(derivatives(m))(inputs) for m in ("auto", "scan"))
+  assert_close(got, want, 1e-10)
 
 
 @pytest.mark.usefixtures("x64")

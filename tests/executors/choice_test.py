@@ -24,42 +24,37 @@ def with_compiler(monkeypatch):
   monkeypatch.setattr(cpu, "unavailable", lambda: "")
 
 
-@pytest.mark.parametrize(
-  "row",
-  MEASURED,
-  ids=lambda r: f"{r['name']}-{r['batch']}x{r['time']}-{r['work']}",
-)
-@pytest.mark.usefixtures("with_compiler")
-def test_auto_is_nowhere_far_from_the_best_method(row):
-  cell = cells.get(row["name"])(row["features"])
-  chosen = choose(cell, HERE).method
-  # The worst is an mLSTM of 10 time steps, by half a millisecond.
-  assert row["ms"][chosen] <= 1.6 * min(row["ms"].values())
+@pytest.fixture
+def rows(with_compiler):
+  """The measurements, with the methods that the rules choose now."""
+  auto = lambda row: choose(cells.get(row["name"])(row["features"]), HERE)
+  return [{**row, "auto": auto(row).method} for row in MEASURED]
+
+
+def test_auto_is_at_most_a_tenth_slower_than_the_best_nearly_everywhere(rows):
+  assert len(methods.exceptions(rows)) <= 0.03 * len(rows)
+  over = [row["ms"][row["auto"]] / min(row["ms"].values()) for row in rows]
+  assert statistics.geometric_mean(over) <= 1.01
+
+
+def test_the_docs_name_all_cases_in_which_it_is_slower(rows):
+  # A paragraph may be filled anew.
+  words = lambda text: " ".join(text.split())
+  docs = (DOCS / "performance.md").read_text()
+  assert words(methods.report(rows)) in words(docs)
 
 
 @pytest.mark.usefixtures("with_compiler")
-def test_auto_is_at_most_a_tenth_slower_than_the_best_nearly_everywhere():
-  over = []
+def test_each_rule_was_measured_against_the_other_methods():
+  # A cell or a method that is newer than the measurements need not be in them.
+  taken = set()
   for row in MEASURED:
     cell = cells.get(row["name"])(row["features"])
-    chosen = choose(cell, HERE).method
-    over.append(row["ms"][chosen] / min(row["ms"].values()))
-  assert sum(x <= 1.1 for x in over) >= 0.95 * len(over)
-  assert statistics.geometric_mean(over) <= 1.02
-
-
-@pytest.mark.usefixtures("with_compiler")
-def test_what_was_measured_is_every_cell_by_every_method():
+    assert set(row["ms"]) <= set(methods.candidates(cell, HERE))
+    taken.add(choose(cell, HERE).name)
+  assert taken == {rule.name for rule in choice.TABLES["cpu"].rules}
   found = {(row["name"], row["batch"], row["time"]) for row in MEASURED}
-  assert found == {(c.name, c.batch, c.time) for c in methods.cases()}
-  for row in MEASURED:
-    cell = cells.get(row["name"])(row["features"])
-    able = {
-      name
-      for name, executor in EXECUTORS.items()
-      if not executor.why_not(cell) and not executor.why_not_here(HERE)
-    }
-    assert set(row["ms"]) == able - set(methods.LEFT_OUT)
+  assert found <= {(c.name, c.batch, c.time) for c in methods.cases()}
 
 
 @pytest.mark.parametrize("platform", choice.TABLES)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.experimental import rnn
 
-from recurrent import explain, unroll
+from recurrent import compile_for, explain, unroll
 from recurrent.cells import CELLS, LSTM
 from recurrent.executors import EXECUTORS, Setting, choose
 from tests.cells.cases import Case, assert_close, results
@@ -22,8 +22,9 @@ def reference(x, h, c, weights, lengths, *sizes):
 @pytest.fixture
 def gpu(monkeypatch):
   """Pretends that there is a GPU with cuDNN."""
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.setattr(rnn, "lstm", reference)
+  with compile_for("gpu"):
+    yield
 
 
 def drawn(cell, batch=3, time=7, width=5):

@@ -15,7 +15,7 @@ import pytest
 from jax._src.pallas.mosaic_gpu.interpret import params as interpreter
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from recurrent import explain, kernels, unroll
+from recurrent import compile_for, explain, kernels, unroll
 from recurrent.cells import (
   CELLS,
   GRU,
@@ -41,9 +41,10 @@ both_directions = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-  """As if there were a GPU."""
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def gpu():
+  """Chooses as on a machine with a GPU."""
+  with compile_for("gpu"):
+    yield
 
 
 @pytest.fixture

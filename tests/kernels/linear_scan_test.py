@@ -10,13 +10,14 @@ from recurrent.kernels import (
   linear_scan,
   tpu,
 )
-from recurrent.kernels.linear_scan import in_chunks, in_loops
+from recurrent.kernels.linear_scan import in_chunks, in_cpp, one_by_one
 
 WAYS = {
   "associative": associative_scan,
   "chunks": in_chunks,
+  "one by one": one_by_one,
   "tpu_kernel": tpu.linear_scan,
-  **({} if cpu.unavailable() else {"C++": in_loops}),
+  **({} if cpu.unavailable() else {"C++": in_cpp}),
 }
 
 

@@ -129,3 +129,19 @@ def test_without_a_compiler_xla_widens_the_matrix(monkeypatch):
   assert not runs_in_cpp()
   packed = pack(jnp.asarray(draw(6, 70)), "int8")
   assert packed.entries.shape == (6, 70) and packed.entries.dtype == jnp.int8
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_product_in_cpp_has_a_plain_form_for_other_platforms(dtype):
+  packed = pack(jnp.asarray(draw(7, 65)), dtype, in_cpp=True)
+  rows = jnp.asarray(draw(3, 7, seed=1))
+  run = jax.jit(lambda rows, packed: rows @ packed)
+  traced = run.trace(rows, packed)
+  assert "@recurrent_" in traced.lower().as_text()
+  there = traced.lower(lowering_platforms=("tpu",)).as_text()
+  assert "@recurrent_" not in there
+  exported = jax.export.export(jax.jit(lambda rows: rows @ packed))(rows)
+  np.testing.assert_allclose(
+    exported.call(rows), run(rows, packed), rtol=1e-5, atol=1e-5
+  )

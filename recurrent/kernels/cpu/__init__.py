@@ -17,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ import jaxlib
 import numpy as np
 
 from recurrent.cache import private_folder
+from recurrent.setting import Setting
 from recurrent.types import Array
 
 SOURCE = pathlib.Path(__file__).with_name("loops.cc")
@@ -60,6 +61,32 @@ def unavailable() -> str:
   The first call compiles them, or finds them compiled.
   """
   return register(SOURCE, HANDLERS)
+
+
+def why_not_here(setting: Setting, dtypes: Collection[Any] = DTYPES) -> str:
+  """Returns why the loops cannot run in a setting; empty if they can.
+
+  Args:
+    setting: the platform and the dtypes.
+    dtypes: those that the loop computes in.
+  """
+  if setting.platform != "cpu":
+    return f"is for CPUs, not for {setting.platform}"
+  if setting.dtype not in dtypes or setting.dtype != setting.carry_dtype:
+    return (
+      f"computes in float32 or float64, carry and all, not in {setting.widths}"
+    )
+  return unavailable()
+
+
+def why_slow_here(setting: Setting) -> str:
+  """Returns why the loops are slow in a setting; empty if they are not.
+
+  A call into C++ runs on one device, so the compiler gathers sharded arrays.
+  """
+  if setting.devices == 1:
+    return ""
+  return f"gathers arrays that are sharded over {setting.devices} devices"
 
 
 def register(source: pathlib.Path, names: Sequence[str]) -> str:
