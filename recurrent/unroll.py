@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from recurrent import executors
 from recurrent.cells.base import Cell, GatedCell, check_params
+from recurrent.checks import check_carry, check_flags
 from recurrent.executors.fused import CARRIES
 from recurrent.executors.newton import NewtonReport
 from recurrent.kernels.transforms import vary_alike
@@ -212,13 +213,13 @@ def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   batch, time = _batch_and_time(inputs)
   check_params(cell, params, inputs)
   cell.check_inputs(params, inputs)
-  _check_flags("mask", mask, (batch, time))
-  _check_flags("resets", resets, (batch, time))
+  check_flags("mask", mask, (batch, time))
+  check_flags("resets", resets, (batch, time))
   zero = cell.initial_carry(params, (batch,))
   initial = zero if initial is None else initial
   carry = initial if carry is None else carry
-  _check_carry("initial", initial, zero)
-  _check_carry("carry", carry, zero)
+  check_carry("initial", initial, zero)
+  check_carry("carry", carry, zero)
   dtype = compute_dtype(inputs)
   if mask is not None:
     # Masked inputs are set to zero before any arithmetic: a NaN that `where`
@@ -498,25 +499,3 @@ def compute_dtype(inputs: Any) -> jnp.dtype:
       " cast or embed them"
     )
   return jnp.result_type(*floats)
-
-
-def _check_flags(name, flags, shape):
-  if flags is None:
-    return
-  if flags.shape != shape:
-    hint = "; transpose it?" if flags.shape == shape[::-1] else ""
-    raise ValueError(
-      f"{name} must be [batch, time] = {shape}, got {flags.shape}{hint}"
-    )
-  if flags.dtype != jnp.bool_:
-    raise ValueError(f"{name} must be Boolean, got {flags.dtype}")
-
-
-def _check_carry(name, carry, initial):
-  got, want = (
-    jax.tree.map(lambda x: (x.shape, str(x.dtype)), t) for t in (carry, initial)
-  )
-  # NamedTuples of different classes compare equal if their values do, so the
-  # structures are compared as well.
-  if got != want or jax.tree.structure(carry) != jax.tree.structure(initial):
-    raise ValueError(f"{name} must be {want}, got {got}")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from recurrent import numerics
 from recurrent.cells import base
 from recurrent.cells.lstm import LSTM, LSTMCarry
+from recurrent.checks import check_positive
 from recurrent.types import Array, Float
 
 
@@ -64,10 +65,7 @@ class ConvLSTM(base.GatedCell):
         "spatial must be a tuple of one to three positive integers,"
         f" got {self.spatial!r}"
       )
-    if not whole(self.kernel_size):
-      raise ValueError(
-        f"kernel_size must be a positive integer, got {self.kernel_size!r}"
-      )
+    check_positive("kernel_size", self.kernel_size)
 
   def init(self, key, in_features):
     """Draws `ConvLSTMParams`: LeCun kernels over a window's entries."""

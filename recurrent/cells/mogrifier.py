@@ -8,6 +8,7 @@ import jax
 from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.cells.lstm import LSTM, LSTMParams
+from recurrent.checks import check_width
 from recurrent.types import Array, Float
 
 
@@ -66,7 +67,7 @@ class Mogrifier(base.Cell):
 
   def project(self, params, inputs):
     """Returns the inputs, whose scaling depends on the carry."""
-    numerics.check_width("inputs", inputs, len(params.lstm.kernel))
+    check_width("inputs", inputs, len(params.lstm.kernel))
     return inputs
 
   def step(self, params, carry, projected):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent.cells.base import Cell
+from recurrent.checks import check_flags
 from recurrent.nn import loading
 from recurrent.nn.recurrent import Recurrent
 from recurrent.types import (
@@ -134,6 +135,9 @@ class Bidirectional(nnx.Module):
       backward layer after the first, and the merged outputs [batch, time, H]
       (2 H features with "concat"), which are zero where the mask is False.
     """
+    shape = jax.tree.leaves(inputs)[0].shape[:2]
+    check_flags("mask", mask, shape)
+    check_flags("resets", resets, shape)
     past, future = (None, None) if carry is None else carry
     ends = None if resets is None else sequence_ends(resets, mask)
     keys = (None, None) if key is None else jax.random.split(key)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent import numerics
+from recurrent.checks import check_positive, check_sequence
 from recurrent.masking import blank
 from recurrent.nn import attention
 from recurrent.types import Activations, Array, Float, Mask
@@ -123,7 +124,7 @@ class Pooling(nnx.Module):
         f"kind must be one of {[*POOLINGS, 'attention']}, got {kind!r}"
       )
     self.kind = kind
-    self.features = attention.check_positive("features", features)
+    self.features = check_positive("features", features)
     if kind == "ends" and features % 2:
       raise ValueError(f'features must be even for kind="ends", got {features}')
     learned = kind == "attention"
@@ -145,7 +146,7 @@ class Pooling(nnx.Module):
     Raises:
       ValueError: if an argument has the wrong shape or dtype.
     """
-    attention.check_sequence(outputs, self.features, mask, None, name="outputs")
+    check_sequence(outputs, self.features, mask, None, name="outputs")
     if self.query is None:
       return POOLINGS[self.kind](outputs, mask)
     outputs = blank(mask, outputs)
