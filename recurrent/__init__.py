@@ -5,7 +5,7 @@ modules of them. docs/architecture.md shows the levels of the house.
 """
 
 from recurrent import cells
-from recurrent.masking import restart
+from recurrent.masking import length_mask, restart
 from recurrent.trace import trace
 from recurrent.unroll import METHODS, explain, newton, unroll
 from recurrent.version import __version__
@@ -15,6 +15,7 @@ __all__ = [
   "__version__",
   "cells",
   "explain",
+  "length_mask",
   "newton",
   "restart",
   "trace",

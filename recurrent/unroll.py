@@ -20,8 +20,8 @@ from recurrent.checks import check_carry, check_flags
 from recurrent.executors.fused import CARRIES
 from recurrent.executors.newton import NewtonReport
 from recurrent.kernels.transforms import vary_alike
-from recurrent.masking import TimeSteps, at, length, select
-from recurrent.types import Array, Carry, Mask, Params, Remat
+from recurrent.masking import TimeSteps, as_mask, at, length, select
+from recurrent.types import Array, Carry, Lengths, Mask, Params, Remat
 
 METHODS = ("auto", *executors.EXECUTORS)
 
@@ -46,6 +46,7 @@ def unroll(
   inputs: Any,
   *,
   mask: Mask | None = None,
+  seq_lengths: Lengths | None = None,
   resets: Mask | None = None,
   initial: Carry | None = None,
   reverse: bool = False,
@@ -68,6 +69,10 @@ def unroll(
     mask: [batch, time], True where a time step is real. At all other time steps
       the carry does not change, the outputs are zero, and the inputs are
       ignored, even if they are NaN. A row may have no real time step.
+    seq_lengths: [batch], number of real time steps in each row, instead of a
+      mask for sequences that are padded at their end. A length may be 0. A
+      length that is negative or greater than time raises an error, except
+      inside `jax.jit`, where values are not known (see `length_mask`).
     resets: [batch, time], True where a time step starts from the initial carry.
       A reset at a masked time step has no effect.
     initial: the initial carry, [batch, ...], such as a learnt one; None:
@@ -96,6 +101,7 @@ def unroll(
   """
   check_method(cell, method)
   check_remat(cell, method, remat)
+  mask = as_mask(mask, seq_lengths, inputs)
   run = functools.partial(_unroll, cell, method, reverse, remat)
   return _by_compiler(run, params, carry, inputs, mask, resets, initial)
 
@@ -137,6 +143,7 @@ def newton(
   inputs: Any,
   *,
   mask: Mask | None = None,
+  seq_lengths: Lengths | None = None,
   resets: Mask | None = None,
   initial: Carry | None = None,
   reverse: bool = False,
@@ -154,6 +161,7 @@ def newton(
     carry: see `unroll`.
     inputs: see `unroll`.
     mask: see `unroll`.
+    seq_lengths: see `unroll`.
     resets: see `unroll`.
     initial: see `unroll`.
     reverse: see `unroll`.
@@ -174,6 +182,7 @@ def newton(
   """
   resolve_method(cell, "newton")
   how = executors.Newton(tolerance, max_iterations, damping)
+  mask = as_mask(mask, seq_lengths, inputs)
   run = functools.partial(_newton, cell, how, reverse)
   args = params, carry, inputs, mask, resets, initial
   return _by_compiler(run, *args, replicated=1)

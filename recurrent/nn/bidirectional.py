@@ -8,6 +8,7 @@ from flax import nnx
 
 from recurrent.cells.base import Cell
 from recurrent.checks import check_flags
+from recurrent.masking import as_mask
 from recurrent.nn import loading
 from recurrent.nn.recurrent import Recurrent
 from recurrent.types import (
@@ -16,6 +17,7 @@ from recurrent.types import (
   Bool,
   Carry,
   Float,
+  Lengths,
   Mask,
   Params,
   PRNGKey,
@@ -116,6 +118,7 @@ class Bidirectional(nnx.Module):
     inputs: Activations,
     *,
     mask: Mask | None = None,
+    seq_lengths: Lengths | None = None,
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[tuple[Carry, Carry], Float[Array, "B T H"]]:
@@ -126,6 +129,8 @@ class Bidirectional(nnx.Module):
         initial carries.
       inputs: [batch, time, D].
       mask: [batch, time], True where a time step is real.
+      seq_lengths: [batch], number of real time steps in each row, instead of a
+        mask; see `recurrent.unroll`.
       resets: [batch, time], True where a sequence begins. The backward layer is
         reset at the last real time step of each sequence.
       key: draws the noise of the cells; None for evaluation.
@@ -136,6 +141,7 @@ class Bidirectional(nnx.Module):
       (2 H features with "concat"), which are zero where the mask is False.
     """
     shape = jax.tree.leaves(inputs)[0].shape[:2]
+    mask = as_mask(mask, seq_lengths, inputs)
     check_flags("mask", mask, shape)
     check_flags("resets", resets, shape)
     past, future = (None, None) if carry is None else carry

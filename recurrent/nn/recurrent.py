@@ -14,6 +14,7 @@ from recurrent.types import (
   Array,
   Carry,
   Float,
+  Lengths,
   Mask,
   Params,
   PRNGKey,
@@ -122,6 +123,7 @@ class Recurrent(nnx.Module):
     inputs: Activations,
     *,
     mask: Mask | None = None,
+    seq_lengths: Lengths | None = None,
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[Carry, Float[Array, "B T H"]]:
@@ -131,6 +133,8 @@ class Recurrent(nnx.Module):
       carry: the cell's carry, [batch, ...]; None: the initial carry.
       inputs: [batch, time, D].
       mask: [batch, time], True where a time step is real.
+      seq_lengths: [batch], number of real time steps in each row, instead of a
+        mask; see `recurrent.unroll`.
       resets: [batch, time], True where a sequence begins.
       key: PRNG key for the noise of the cell, if it has any (see
         `recurrent.cells.noise`); it is drawn once for the whole sequence. None
@@ -147,6 +151,7 @@ class Recurrent(nnx.Module):
       carry,
       inputs,
       mask=mask,
+      seq_lengths=seq_lengths,
       resets=resets,
       initial=None if self.start is None else self.initial_carry(batch),
       reverse=self.reverse,
