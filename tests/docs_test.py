@@ -1,5 +1,6 @@
 """The Python in README.md and docs/ runs as it stands there."""
 
+import configparser
 import importlib.util
 import inspect
 import pathlib
@@ -140,6 +141,25 @@ def test_what_a_page_names_in_the_library_exists(path):
     and not importlib.util.find_spec(f"{rooms[room].__name__}.{name}")
   }
   assert not lost
+
+
+def test_the_levels_drawn_are_those_that_the_linter_checks():
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / "setup.cfg")
+  contract = setup["importlinter:contract:levels"]["layers"]
+  checked = [
+    # A name in parentheses may be missing.
+    {name for name in line.split(" | ") if name[0] != "("}
+    for line in contract.split("\n")
+    if line
+  ]
+  page = (ROOT / "docs" / "architecture.md").read_text()
+  tree = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
+  drawn = [
+    set(re.findall(r"\b(\w+)(?:/|\.py)(?=\s|$)", line))
+    for line in tree.splitlines()
+  ]
+  assert drawn == [{"experiments"}, *checked]
 
 
 def test_links_lead_to_files():
