@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import numerics
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.cells.lstm import LSTM, LSTMCarry
 from recurrent.checks import check_positive
@@ -70,9 +70,8 @@ class ConvLSTM(base.GatedCell):
   def init(self, key, in_features):
     """Draws `ConvLSTMParams`: LeCun kernels over a window's entries."""
     window = (self.kernel_size,) * len(self.spatial)
-    lecun = jax.nn.initializers.lecun_uniform()
     kernel, recurrent = (
-      lecun(k, (*window, width, 4 * self.features), jnp.float32)
+      initializers.lecun_uniform(k, (*window, width, 4 * self.features))
       for k, width in zip(
         jax.random.split(key), (in_features, self.features), strict=True
       )

@@ -179,7 +179,7 @@ class AdditiveAttention(Attention):
     check_positive("features", features)
     self.query = drawn(rngs, query_features, features)
     self.key = drawn(rngs, encoded_features, features)
-    self.score = drawn(rngs, features)
+    self.score = nnx.Param(drawn(rngs, features, 1)[..., 0])
 
   def _keys_and_values(self, encoded):
     return _product(encoded, self.key), encoded
@@ -580,7 +580,7 @@ def take(array: Num[Array, "B S ..."], index: Int[Array, "B T"]) -> Array:
 
 def drawn(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
   """Draws a parameter [fan_in, ...] that preserves unit variance."""
-  return nnx.Param(initializers.uniform_fan_in(rngs.params(), shape))
+  return nnx.Param(initializers.lecun_uniform(rngs.params(), shape))
 
 
 def _weighted_mean(scores, keys):
