@@ -31,8 +31,8 @@ def parse_shares(text: str) -> Shares:
     percent = []
   if len(percent) != 3 or min(percent) <= 0 or abs(sum(percent) - 100) > 1e-6:
     raise ConfigError(
-      f"--splits={text} does not give three shares in percent",
-      "use three positive numbers that sum to 100, such as --splits=80,10,10",
+      f"`splits={text}` does not give three shares in percent",
+      "use three positive numbers that sum to 100, such as `splits=80,10,10`",
     )
   return Shares(*(part / 100 for part in percent))
 

@@ -153,6 +153,16 @@ class Attention(nnx.Module):
 class AdditiveAttention(Attention):
   """Additive attention: score = v . tanh(query W + encoded U).
 
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> attention = nn.AdditiveAttention(4, 6, 8, rngs=nnx.Rngs(0))
+    >>> keys = attention.precompute(jnp.ones((2, 7, 6)))  # encoded sequences
+    >>> context, weights = attention(keys, jnp.ones((2, 4)))  # one query a row
+    >>> context.shape, weights.shape
+    ((2, 6), (2, 7))
+
   Args:
     query_features: width of the queries.
     encoded_features: width of the encoded sequence and of the context.
@@ -196,6 +206,16 @@ class AdditiveAttention(Attention):
 
 class MultiplicativeAttention(Attention):
   """Multiplicative attention: score = query . (encoded W) or query . encoded.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> attention = nn.MultiplicativeAttention(4, 6, rngs=nnx.Rngs(0))
+    >>> keys = attention.precompute(jnp.ones((2, 7, 6)))  # encoded sequences
+    >>> context, weights = attention(keys, jnp.ones((2, 4)))  # one query a row
+    >>> context.shape, weights.shape
+    ((2, 6), (2, 7))
 
   Args:
     query_features: width of the queries.
@@ -247,6 +267,16 @@ class MultiHeadAttention(Attention):
   The queries and the encoded sequence are two different sequences; for
   attention of a sequence to itself there is `SelfAttention`.
 
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> attention = nn.MultiHeadAttention(4, 6, 8, heads=2, rngs=nnx.Rngs(0))
+    >>> keys = attention.precompute(jnp.ones((2, 7, 6)))  # encoded sequences
+    >>> context, weights = attention(keys, jnp.ones((2, 4)))  # one query a row
+    >>> context.shape, weights.shape
+    ((2, 8), (2, 2, 7))
+
   Args:
     query_features: width of the queries.
     encoded_features: width of the encoded sequence.
@@ -292,6 +322,14 @@ class SelfAttention(nnx.Module):
   """Multi-head attention of a sequence to itself.
 
   Masked time steps are not attended to and do not count as positions.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> attention = nn.SelfAttention(8, heads=2, causal=True, rngs=nnx.Rngs(0))
+    >>> attention(jnp.ones((2, 5, 8))).shape
+    (2, 5, 8)
 
   Args:
     features: width of inputs and outputs.

@@ -35,6 +35,15 @@ MERGES: dict[str, Callable[[Array, Array], Array]] = {
 class Bidirectional(nnx.Module):
   """Runs two recurrent layers over one sequence, in opposite directions.
 
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import cells, nn
+    >>> layer = nn.Bidirectional(cells.GRU(8), 3, rngs=nnx.Rngs(0))
+    >>> (forward, backward), outputs = layer(None, jnp.ones((2, 5, 3)))
+    >>> outputs.shape, forward.hidden.shape
+    ((2, 5, 16), (2, 8))
+
   Args:
     cell: any cell; each direction draws its own parameters.
     in_features: width D of the inputs.

@@ -31,6 +31,17 @@ class Recurrent(nnx.Module):
   Assigning plain arrays to either sets the values of the existing variables,
   so that an optimiser that was created for them goes on to train them.
 
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import cells, nn
+    >>> layer = nn.Recurrent(cells.LSTM(8), 3, rngs=nnx.Rngs(0))
+    >>> inputs = jnp.ones((2, 5, 3))  # [batch, time, features]
+    >>> carry, outputs = layer(None, inputs, seq_lengths=jnp.array([5, 2]))
+    >>> outputs.shape, carry.hidden.shape
+    ((2, 5, 8), (2, 8))
+    >>> carry, outputs = layer(carry, inputs)  # goes on where it ended
+
   Args:
     cell: any cell.
     in_features: width D of the inputs.
