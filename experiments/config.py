@@ -222,6 +222,23 @@ def parse(cls: type[Checked], argv: Sequence[str]) -> Any:
   return config
 
 
+def as_flags(message: str, cls: type[Checked]) -> str:
+  """Writes the arguments that a message names as flags.
+
+  Args:
+    message: the text of a `UserError`, in which "`name`" and "`name=value`" are
+      arguments (see `recurrent.errors`).
+    cls: the class of the configuration. Names that are not its fields are left
+      as they are.
+
+  Returns:
+    The message with "--name" and "--name=value" in their place.
+  """
+  names = {field.name for field in dataclasses.fields(cls)}
+  flag = lambda match: f"--{match[1]}" if match[2] in names else match[0]
+  return re.sub("`((\\w+)(?:=[^`]*)?)`", flag, message)
+
+
 def _refuse_idle_flags(config, given):
   """Raises ConfigError if a given flag would have no effect (see `NEEDS`)."""
   for name, (other, wanted) in config.NEEDS.items():

@@ -153,7 +153,7 @@ def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
     if jax.process_index() == 0:
       print(json.dumps(result), flush=True)
   except UserError as error:
-    print(error, file=sys.stderr)
+    print(config_lib.as_flags(str(error), config_class), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(error.exit_code)

@@ -5,7 +5,7 @@ modules of them. docs/architecture.md shows the levels of the house.
 """
 
 from recurrent import cells
-from recurrent.masking import restart
+from recurrent.masking import length_mask, restart
 from recurrent.setting import compile_for
 from recurrent.trace import trace
 from recurrent.unroll import METHODS, explain, newton, unroll
@@ -17,6 +17,7 @@ __all__ = [
   "cells",
   "compile_for",
   "explain",
+  "length_mask",
   "newton",
   "restart",
   "trace",

@@ -1,8 +1,11 @@
 """Errors that a user can cause, with a cause, a remedy and an exit code.
 
 Library functions raise `ValueError` for a wrong argument. The errors here are
-for input of a program: flags, files, a workdir, a learning rate. Scripts print
-`cause` and `remedy`, one line each, and exit with `exit_code`.
+for input of a program: values of a configuration, files, a workdir. Scripts
+print `cause` and `remedy`, one line each, and exit with `exit_code`.
+
+Messages name arguments in backticks, with or without a value: "`devices=9`, but
+there are 8". Scripts print these as flags, `--devices=9`.
 """
 
 
@@ -26,7 +29,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-  """A flag or a combination of flags is wrong."""
+  """A value or a combination of values is wrong."""
 
   exit_code = 2
 

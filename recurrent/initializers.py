@@ -1,33 +1,14 @@
 """Initialisers: functions that draw float32 parameters from a PRNG key."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 from recurrent.types import Array, PRNGKey
 
-
-def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...]) -> Array:
-  """Draws uniformly from +-sqrt(3 / fan_in), which preserves unit variance.
-
-  Args:
-    key: PRNG key.
-    shape: [fan_in, fan_out].
-
-  Returns:
-    float32 array of `shape`.
-
-  Reference:
-    LeCun, Bottou, Orr & Mueller, "Efficient BackProp", 1998.
-  """
-  bound = math.sqrt(3.0 / shape[0])
-  return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-
-def normal(key: PRNGKey, shape: tuple[int, ...], scale: float = 1.0) -> Array:
-  """Draws from a normal distribution of standard deviation `scale`, float32."""
-  return scale * jax.random.normal(key, shape, jnp.float32)
+# `lecun_uniform(key, [..., fan_in, fan_out])` draws uniformly from
+# +-sqrt(3 / fan_in), which preserves unit variance (LeCun, Bottou, Orr &
+# Mueller, "Efficient BackProp", 1998).
+lecun_uniform = jax.nn.initializers.lecun_uniform(dtype=jnp.float32)
 
 
 def uniform(

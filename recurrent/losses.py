@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import optax
 
+from recurrent import numerics
 from recurrent.types import Activations, Array, Float, Int, Mask
 
 
@@ -37,7 +38,7 @@ def activation_penalty(
     Merity, McCann & Socher, "Revisiting activation regularization for language
     RNNs", 2017.
   """
-  return _mean(jnp.square(_wide(outputs)).mean(axis=-1), mask)
+  return _mean(jnp.square(numerics.widen(outputs)).mean(axis=-1), mask)
 
 
 def temporal_activation_penalty(
@@ -63,7 +64,7 @@ def temporal_activation_penalty(
     Merity, McCann & Socher, "Revisiting activation regularization for language
     RNNs", 2017.
   """
-  outputs = _wide(outputs)
+  outputs = numerics.widen(outputs)
   changes = jnp.square(outputs[:, 1:] - outputs[:, :-1]).mean(axis=-1)
   counts = jnp.ones(changes.shape, bool)
   if mask is not None:
@@ -71,11 +72,6 @@ def temporal_activation_penalty(
   if resets is not None:
     counts = counts & ~resets[:, 1:]
   return _mean(changes, counts)
-
-
-def _wide(array):
-  """Casts 16-bit floats to float32, since a sum over all time steps follows."""
-  return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
 
 
 def _mean(values, mask):

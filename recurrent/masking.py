@@ -1,12 +1,14 @@
-"""Masks and resets applied to pytrees of arrays, as all executors need them."""
+"""Masks and resets: made from lengths, and applied to pytrees of arrays."""
 
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from recurrent.types import Array, Carry
+from recurrent.checks import check_flags
+from recurrent.types import Array, Bool, Carry, Lengths, Mask
 
 
 class TimeSteps(NamedTuple):
@@ -22,6 +24,79 @@ class TimeSteps(NamedTuple):
   projected: Any
   mask: Array | None
   resets: Array | None
+
+
+def length_mask(seq_lengths: Lengths, time: int) -> Bool[Array, "B T"]:
+  """Makes the mask of sequences that are padded at their end.
+
+  Inside `jax.jit` the values of the lengths are not known and are not checked:
+  a length greater than `time` then counts as `time`, and a negative one as 0.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from recurrent import length_mask
+    >>> length_mask(jnp.array([2, 0]), 3).astype(int).tolist()
+    [[1, 1, 0], [0, 0, 0]]
+
+  Args:
+    seq_lengths: [batch], number of real time steps in each row. It may be 0.
+    time: number of time steps in the mask.
+
+  Returns:
+    [batch, time], True at the first `seq_lengths` time steps of each row.
+
+  Raises:
+    ValueError: if the lengths are not integers [batch], or one of them is
+      negative or greater than `time`.
+  """
+  if not isinstance(seq_lengths, jax.Array):
+    seq_lengths = np.asarray(seq_lengths)
+  if seq_lengths.ndim != 1 or not jnp.issubdtype(
+    seq_lengths.dtype, jnp.integer
+  ):
+    raise ValueError(
+      "seq_lengths must be integers [batch], got"
+      f" {seq_lengths.dtype} {seq_lengths.shape}"
+    )
+  # Values are known unless the array is traced or lies on other processes.
+  if not isinstance(seq_lengths, jax.core.Tracer) and getattr(
+    seq_lengths, "is_fully_addressable", True
+  ):
+    for length in np.asarray(seq_lengths).tolist():
+      if not 0 <= length <= time:
+        raise ValueError(
+          f"seq_lengths must be from 0 to {time} time steps, got {length}"
+        )
+  narrow = seq_lengths.dtype.itemsize < 4
+  lengths = jnp.asarray(seq_lengths, jnp.int32 if narrow else None)[:, None]
+  shape = len(seq_lengths), time
+  places = jax.lax.broadcasted_iota(lengths.dtype, shape, 1)
+  return places < jnp.broadcast_to(lengths, shape)
+
+
+def as_mask(
+  mask: Mask | None, seq_lengths: Lengths | None, inputs: Any
+) -> Mask | None:
+  """Returns the mask that a caller gave, as a mask or as lengths.
+
+  Args:
+    mask: [batch, time], or None.
+    seq_lengths: [batch], as for `length_mask`, or None.
+    inputs: a pytree of arrays [batch, time, ...].
+
+  Raises:
+    ValueError: if both are given, or the lengths do not fit the inputs.
+  """
+  if seq_lengths is None:
+    return mask
+  if mask is not None:
+    raise ValueError("give mask or seq_lengths, got both")
+  shapes = [x.shape for x in jax.tree.leaves(inputs)]
+  if not shapes or len(shapes[0]) < 2:
+    raise ValueError(f"inputs must be [batch, time, features], got {shapes}")
+  made = length_mask(seq_lengths, shapes[0][1])
+  check_flags("seq_lengths", made[:, 0], shapes[0][:1], "[batch]")
+  return made
 
 
 def restart(resets: Array | None, initial: Carry, carry: Carry) -> Carry:

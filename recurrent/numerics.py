@@ -9,6 +9,7 @@ of a batch.
 import jax
 import jax.numpy as jnp
 
+from recurrent.checks import check_width
 from recurrent.types import Array, Carry, Params
 
 
@@ -135,23 +136,3 @@ def split_gates(array: Array, gates: int) -> list[Array]:
 def as_carry(array: Array, carry: Carry) -> Array:
   """Casts an array to the dtype of the carry, in which `gate` computes."""
   return array.astype(jax.tree.leaves(carry)[0].dtype)
-
-
-def check_features(features: int) -> int:
-  """Returns `features` if it is a valid width of a cell.
-
-  Raises:
-    ValueError: if it is not a positive integer.
-  """
-  if type(features) is not int or features < 1:
-    raise ValueError(f"features must be a positive integer, got {features!r}")
-  return features
-
-
-def check_width(name: str, array: Array, width: int) -> None:
-  """Raises ValueError unless the last axis of an array has length `width`."""
-  got = array.shape[-1] if hasattr(array, "shape") else type(array).__name__
-  if got != width:
-    raise ValueError(
-      f"{name} must be {width} wide, as params are for, got {got}"
-    )

@@ -21,10 +21,35 @@ from optax import contrib
 from recurrent.errors import ConfigError
 from recurrent.types import Array, Float, PyTree
 
-# Optimisers of optax that are not offered. lbfgs does a line search, which
-# evaluates the loss more than once a step; the others do not accept a schedule,
-# or are deprecated.
-NOT_HERE = ("lbfgs", "rprop", "sm3", "noisy_sgd", "optimistic_adam")
+# All take the learning rate as a schedule. Of optax's optimisers these are left
+# out: lbfgs, whose line search evaluates the loss more than once a step; rprop,
+# sm3 and noisy_sgd, which do not take a schedule; and optimistic_adam, which is
+# deprecated.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+  "adabelief": optax.adabelief,
+  "adadelta": optax.adadelta,
+  "adafactor": optax.adafactor,
+  "adagrad": optax.adagrad,
+  "adam": optax.adam,
+  "adamax": optax.adamax,
+  "adamaxw": optax.adamaxw,
+  "adamw": optax.adamw,
+  "adan": optax.adan,
+  "amsgrad": optax.amsgrad,
+  "fromage": optax.fromage,
+  "lamb": optax.lamb,
+  "lars": optax.lars,
+  "lion": optax.lion,
+  "novograd": optax.novograd,
+  "optimistic_adam_v2": optax.optimistic_adam_v2,
+  "optimistic_gradient_descent": optax.optimistic_gradient_descent,
+  "radam": optax.radam,
+  "rmsprop": optax.rmsprop,
+  "sgd": optax.sgd,
+  "sign_sgd": optax.sign_sgd,
+  "signum": optax.signum,
+  "yogi": optax.yogi,
+}
 SCHEDULES = ("constant", "cosine", "plateau")
 # Ends of the names of parameters that are not matrices, whatever their rank:
 # the bias of stacked layers, for example, has two axes.
@@ -38,7 +63,7 @@ class OptimizerConfig:
   """Configuration of the optimiser; 0 switches a penalty or a clip off.
 
   Args:
-    optimizer: name of an optimiser in optax, such as adam or sgd.
+    optimizer: one of `OPTIMIZERS`, such as adam or sgd.
     learning_rate: peak learning rate.
     schedule: learning rate after the warm-up: constant, cosine or plateau.
     warmup_steps: number of updates of linear warm-up of the learning rate.
@@ -107,7 +132,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     after = optax.constant_schedule(config.learning_rate)
   else:
     raise ConfigError(
-      f"--schedule={config.schedule} is unknown",
+      f"`schedule={config.schedule}` is unknown",
       f"use one of {', '.join(SCHEDULES)}",
     )
   if not warmup:
@@ -159,17 +184,17 @@ def make_optimizer(
   if config.schedule == "plateau":
     if not 0 < config.plateau_factor < 1:
       raise ConfigError(
-        f"--plateau_factor={config.plateau_factor} is out of range",
+        f"`plateau_factor={config.plateau_factor}` is out of range",
         "use a number between 0 and 1",
       )
     if config.plateau_patience < 1:
       raise ConfigError(
-        f"--plateau_patience={config.plateau_patience} is out of range",
+        f"`plateau_patience={config.plateau_patience}` is out of range",
         "use at least 1",
       )
     if not 0 <= config.plateau_min < 1:
       raise ConfigError(
-        f"--plateau_min={config.plateau_min} is out of range",
+        f"`plateau_min={config.plateau_min}` is out of range",
         "use a number from 0, for no bound, to below 1",
       )
     chain.append(
@@ -280,20 +305,21 @@ def decayed(model: nnx.Module) -> PyTree:
 
 
 def _named_optimizer(config, schedule):
-  make = getattr(optax, config.optimizer, None)
-  if not _takes_learning_rate(make):
-    names = [n for n in dir(optax) if _takes_learning_rate(getattr(optax, n))]
-    near = difflib.get_close_matches(config.optimizer.lower(), names, n=1)
-    hint = f"did you mean --optimizer={near[0]}?" if near else "try adam or sgd"
+  name = config.optimizer
+  if name not in OPTIMIZERS:
+    near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
+    hint = f"did you mean `optimizer={near[0]}`? " if near else ""
     raise ConfigError(
-      f"--optimizer={config.optimizer} is no optax optimiser", hint
+      f"`optimizer={name}` is unknown",
+      f"{hint}use one of {', '.join(OPTIMIZERS)}",
     )
+  make = OPTIMIZERS[name]
   known = inspect.signature(make).parameters
   chosen = {"b1": config.b1, "b2": config.b2}
   chosen = {k: v for k, v in chosen.items() if v is not None}
   if "weight_decay" in known:
-    # Only --weight_decay decays weights; some of optax's optimisers would do so
-    # by default, biases included.
+    # Only `config.weight_decay` decays weights; some of optax's optimisers
+    # would do so by default, biases included.
     chosen["weight_decay"] = 0.0
   # A default value is dropped if the optimiser has no such argument; a value
   # that was chosen is refused below.
@@ -306,25 +332,10 @@ def _named_optimizer(config, schedule):
   for name in chosen:
     if name not in known:
       raise ConfigError(
-        f"--{name} is set, but optax.{config.optimizer} has no {name}",
-        f"leave --{name} out, or choose another --optimizer",
+        f"`{name}` is set, but optax.{config.optimizer} has no {name}",
+        f"leave `{name}` out, or choose another `optimizer`",
       )
   return make(learning_rate=schedule, **chosen)
-
-
-def _takes_learning_rate(make) -> bool:
-  name = getattr(make, "__name__", "")
-  if not inspect.isfunction(make) or name in NOT_HERE or "scale_by" in name:
-    return False
-  parameters = inspect.signature(make).parameters
-  others = [
-    p
-    for name, p in parameters.items()
-    if name != "learning_rate"
-    and p.default is p.empty
-    and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-  ]
-  return "learning_rate" in parameters and not others
 
 
 def _map_matrices(function, matrices, updates, params):

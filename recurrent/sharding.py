@@ -27,8 +27,8 @@ def make_mesh(devices: int | None = None) -> Mesh:
   available = jax.device_count()
   if devices and devices > available:
     raise ConfigError(
-      f"--devices={devices}, but there are {available}",
-      f"use --devices={available}, or leave the flag out for all",
+      f"`devices={devices}`, but there are {available}",
+      f"use `devices={available}`, or 0 for all",
     )
   # Auto, since under Explicit, the default since jax 0.9, a plain embedding
   # lookup of sharded tokens is a type error.
@@ -78,7 +78,7 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
   """Raises ConfigError unless the devices divide the batch evenly.
 
   Args:
-    name: name of the flag of the batch size, for the message.
+    name: name of the argument of the batch size, for the message.
     batch_size: rows of the global batch.
     mesh: the mesh of devices.
   """
@@ -86,8 +86,8 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
   if batch_size % n == 0:
     return
   below, above = batch_size // n * n, -(-batch_size // n) * n
-  near = f"{below} or {above}" if below else f"{above}"
+  near = [x for x in (below, above) if x]
   raise ConfigError(
-    f"--{name}={batch_size} does not divide over {n} devices",
-    f"use --{name}={near}",
+    f"`{name}={batch_size}` does not divide over {n} devices",
+    f"use {' or '.join(f'`{name}={rows}`' for rows in near)}",
   )

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from recurrent.cells.base import Cell
 from recurrent.executors.scan import time_step
-from recurrent.masking import TimeSteps
-from recurrent.types import Array, Carry, Mask, Params, PyTree
+from recurrent.masking import TimeSteps, as_mask
+from recurrent.types import Array, Carry, Lengths, Mask, Params, PyTree
 from recurrent.unroll import _begin
 
 
@@ -17,6 +17,7 @@ def trace(
   inputs: PyTree,
   *,
   mask: Mask | None = None,
+  seq_lengths: Lengths | None = None,
   resets: Mask | None = None,
   initial: Carry | None = None,
   reverse: bool = False,
@@ -51,6 +52,8 @@ def trace(
     inputs: [batch, time, features], or the pytree that the cell takes.
     mask: [batch, time], True where a time step is real. At all other time steps
       the carry does not change and the outputs are zero.
+    seq_lengths: [batch], number of real time steps in each row, instead of a
+      mask.
     resets: [batch, time], True where a time step starts from the initial carry.
     initial: the initial carry, [batch, ...]; None: `cell.initial_carry`.
     reverse: whether to run from the last time step to the first. Carries and
@@ -64,6 +67,7 @@ def trace(
   Raises:
     ValueError: if an argument has the wrong shape or dtype.
   """
+  mask = as_mask(mask, seq_lengths, inputs)
   start = _begin(cell, params, carry, inputs, mask, resets, initial)
   # As in `unroll`, the parameters are cast inside the loop: their gradient is
   # then summed over time in their own dtype.

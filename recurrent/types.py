@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 PRNGKey = Key[Array, ""]
 Activations = Float[Array, "B T D"]
 Mask = Bool[Array, "B T"]
+Lengths = Int[Array, "B"]
 Tokens = Int[Array, "B T"]
 Logits = Float[Array, "*B V"]
 
@@ -28,6 +29,7 @@ __all__ = [
   "Float",
   "Int",
   "Key",
+  "Lengths",
   "Logits",
   "Mask",
   "Num",

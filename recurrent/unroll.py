@@ -17,12 +17,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from recurrent import executors
 from recurrent.cells.base import Cell, GatedCell, check_params
 from recurrent.cells.noise import unwrapped, unwrapped_cell
+from recurrent.checks import check_carry, check_flags
 from recurrent.executors.fused import CARRIES
 from recurrent.executors.newton import NewtonReport
 from recurrent.kernels.transforms import vary_alike
-from recurrent.masking import TimeSteps, at, length, select
+from recurrent.masking import TimeSteps, as_mask, at, length, select
 from recurrent.setting import Setting
-from recurrent.types import Array, Carry, Mask, Params, Remat
+from recurrent.types import Array, Carry, Lengths, Mask, Params, Remat
 
 METHODS = ("auto", *executors.EXECUTORS)
 
@@ -47,6 +48,7 @@ def unroll(
   inputs: Any,
   *,
   mask: Mask | None = None,
+  seq_lengths: Lengths | None = None,
   resets: Mask | None = None,
   initial: Carry | None = None,
   reverse: bool = False,
@@ -69,6 +71,10 @@ def unroll(
     mask: [batch, time], True where a time step is real. At all other time steps
       the carry does not change, the outputs are zero, and the inputs are
       ignored, even if they are NaN. A row may have no real time step.
+    seq_lengths: [batch], number of real time steps in each row, instead of a
+      mask for sequences that are padded at their end. A length may be 0. A
+      length that is negative or greater than time raises an error, except
+      inside `jax.jit`, where values are not known (see `length_mask`).
     resets: [batch, time], True where a time step starts from the initial carry.
       A reset at a masked time step has no effect.
     initial: the initial carry, [batch, ...], such as a learnt one; None:
@@ -97,6 +103,7 @@ def unroll(
   """
   check_method(cell, method)
   check_remat(cell, method, remat)
+  mask = as_mask(mask, seq_lengths, inputs)
   run = functools.partial(_unroll, cell, method, reverse, remat)
   return _by_compiler(run, params, carry, inputs, mask, resets, initial)
 
@@ -138,6 +145,7 @@ def newton(
   inputs: Any,
   *,
   mask: Mask | None = None,
+  seq_lengths: Lengths | None = None,
   resets: Mask | None = None,
   initial: Carry | None = None,
   reverse: bool = False,
@@ -155,6 +163,7 @@ def newton(
     carry: see `unroll`.
     inputs: see `unroll`.
     mask: see `unroll`.
+    seq_lengths: see `unroll`.
     resets: see `unroll`.
     initial: see `unroll`.
     reverse: see `unroll`.
@@ -175,6 +184,7 @@ def newton(
   """
   resolve_method(cell, "newton")
   how = executors.Newton(tolerance, max_iterations, damping)
+  mask = as_mask(mask, seq_lengths, inputs)
   run = functools.partial(_newton, cell, how, reverse)
   args = params, carry, inputs, mask, resets, initial
   return _by_compiler(run, *args, replicated=1)
@@ -214,13 +224,13 @@ def _begin(cell, params, carry, inputs, mask, resets, initial) -> _Start:
   batch, time = _batch_and_time(inputs)
   check_params(cell, params, inputs)
   cell.check_inputs(params, inputs)
-  _check_flags("mask", mask, (batch, time))
-  _check_flags("resets", resets, (batch, time))
+  check_flags("mask", mask, (batch, time))
+  check_flags("resets", resets, (batch, time))
   zero = cell.initial_carry(params, (batch,))
   initial = zero if initial is None else initial
   carry = initial if carry is None else carry
-  _check_carry("initial", initial, zero)
-  _check_carry("carry", carry, zero)
+  check_carry("initial", initial, zero)
+  check_carry("carry", carry, zero)
   dtype = compute_dtype(inputs)
   if mask is not None:
     # Masked inputs are set to zero before any arithmetic: a NaN that `where`
@@ -524,25 +534,3 @@ def compute_dtype(inputs: Any) -> jnp.dtype:
       " cast or embed them"
     )
   return jnp.result_type(*floats)
-
-
-def _check_flags(name, flags, shape):
-  if flags is None:
-    return
-  if flags.shape != shape:
-    hint = "; transpose it?" if flags.shape == shape[::-1] else ""
-    raise ValueError(
-      f"{name} must be [batch, time] = {shape}, got {flags.shape}{hint}"
-    )
-  if flags.dtype != jnp.bool_:
-    raise ValueError(f"{name} must be Boolean, got {flags.dtype}")
-
-
-def _check_carry(name, carry, initial):
-  got, want = (
-    jax.tree.map(lambda x: (x.shape, str(x.dtype)), t) for t in (carry, initial)
-  )
-  # NamedTuples of different classes compare equal if their values do, so the
-  # structures are compared as well.
-  if got != want or jax.tree.structure(carry) != jax.tree.structure(initial):
-    raise ValueError(f"{name} must be {want}, got {got}")

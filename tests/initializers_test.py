@@ -17,7 +17,7 @@ def blocks_of(features, blocks, scale=1.0):
 
 @pytest.mark.parametrize("fan_in", [1, 3, 48])
 def test_uniform_stays_within_its_bound_and_fills_it(fan_in):
-  drawn = np.abs(initializers.uniform_fan_in(KEY, (fan_in, 2000)))
+  drawn = np.abs(initializers.lecun_uniform(KEY, (fan_in, 2000)))
   bound = np.sqrt(3 / fan_in)
   # Of 2000 or more, the largest misses the last percent once in 1e8 times.
   assert 0.99 * bound < drawn.max() <= bound * (1 + 1e-6)
@@ -26,7 +26,7 @@ def test_uniform_stays_within_its_bound_and_fills_it(fan_in):
 @pytest.mark.parametrize("fan_in", [4, 64])
 def test_unit_variance_in_gives_unit_variance_out(fan_in):
   inputs = np.random.default_rng(0).normal(size=(1000, fan_in))
-  kernel = initializers.uniform_fan_in(KEY, (fan_in, 1000))
+  kernel = initializers.lecun_uniform(KEY, (fan_in, 1000))
   outputs = inputs @ np.asarray(kernel, np.float64)
   # Relative standard deviation of the estimate: below 2 % for 4000 weights.
   np.testing.assert_allclose(outputs.var(), 1, atol=0.08)
@@ -63,7 +63,7 @@ def test_orthogonal_matrices_are_rotations_and_reflections_alike():
 @pytest.mark.parametrize(
   "draw",
   [
-    lambda key: initializers.uniform_fan_in(key, (3, 5)),
+    lambda key: initializers.lecun_uniform(key, (3, 5)),
     lambda key: initializers.orthogonal_blocks(key, 3, 2),
   ],
 )

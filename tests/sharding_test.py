@@ -25,9 +25,9 @@ def test_without_a_number_the_mesh_holds_all_devices(everything):
 
 
 def test_too_many_devices_are_refused_with_the_number_there_are():
-  with pytest.raises(ConfigError, match="--devices=9, but there are 8") as info:
+  with pytest.raises(ConfigError, match="`devices=9`, but there are 8") as info:
     sharding.make_mesh(9)
-  assert "--devices=8" in info.value.remedy
+  assert "`devices=8`" in info.value.remedy
 
 
 @pytest.mark.parametrize("devices", DEVICES)
@@ -98,26 +98,26 @@ def test_a_batch_that_divides_is_accepted(devices, rows):
 @pytest.mark.parametrize(
   "rows,devices,remedy",
   [
-    (1, 2, "use --batch_size=2"),
-    (3, 8, "use --batch_size=8"),
-    (9, 8, "use --batch_size=8 or 16"),
-    (31, 8, "use --batch_size=24 or 32"),
-    (5, 4, "use --batch_size=4 or 8"),
+    (1, 2, "use `batch_size=2`"),
+    (3, 8, "use `batch_size=8`"),
+    (9, 8, "use `batch_size=8` or `batch_size=16`"),
+    (31, 8, "use `batch_size=24` or `batch_size=32`"),
+    (5, 4, "use `batch_size=4` or `batch_size=8`"),
   ],
 )
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
   rows, devices, remedy
 ):
   mesh = sharding.make_mesh(devices)
-  with pytest.raises(ConfigError, match=f"--batch_size={rows} ") as info:
+  with pytest.raises(ConfigError, match=f"`batch_size={rows}` ") as info:
     sharding.check_batch_size("batch_size", rows, mesh)
   assert info.value.remedy == remedy
 
 
-def test_the_refusal_names_the_flag_it_was_asked_about():
-  with pytest.raises(ConfigError, match="--eval_rows=3 ") as info:
+def test_the_refusal_names_the_argument_it_was_asked_about():
+  with pytest.raises(ConfigError, match="`eval_rows=3` ") as info:
     sharding.check_batch_size("eval_rows", 3, sharding.make_mesh(2))
-  assert info.value.remedy.startswith("use --eval_rows=")
+  assert info.value.remedy.startswith("use `eval_rows=")
 
 
 def test_a_split_batch_and_a_replicated_kernel_multiply_to_a_split_product():

@@ -49,7 +49,7 @@ from recurrent.cells.structures import (
   Structure,
   parameter_budget,
 )
-from recurrent.numerics import check_features
+from recurrent.checks import check_features
 
 CELLS: dict[str, Callable[[int], Cell]] = {
   # Gated cells, with the methods "scan", "fused", "newton".

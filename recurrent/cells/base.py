@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recurrent.numerics import cast, check_features, zeros
+from recurrent.checks import check_features
+from recurrent.numerics import cast, zeros
 from recurrent.types import Array, Carry, Params, PRNGKey
 
 

@@ -7,9 +7,10 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent import numerics
+from recurrent import initializers, numerics
 from recurrent.cells import base
 from recurrent.cells.lstm import LSTM, LSTMCarry
+from recurrent.checks import check_positive
 from recurrent.types import Array, Float
 
 
@@ -64,17 +65,13 @@ class ConvLSTM(base.GatedCell):
         "spatial must be a tuple of one to three positive integers,"
         f" got {self.spatial!r}"
       )
-    if not whole(self.kernel_size):
-      raise ValueError(
-        f"kernel_size must be a positive integer, got {self.kernel_size!r}"
-      )
+    check_positive("kernel_size", self.kernel_size)
 
   def init(self, key, in_features):
     """Draws `ConvLSTMParams`: LeCun kernels over a window's entries."""
     window = (self.kernel_size,) * len(self.spatial)
-    lecun = jax.nn.initializers.lecun_uniform()
     kernel, recurrent = (
-      lecun(k, (*window, width, 4 * self.features), jnp.float32)
+      initializers.lecun_uniform(k, (*window, width, 4 * self.features))
       for k, width in zip(
         jax.random.split(key), (in_features, self.features), strict=True
       )

@@ -54,7 +54,7 @@ class _GRUBase(Structured):
       keep = initializers.chrono(jax.random.fold_in(key, 2), h, self.t_max)
       bias = bias.at[h : 2 * h].set(keep)
     return GRUParams(
-      kernel=initializers.uniform_fan_in(kernel_key, (in_features, 3 * h)),
+      kernel=initializers.lecun_uniform(kernel_key, (in_features, 3 * h)),
       recurrent=self.structure.init(recurrent_key, h, 3),
       bias=bias,
       recurrent_bias=jnp.zeros((h,), jnp.float32),

@@ -93,7 +93,7 @@ class GRUD(base.Cell):
     keys = jax.random.split(key, 4)
     d, h = in_features, self.features
     # The paper's [x', m] is one vector of 2 D.
-    kernel = initializers.uniform_fan_in(keys[0], (2 * d, 3 * h))
+    kernel = initializers.lecun_uniform(keys[0], (2 * d, 3 * h))
     return GRUDParams(
       kernel=kernel[:d],
       observed_kernel=kernel[d:],

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import normal
 
 from recurrent import initializers, numerics
 from recurrent.cells import base
@@ -47,17 +48,18 @@ class LRU(base.ComplexLinearCell):
     n, low, high = self.width, *self.ring
     squared = initializers.uniform(keys[0], (n,), low**2, high**2)
     phase = self.max_phase * initializers.uniform(keys[1], (n,), 1e-3, 1.0)
-    normal = initializers.normal
     return LRUParams(
       log_rate=jnp.log(-0.5 * jnp.log(squared)),
       log_phase=jnp.log(phase),
       log_scale=0.5 * jnp.log1p(-squared),
-      kernel=normal(
-        keys[2], (2, in_features, n), 1 / math.sqrt(2 * in_features)
+      kernel=normal(1 / math.sqrt(2 * in_features))(
+        keys[2], (2, in_features, n), jnp.float32
       ),
-      output=normal(keys[3], (2, n, self.features), 1 / math.sqrt(2 * n)),
-      skip=normal(
-        keys[4], (in_features, self.features), 1 / math.sqrt(2 * in_features)
+      output=normal(1 / math.sqrt(2 * n))(
+        keys[3], (2, n, self.features), jnp.float32
+      ),
+      skip=normal(1 / math.sqrt(2 * in_features))(
+        keys[4], (in_features, self.features), jnp.float32
       ),
     )
 

@@ -62,7 +62,7 @@ class LSTM(Structured, base.GatedCell):
       forget = initializers.chrono(jax.random.fold_in(key, 2), h, self.t_max)
       bias = bias.at[: 2 * h].set(jnp.concatenate([-forget, forget]))
     return LSTMParams(
-      kernel=initializers.uniform_fan_in(kernel_key, (in_features, 4 * h)),
+      kernel=initializers.lecun_uniform(kernel_key, (in_features, 4 * h)),
       recurrent=self.structure.init(recurrent_key, h, 4),
       bias=bias,
     )

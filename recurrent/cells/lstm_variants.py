@@ -105,13 +105,15 @@ class LSTMVariant(base.GatedCell):
       recurrent = self.structure.init(keys[1], h, g)
     ones = lambda n: jnp.ones((n,), jnp.float32)
     return LSTMVariantParams(
-      kernel=initializers.uniform_fan_in(keys[0], (in_features, g * m)),
+      kernel=initializers.lecun_uniform(keys[0], (in_features, g * m)),
       recurrent=recurrent,
       bias=bias,
-      peepholes=initializers.normal(keys[2], (g - 1, m), 0.1)
+      peepholes=jax.nn.initializers.normal(0.1)(
+        keys[2], (g - 1, m), jnp.float32
+      )
       if self.peepholes
       else None,
-      projection=initializers.uniform_fan_in(keys[3], (m, h))
+      projection=initializers.lecun_uniform(keys[3], (m, h))
       if self.memory
       else None,
       norm=LayerNormParams(ones(g * m), ones(g * m), ones(m), 0 * ones(m))

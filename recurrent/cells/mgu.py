@@ -39,7 +39,7 @@ class MGU(Structured):
     kernel_key, recurrent_key = jax.random.split(key)
     h = self.features
     return MGUParams(
-      kernel=initializers.uniform_fan_in(kernel_key, (in_features, 2 * h)),
+      kernel=initializers.lecun_uniform(kernel_key, (in_features, 2 * h)),
       recurrent=self.structure.init(recurrent_key, h, 2),
       bias=jnp.zeros((2 * h,), jnp.float32),
     )

@@ -43,7 +43,7 @@ class MinGRU(base.LinearCell):
     """Draws `MinGRUParams`."""
     h = self.features
     return MinGRUParams(
-      kernel=initializers.uniform_fan_in(key, (in_features, 2 * h)),
+      kernel=initializers.lecun_uniform(key, (in_features, 2 * h)),
       bias=jnp.zeros((2 * h,), jnp.float32),
     )
 
@@ -79,7 +79,7 @@ class MinLSTM(base.LinearCell):
     h = self.features
     bias = jnp.zeros((3 * h,), jnp.float32)
     return MinLSTMParams(
-      kernel=initializers.uniform_fan_in(key, (in_features, 3 * h)),
+      kernel=initializers.lecun_uniform(key, (in_features, 3 * h)),
       bias=bias.at[h : 2 * h].set(self.forget_bias),
     )
 

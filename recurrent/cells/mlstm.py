@@ -60,9 +60,9 @@ class MLSTM(base.MatrixCell):
     h, n = self.features, self.heads
     gate_bias = jnp.zeros((2 * n,), jnp.float32)
     return MLSTMParams(
-      kernel=initializers.uniform_fan_in(keys[0], (in_features, 4 * h)),
+      kernel=initializers.lecun_uniform(keys[0], (in_features, 4 * h)),
       bias=jnp.zeros((4 * h,), jnp.float32),
-      gates=0.1 * initializers.uniform_fan_in(keys[1], (in_features, 2 * n)),
+      gates=0.1 * initializers.lecun_uniform(keys[1], (in_features, 2 * n)),
       gate_bias=gate_bias.at[n:].set(self.forget_bias),
     )
 

@@ -4,10 +4,12 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from recurrent import initializers, numerics
+from recurrent import numerics
 from recurrent.cells import base
 from recurrent.cells.lstm import LSTM, LSTMParams
+from recurrent.checks import check_width
 from recurrent.types import Array, Float
 
 
@@ -53,11 +55,11 @@ class Mogrifier(base.Cell):
     """Draws `MogrifierParams`: the LSTM's, and small gates."""
     keys = jax.random.split(key, 3)
     h, d = self.features, in_features
-    small = lambda key, *shape: initializers.normal(key, shape, 0.1)
+    small = jax.nn.initializers.normal(0.1, jnp.float32)
     return MogrifierParams(
       self._lstm.init(keys[0], in_features),
-      small(keys[1], (self.rounds + 1) // 2, h, d),
-      small(keys[2], self.rounds // 2, d, h),
+      small(keys[1], ((self.rounds + 1) // 2, h, d)),
+      small(keys[2], (self.rounds // 2, d, h)),
     )
 
   def initial_carry(self, params, batch_shape):
@@ -66,7 +68,7 @@ class Mogrifier(base.Cell):
 
   def project(self, params, inputs):
     """Returns the inputs, whose scaling depends on the carry."""
-    numerics.check_width("inputs", inputs, len(params.lstm.kernel))
+    check_width("inputs", inputs, len(params.lstm.kernel))
     return inputs
 
   def step(self, params, carry, projected):

@@ -43,7 +43,7 @@ class QRNN(base.LinearCell):
     """Draws `QRNNParams`."""
     h = self.features
     return QRNNParams(
-      kernel=initializers.uniform_fan_in(key, (in_features, 3 * h)),
+      kernel=initializers.lecun_uniform(key, (in_features, 3 * h)),
       bias=jnp.zeros((3 * h,), jnp.float32),
     )
 
@@ -80,7 +80,7 @@ class SRU(base.LinearCell):
     """Draws `SRUParams`."""
     h = self.features
     return SRUParams(
-      kernel=initializers.uniform_fan_in(key, (in_features, 4 * h)),
+      kernel=initializers.lecun_uniform(key, (in_features, 4 * h)),
       bias=jnp.zeros((4 * h,), jnp.float32),
     )
 

@@ -47,9 +47,9 @@ class RGLRU(base.LinearCell):
     h, (low, high) = self.features, self.ring
     squared = initializers.uniform(keys[0], (h,), low**2, high**2)
     return RGLRUParams(
-      kernel=initializers.uniform_fan_in(keys[1], (in_features, h)),
+      kernel=initializers.lecun_uniform(keys[1], (in_features, h)),
       bias=jnp.zeros((h,), jnp.float32),
-      gates=initializers.uniform_fan_in(keys[2], (h, 2 * h)),
+      gates=initializers.lecun_uniform(keys[2], (h, 2 * h)),
       gate_bias=jnp.zeros((2 * h,), jnp.float32),
       rate=jnp.log(jnp.expm1(-0.5 * jnp.log(squared))),
     )

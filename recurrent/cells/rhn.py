@@ -59,7 +59,7 @@ class RHN(base.Cell):
     h = self.features
     bias = jnp.zeros((self.depth, 2 * h), jnp.float32)
     return RHNParams(
-      kernel=initializers.uniform_fan_in(kernel_key, (in_features, 2 * h)),
+      kernel=initializers.lecun_uniform(kernel_key, (in_features, 2 * h)),
       recurrent=jnp.stack(
         [initializers.orthogonal_blocks(k, h, 2) for k in keys]
       ),

@@ -66,7 +66,7 @@ class RNN(Structured, base.GatedCell):
     kernel_key, recurrent_key = jax.random.split(key)
     h = self.features
     return RNNParams(
-      kernel=initializers.uniform_fan_in(kernel_key, (in_features, h)),
+      kernel=initializers.lecun_uniform(kernel_key, (in_features, h)),
       recurrent=self.structure.init(recurrent_key, h, 1),
       bias=jnp.zeros((h,), jnp.float32),
     )

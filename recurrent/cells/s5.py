@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import normal
 
 from recurrent import initializers, numerics
 from recurrent.cells import base
@@ -47,19 +48,20 @@ class S5(base.ComplexLinearCell):
     """Draws `S5Params`."""
     keys = jax.random.split(key, 4)
     n, (low, high) = self.width, self.steps
-    normal = initializers.normal
     return S5Params(
       log_rate=jnp.full((n,), math.log(0.5), jnp.float32),
       frequency=math.pi * jnp.arange(n, dtype=jnp.float32),
       log_step=initializers.uniform(
         keys[0], (n,), math.log(low), math.log(high)
       ),
-      kernel=normal(
-        keys[1], (2, in_features, n), 1 / math.sqrt(2 * in_features)
+      kernel=normal(1 / math.sqrt(2 * in_features))(
+        keys[1], (2, in_features, n), jnp.float32
       ),
-      output=normal(keys[2], (2, n, self.features), 1 / math.sqrt(2 * n)),
-      skip=normal(
-        keys[3], (in_features, self.features), 1 / math.sqrt(in_features)
+      output=normal(1 / math.sqrt(2 * n))(
+        keys[2], (2, n, self.features), jnp.float32
+      ),
+      skip=normal(1 / math.sqrt(in_features))(
+        keys[3], (in_features, self.features), jnp.float32
       ),
     )
 

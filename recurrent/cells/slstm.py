@@ -55,7 +55,7 @@ class SLSTM(Structured, base.GatedCell):
     h = self.features
     bias = jnp.zeros((4 * h,), jnp.float32)
     return SLSTMParams(
-      kernel=initializers.uniform_fan_in(kernel_key, (in_features, 4 * h)),
+      kernel=initializers.lecun_uniform(kernel_key, (in_features, 4 * h)),
       recurrent=self.structure.init(recurrent_key, h, 4),
       bias=bias.at[h : 2 * h].set(self.forget_bias),
     )

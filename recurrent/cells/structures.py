@@ -179,7 +179,7 @@ class LowRank(Structure):
       jax.nn.initializers.orthogonal()(
         down, (features, self.rank), jnp.float32
       ),
-      initializers.uniform_fan_in(up, (self.rank, gates * features)),
+      initializers.lecun_uniform(up, (self.rank, gates * features)),
     )
 
   def product(self, hidden, weights):

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from recurrent.checks import check_floating
 
 KINDS = {"rnn": 1, "lstm": 4, "gru": 3}  # gates
 
@@ -82,8 +83,7 @@ def _copied(name: str, value: Any) -> np.ndarray:
   if not hasattr(value, "dtype"):
     return np.array(value, np.float32)
   array = np.asarray(value)
-  if not jnp.issubdtype(array.dtype, jnp.floating):
-    raise ValueError(f"{name} must be floating-point, got {array.dtype}")
+  check_floating(name, array)
   return np.array(array, np.float64 if array.dtype.itemsize > 4 else np.float32)
 
 

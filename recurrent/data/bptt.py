@@ -28,6 +28,18 @@ class ContiguousBatches:
   the same number of windows. A pass leaves out fewer than (B + 1) T tokens, at
   the two ends of the text.
 
+  Example:
+    >>> import numpy as np
+    >>> from recurrent import data
+    >>> batches = data.ContiguousBatches(
+    ...   np.arange(20), batch_size=2, seq_len=3
+    ... )
+    >>> first, second = batches[0], batches[1]
+    >>> first["inputs"].tolist(), second["inputs"].tolist()
+    ([[2, 3, 4], [8, 9, 10]], [[5, 6, 7], [11, 12, 13]])
+    >>> first["restart"].tolist(), second["restart"].tolist()
+    ([True, True], [False, False])
+
   Args:
     tokens: [N] integers, the ids of the text.
     batch_size: rows B.
@@ -108,6 +120,13 @@ class EvalStreams:
   reads the `warm_up` tokens that precede it, without scoring them, so that the
   carry has seen some context. R is a part of how the score is measured, and
   need not be the training batch size: another R gives a slightly other score.
+
+  Example:
+    >>> import numpy as np
+    >>> from recurrent import data
+    >>> streams = data.EvalStreams(np.arange(9), rows=2, seq_len=3)
+    >>> [window["targets"].tolist() for window in streams]
+    [[[1, 2, 3], [5, 6, 7]], [[4, 0, 0], [8, 0, 0]]]
 
   Args:
     tokens: [N] integers, the ids of the text.

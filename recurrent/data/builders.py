@@ -89,7 +89,7 @@ class Pydoc(_Lines):
     except ImportError as error:
       raise DataError(
         f"this Python came without the pydoc_data package ({error})",
-        "install the whole standard library, or give your own --text_file",
+        "install the whole standard library, or give your own `text_file`",
       ) from error
     text = "\n".join(topics[name] for name in sorted(topics))
     first, second = int(0.9 * len(text)), int(0.95 * len(text))
@@ -114,7 +114,7 @@ class Stdlib(_Lines):
     if not all(files.values()):
       raise DataError(
         "this Python came without the sources of its standard library",
-        "install them, or choose --dataset=pydoc or your own --text_file",
+        "install them, or choose `dataset=pydoc` or your own `text_file`",
       )
     return {split: "\n".join(sources) for split, sources in files.items()}
 

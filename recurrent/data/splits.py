@@ -31,8 +31,8 @@ def parse_shares(text: str) -> Shares:
     percent = []
   if len(percent) != 3 or min(percent) <= 0 or abs(sum(percent) - 100) > 1e-6:
     raise ConfigError(
-      f"--splits={text} does not give three shares in percent",
-      "use three positive numbers that sum to 100, such as --splits=80,10,10",
+      f"`splits={text}` does not give three shares in percent",
+      "use three positive numbers that sum to 100, such as `splits=80,10,10`",
     )
   return Shares(*(part / 100 for part in percent))
 
@@ -48,8 +48,8 @@ def in_order(length: int, shares: Sequence[float]) -> list[int]:
     One end (excluded) per split; the last one is `length`.
   """
   before = itertools.accumulate(shares[:-1])
-  # Rounded, so that a sum such as 0.8 + 0.1 does not lose an item.
-  return [*(int(round(part, 9) * length) for part in before), length]
+  # Without the addition, rounding such as that of 0.8 + 0.1 loses an item.
+  return [*(int(part * length + 1e-6) for part in before), length]
 
 
 def by_hash(rows: Iterable[bytes], shares: Shares = SHARES) -> list[str]:

@@ -58,7 +58,7 @@ def own(
   if "://" in str(data_dir):
     raise DataError(
       f"cannot prepare {name!r} in {data_dir}: not a local folder",
-      "leave out --data_dir, or give a local folder",
+      "leave out `data_dir`, or give a local folder",
     )
   version = str(BUILDERS[name].VERSION)
   folder = root / name / version
@@ -104,7 +104,7 @@ def catalogue(
   except Exception as error:  # TFDS and protobuf raise many types.
     raise DataError(
       f"cannot open dataset {name!r}: {_first_line(error)}",
-      "check its name and --data_dir; if it is damaged, prepare it again, in "
+      "check its name and `data_dir`; if it is damaged, prepare it again, in "
       f"a new folder: {_command(name, 'NEW_FOLDER')}",
     ) from error
 
@@ -189,7 +189,7 @@ def _not_found(name: str, data_dir: str | os.PathLike | None) -> DataError:
     f"did you mean {' or '.join(sorted(near))}?"
     if near
     else f"choose {' or '.join(BUILDERS)}, a name from the TFDS catalogue, or "
-    "your own --text_file",
+    "your own `text_file`",
   )
 
 

@@ -74,13 +74,13 @@ def load_text(
     if all(not piece or piece.isspace() for piece in pieces):
       raise DataError(
         f"text file {text_file} is empty, or all white space",
-        "give --text_file a text to learn from",
+        "give `text_file` a text to learn from",
       )
     corpus = Corpus(*_cut(pieces, shares))
     name = f"text file {text_file}"
   else:
     raise ConfigError(
-      "--data_dir is where datasets are, and --text_file is not one",
+      "`data_dir` is where datasets are, and `text_file` is not one",
       "leave out one of the two",
     )
   for split, text in corpus._asdict().items():
@@ -135,7 +135,7 @@ def _read_dataset(builder, feature: str, shares: Shares) -> Corpus:
     raise DataError(
       f"dataset {builder.info.full_name!r} has no train split, only "
       + ", ".join(splits),
-      "choose another --dataset",
+      "choose another `dataset`",
     )
   valid = next((name for name in _VALID_NAMES if name in splits), None)
   test = "test" if "test" in splits else None
@@ -165,7 +165,7 @@ def _text_feature(builder, feature: str) -> str:
   )
   name = builder.info.full_name
   if not texts:
-    raise DataError(f"dataset {name!r} has no text", "choose another --dataset")
+    raise DataError(f"dataset {name!r} has no text", "choose another `dataset`")
   if feature in texts:
     return feature
   if not feature and len(texts) == 1:
@@ -174,7 +174,7 @@ def _text_feature(builder, feature: str) -> str:
     return "text"
   raise DataError(
     f"dataset {name!r} has the text features {', '.join(texts)}",
-    f"name one of them: --dataset={builder.info.name}#{texts[0]}",
+    f"name one of them: `dataset={builder.info.name}#{texts[0]}`",
   )
 
 
@@ -190,7 +190,7 @@ def _read_split(builder, split: str, feature: str) -> _Pieces:
       raise DataError(
         f"dataset {builder.info.full_name!r}: example {number} of {split} is "
         f"not UTF-8 at byte {error.start}",
-        "choose another --dataset, or mend it and give it as --text_file",
+        "choose another `dataset`, or mend it and give it as `text_file`",
       ) from error
   if pieces:
     pieces.popleft()
@@ -221,7 +221,7 @@ def _read_file(path: str | os.PathLike) -> _Pieces:
   except OSError as error:
     raise DataError(
       f"cannot read text file {path}: {error.strerror}",
-      "give --text_file a file of UTF-8 text that you can read",
+      "give `text_file` a file of UTF-8 text that you can read",
     ) from error
   except UnicodeDecodeError as error:
     raise DataError(

@@ -124,7 +124,13 @@ class IncrementalDecoder:
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer(Tokenizer):
-  """Tokens are the bytes of UTF-8; it needs no training and is exact."""
+  """Tokens are the bytes of UTF-8; it needs no training and is exact.
+
+  Example:
+    >>> from recurrent import data
+    >>> data.ByteTokenizer().encode("hi").tolist()
+    [104, 105]
+  """
 
   name = "byte"
 
@@ -157,6 +163,14 @@ class CharTokenizer(Tokenizer):
   digits of its code point to the base `vocab_size`, as many as the largest code
   point has. Thus every text can be encoded exactly, with a small vocabulary.
   Ids that spell no valid code point are decoded as U+FFFD.
+
+  Example:
+    >>> from recurrent import data
+    >>> tokenizer = data.CharTokenizer.train("hello")
+    >>> tokenizer.encode("hole").tolist(), tokenizer.vocab_size
+    ([2, 4, 3, 1], 5)
+    >>> tokenizer.decode(tokenizer.encode("help"))  # p is not in the alphabet
+    'help'
 
   Args:
     alphabet: the characters of ids 1, 2, ...
@@ -246,6 +260,12 @@ class WordTokenizer(Tokenizer):
 
   Runs of other white space and of punctuation are words as well. Id 0 stands
   for every word that is not in the vocabulary, and is decoded as ` <unk>`.
+
+  Example:
+    >>> from recurrent import data
+    >>> tokenizer = data.WordTokenizer.train(" to be or not to be")
+    >>> tokenizer.decode(tokenizer.encode(" be or be"))  # "or" is rare
+    ' be <unk> be'
 
   Args:
     words: the words of ids 1, 2, ...

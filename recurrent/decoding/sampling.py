@@ -25,6 +25,14 @@ Step = Callable[[Carry, Int[Array, "B"]], tuple[Carry, Float[Array, "B V"]]]
 class Sampler:
   """Chooses tokens from logits, by temperature, top-k and top-p.
 
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from recurrent import decoding
+    >>> greedy = decoding.Sampler(temperature=0.0)
+    >>> token, log_probability = greedy(None, jnp.array([[0.0, 2.0, 1.0]]))
+    >>> int(token[0]), round(float(log_probability[0]), 3)
+    (1, -0.408)
+
   Args:
     temperature: divides the logits; 0 takes the most likely token.
     top_k: only the k most likely tokens can be chosen; 0 for all tokens.

@@ -19,6 +19,7 @@ from recurrent.cells.lstm_variants import LSTMVariant
 from recurrent.cells.noise import Wrapper
 from recurrent.cells.rnn import RNN
 from recurrent.cells.structures import Dense
+from recurrent.checks import check_width
 from recurrent.executors.fused import (
   CARRIES,
   bulk_gradients,
@@ -29,7 +30,6 @@ from recurrent.executors.fused import run as loop_run
 from recurrent.kernels import cpu as loops
 from recurrent.kernels import transforms
 from recurrent.masking import TimeSteps, zeros
-from recurrent.numerics import check_width
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
 

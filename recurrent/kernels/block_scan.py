@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from recurrent.kernels import chunks
 from recurrent.types import Array
 
 Blocks = list[list[Array]]  # [to][from], each [time, ...]
@@ -34,14 +35,9 @@ def block_scan(
     blocks, drives = jax.tree.map(lambda x: x[::-1], (blocks, drives))
     return [x[::-1] for x in block_scan(blocks, drives, start)]
   time, many = len(drives[0]), range(len(drives))
-  chunks = math.isqrt(time)
-  size = -(-time // chunks)
-
-  def split(array):
-    edges = [(0, size * chunks - time)] + [(0, 0)] * (array.ndim - 1)
-    array = jnp.pad(array, edges)
-    return jnp.swapaxes(array.reshape(chunks, size, *array.shape[1:]), 0, 1)
-
+  size = -(-time // math.isqrt(time))
+  # Chunks run in parallel, so the axis of the loop comes first.
+  split = lambda x: jnp.swapaxes(chunks.split(x, size), 0, 1)
   blocks = [[split(blocks[i][j]) for j in many] for i in many]
   drives = [split(drive) for drive in drives]
   apply = lambda block, state: [
@@ -81,5 +77,4 @@ def block_scan(
   states = [
     a + b for a, b in zip(states, along(products, entering), strict=True)
   ]
-  join = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:time]
-  return [join(state) for state in states]
+  return [chunks.join(jnp.swapaxes(x, 0, 1), time) for x in states]

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recurrent.kernels import cpu, transforms
+from recurrent.kernels import chunks, cpu, transforms
 from recurrent.setting import Setting
 from recurrent.types import Array
 
@@ -187,19 +187,16 @@ def _in_chunks(reverse, decay, drive, start, resets):
   rows = max(1, math.prod(drive.shape[1:]))
   # There are no more chunks than time steps in a chunk, or the loop over chunks
   # would be the longest.
-  chunks = max(1, min(-(-WIDTH // rows), math.isqrt(time)))
-  if chunks == 1:
+  number = max(1, min(-(-WIDTH // rows), math.isqrt(time)))
+  if number == 1:
     return _one_by_one(reverse, decay, drive, start, resets)
-  size = -(-time // chunks)
-  short = size * chunks - time
+  size = -(-time // number)
 
   def split(array, fill):
     # Padding at the end of the loop leaves the state unchanged: decay 1, drive
-    # 0.
-    edges = (short, 0) if reverse else (0, short)
-    edges = [edges] + [(0, 0)] * (array.ndim - 1)
-    array = jnp.pad(array, edges, constant_values=fill)
-    return jnp.swapaxes(array.reshape(chunks, size, *array.shape[1:]), 0, 1)
+    # 0. Chunks run in parallel, so the axis of the loop comes first.
+    array = chunks.split(array, size, fill=fill, front=reverse)
+    return jnp.swapaxes(array, 0, 1)
 
   inner = split(decay, 1), split(drive, 0)
   cut = None if resets is None else split(resets, False)
@@ -218,8 +215,7 @@ def _in_chunks(reverse, decay, drive, start, resets):
     step, start, (hidden[last], kept[last]), reverse=reverse
   )
   hidden = hidden + into(kept, jnp.broadcast_to(entering, hidden.shape))
-  hidden = jnp.swapaxes(hidden, 0, 1).reshape(size * chunks, *drive.shape[1:])
-  return hidden[short:] if reverse else hidden[:time]
+  return chunks.join(jnp.swapaxes(hidden, 0, 1), time, front=reverse)
 
 
 # The recurrence in chunks; see `linear_scan`.

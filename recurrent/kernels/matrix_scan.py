@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from recurrent.kernels import chunks
 from recurrent.types import Array
 
 # The least and the greatest number of time steps in a chunk. Within a chunk
@@ -42,16 +43,10 @@ def matrix_scan(
   """
   time = len(key)
   size = min(max(CHUNKS[0], key.shape[-1] // 2), CHUNKS[1], time)
-  short = -time % size
   time_steps = (log_decay, key, value, query, resets)
-
-  def split(array):
-    # Padding at the end of the loop leaves the state unchanged: decay 1, key 0.
-    array = jnp.pad(
-      array[::-1] if reverse else array,
-      [(0, short)] + [(0, 0)] * (array.ndim - 1),
-    )
-    return array.reshape(-1, size, *array.shape[1:])
+  flip = lambda x: x[::-1] if reverse else x
+  # Padding at the end of the loop leaves the state unchanged: decay 1, key 0.
+  split = lambda x: chunks.split(flip(x), size)
 
   def chunk(state, time_steps):
     return _chunk(state, fresh, *time_steps)
@@ -59,8 +54,7 @@ def matrix_scan(
   last, found = jax.lax.scan(
     jax.checkpoint(chunk), start, jax.tree.map(split, time_steps)
   )
-  found = found.reshape(-1, *found.shape[2:])[:time]
-  return found[::-1] if reverse else found, last
+  return flip(chunks.join(found, time)), last
 
 
 def _chunk(state, fresh, log_decay, key, value, query, resets):

@@ -12,8 +12,9 @@ set to zero before any arithmetic. If all positions are masked, the weights and
 the context are zero.
 """
 
+import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,13 @@ import numpy as np
 from flax import nnx
 
 from recurrent import initializers, numerics
+from recurrent.checks import (
+  check_flags,
+  check_floating,
+  check_positive,
+  check_sequence,
+)
+from recurrent.kernels import chunks
 from recurrent.masking import blank
 from recurrent.types import (
   Activations,
@@ -88,8 +96,8 @@ class Attention(nnx.Module):
         f"encoded must be [*batch, S, {self.encoded_features}], got"
         f" {encoded.shape}"
       )
-    _check_floating("encoded", encoded)
-    check_flags("mask", mask, encoded.shape[:-1])
+    check_floating("encoded", encoded)
+    check_flags("mask", mask, encoded.shape[:-1], "[*batch, S]")
     encoded = blank(mask, encoded)
     if mask is None:
       mask = jnp.ones(encoded.shape[:-1], bool)
@@ -145,6 +153,16 @@ class Attention(nnx.Module):
 class AdditiveAttention(Attention):
   """Additive attention: score = v . tanh(query W + encoded U).
 
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> attention = nn.AdditiveAttention(4, 6, 8, rngs=nnx.Rngs(0))
+    >>> keys = attention.precompute(jnp.ones((2, 7, 6)))  # encoded sequences
+    >>> context, weights = attention(keys, jnp.ones((2, 4)))  # one query a row
+    >>> context.shape, weights.shape
+    ((2, 6), (2, 7))
+
   Args:
     query_features: width of the queries.
     encoded_features: width of the encoded sequence and of the context.
@@ -171,7 +189,7 @@ class AdditiveAttention(Attention):
     check_positive("features", features)
     self.query = drawn(rngs, query_features, features)
     self.key = drawn(rngs, encoded_features, features)
-    self.score = drawn(rngs, features)
+    self.score = nnx.Param(drawn(rngs, features, 1)[..., 0])
 
   def _keys_and_values(self, encoded):
     return _product(encoded, self.key), encoded
@@ -188,6 +206,16 @@ class AdditiveAttention(Attention):
 
 class MultiplicativeAttention(Attention):
   """Multiplicative attention: score = query . (encoded W) or query . encoded.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> attention = nn.MultiplicativeAttention(4, 6, rngs=nnx.Rngs(0))
+    >>> keys = attention.precompute(jnp.ones((2, 7, 6)))  # encoded sequences
+    >>> context, weights = attention(keys, jnp.ones((2, 4)))  # one query a row
+    >>> context.shape, weights.shape
+    ((2, 6), (2, 7))
 
   Args:
     query_features: width of the queries.
@@ -239,6 +267,16 @@ class MultiHeadAttention(Attention):
   The queries and the encoded sequence are two different sequences; for
   attention of a sequence to itself there is `SelfAttention`.
 
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> attention = nn.MultiHeadAttention(4, 6, 8, heads=2, rngs=nnx.Rngs(0))
+    >>> keys = attention.precompute(jnp.ones((2, 7, 6)))  # encoded sequences
+    >>> context, weights = attention(keys, jnp.ones((2, 4)))  # one query a row
+    >>> context.shape, weights.shape
+    ((2, 8), (2, 2, 7))
+
   Args:
     query_features: width of the queries.
     encoded_features: width of the encoded sequence.
@@ -284,6 +322,14 @@ class SelfAttention(nnx.Module):
   """Multi-head attention of a sequence to itself.
 
   Masked time steps are not attended to and do not count as positions.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> attention = nn.SelfAttention(8, heads=2, causal=True, rngs=nnx.Rngs(0))
+    >>> attention(jnp.ones((2, 5, 8))).shape
+    (2, 5, 8)
 
   Args:
     features: width of inputs and outputs.
@@ -492,15 +538,10 @@ def attend_locally(
   batch, time = segments.shape
   window = key_segments.shape[1] - time
   size = min(window, time)
-  blocks = -(-time // size)
-
-  def cut(x):
-    spare = -x.shape[1] % size
-    x = jnp.pad(x, [(0, 0), (0, spare), *[(0, 0)] * (x.ndim - 2)])
-    return x.reshape(batch, -1, size, *x.shape[2:])
+  cut = functools.partial(chunks.split, size=size, axis=1)
 
   def with_the_one_before(x):
-    if blocks == 1:
+    if size == time:
       return x[:, None]
     x = cut(x)
     return jnp.concatenate([x[:, :-1], x[:, 1:]], axis=2)
@@ -575,55 +616,9 @@ def take(array: Num[Array, "B S ..."], index: Int[Array, "B T"]) -> Array:
   return jnp.take_along_axis(array, index, axis=1)
 
 
-def check_sequence(
-  inputs: Array,
-  features: int,
-  mask: Mask | None,
-  resets: Mask | None,
-  *,
-  name: str = "inputs",
-) -> None:
-  """Checks that inputs are [batch, time, features] and that flags match them.
-
-  Raises:
-    ValueError: if an argument has the wrong shape or dtype; it is named.
-  """
-  if inputs.ndim != 3 or inputs.shape[1] < 1 or inputs.shape[2] != features:
-    raise ValueError(
-      f"{name} must be [batch, time, {features}] with at least one time step,"
-      f" got {inputs.shape}"
-    )
-  _check_floating(name, inputs)
-  check_flags("mask", mask, inputs.shape[:2])
-  check_flags("resets", resets, inputs.shape[:2])
-
-
-def check_flags(name: str, flags: Any, shape: tuple[int, ...]) -> None:
-  """Checks that flags are None, or Boolean and of a given shape.
-
-  Raises:
-    ValueError: if the flags have another shape or dtype; they are named.
-  """
-  if flags is not None and (flags.shape != shape or flags.dtype != jnp.bool_):
-    raise ValueError(
-      f"{name} must be Boolean {shape}, got {flags.dtype} {flags.shape}"
-    )
-
-
-def check_positive(name: str, number: Any) -> int:
-  """Returns the number if it is a positive integer.
-
-  Raises:
-    ValueError: if it is not.
-  """
-  if type(number) is not int or number < 1:
-    raise ValueError(f"{name} must be a positive integer, got {number!r}")
-  return number
-
-
 def drawn(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
   """Draws a parameter [fan_in, ...] that preserves unit variance."""
-  return nnx.Param(initializers.uniform_fan_in(rngs.params(), shape))
+  return nnx.Param(initializers.lecun_uniform(rngs.params(), shape))
 
 
 def _weighted_mean(scores, keys):
@@ -642,17 +637,12 @@ def _heads(array, parts, heads):
 
 def _einsum(formula, a, b):
   """`jnp.einsum` with sums, and the result, in float32 at least."""
-  wide = jnp.float32 if a.dtype.itemsize < 4 else a.dtype
+  wide = numerics.wide_dtype(a.dtype)
   return jnp.einsum(formula, a, b, preferred_element_type=wide)
 
 
 def _product(inputs, param):
   return numerics.product(inputs, param[...].astype(inputs.dtype))
-
-
-def _check_floating(name, array):
-  if not jnp.issubdtype(array.dtype, jnp.floating):
-    raise ValueError(f"{name} must be floating-point, got {array.dtype}")
 
 
 def _check_heads(features, heads):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent.cells.base import Cell
+from recurrent.checks import check_flags
+from recurrent.masking import as_mask
 from recurrent.nn import loading
 from recurrent.nn.recurrent import Recurrent
 from recurrent.types import (
@@ -15,6 +17,7 @@ from recurrent.types import (
   Bool,
   Carry,
   Float,
+  Lengths,
   Mask,
   Params,
   PRNGKey,
@@ -31,6 +34,15 @@ MERGES: dict[str, Callable[[Array, Array], Array]] = {
 
 class Bidirectional(nnx.Module):
   """Runs two recurrent layers over one sequence, in opposite directions.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import cells, nn
+    >>> layer = nn.Bidirectional(cells.GRU(8), 3, rngs=nnx.Rngs(0))
+    >>> (forward, backward), outputs = layer(None, jnp.ones((2, 5, 3)))
+    >>> outputs.shape, forward.hidden.shape
+    ((2, 5, 16), (2, 8))
 
   Args:
     cell: any cell; each direction draws its own parameters.
@@ -115,6 +127,7 @@ class Bidirectional(nnx.Module):
     inputs: Activations,
     *,
     mask: Mask | None = None,
+    seq_lengths: Lengths | None = None,
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[tuple[Carry, Carry], Float[Array, "B T H"]]:
@@ -125,6 +138,8 @@ class Bidirectional(nnx.Module):
         initial carries.
       inputs: [batch, time, D].
       mask: [batch, time], True where a time step is real.
+      seq_lengths: [batch], number of real time steps in each row, instead of a
+        mask; see `recurrent.unroll`.
       resets: [batch, time], True where a sequence begins. The backward layer is
         reset at the last real time step of each sequence.
       key: draws the noise of the cells; None for evaluation.
@@ -134,6 +149,10 @@ class Bidirectional(nnx.Module):
       backward layer after the first, and the merged outputs [batch, time, H]
       (2 H features with "concat"), which are zero where the mask is False.
     """
+    shape = jax.tree.leaves(inputs)[0].shape[:2]
+    mask = as_mask(mask, seq_lengths, inputs)
+    check_flags("mask", mask, shape)
+    check_flags("resets", resets, shape)
     past, future = (None, None) if carry is None else carry
     ends = None if resets is None else sequence_ends(resets, mask)
     keys = (None, None) if key is None else jax.random.split(key)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent import initializers, numerics
+from recurrent.checks import check_positive
 from recurrent.masking import blank
 from recurrent.types import Activations, Array, Float, Mask, PRNGKey
 
@@ -13,8 +14,8 @@ class _Pointwise(nnx.Module):
   """Base class: a function of each time step's inputs, without a carry."""
 
   def __init__(self, in_features: int, features: int):
-    self.in_features = numerics.check_features(in_features)
-    self.features = numerics.check_features(features)
+    self.in_features = check_positive("in_features", in_features)
+    self.features = check_positive("features", features)
 
   def initial_carry(self, batch_size: int) -> tuple[()]:
     """Returns (): this layer has no carry."""
@@ -85,7 +86,7 @@ class Affine(_Pointwise):
   def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs):
     super().__init__(in_features, features)
     shape = self.in_features, self.features
-    self.kernel = nnx.Param(initializers.uniform_fan_in(rngs.params(), shape))
+    self.kernel = nnx.Param(initializers.lecun_uniform(rngs.params(), shape))
     self.bias = nnx.Param(jnp.zeros((self.features,)))
 
   def project(self, inputs: Float[Array, "*B D"]) -> Float[Array, "*B H"]:

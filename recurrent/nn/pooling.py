@@ -1,6 +1,7 @@
 """Pooling over time: outputs [batch, time, H] to one vector per row.
 
-All functions take outputs [batch, time, H] and an optional mask [batch, time].
+All functions take outputs [batch, time, H] and an optional mask [batch, time],
+which `recurrent.length_mask` makes from the lengths of padded sequences.
 Masked time steps affect neither the result nor any gradient. A row whose time
 steps are all masked is pooled to zeros.
 """
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent import numerics
-from recurrent.masking import blank
+from recurrent.checks import check_positive, check_sequence
+from recurrent.masking import as_mask, blank
 from recurrent.nn import attention
-from recurrent.types import Activations, Array, Float, Mask
+from recurrent.types import Activations, Array, Float, Lengths, Mask
 
 
 def pool_last(
@@ -123,20 +125,26 @@ class Pooling(nnx.Module):
         f"kind must be one of {[*POOLINGS, 'attention']}, got {kind!r}"
       )
     self.kind = kind
-    self.features = attention.check_positive("features", features)
+    self.features = check_positive("features", features)
     if kind == "ends" and features % 2:
       raise ValueError(f'features must be even for kind="ends", got {features}')
     learned = kind == "attention"
     self.query = nnx.Param(jnp.zeros((features,))) if learned else None
 
   def __call__(
-    self, outputs: Activations, mask: Mask | None = None
+    self,
+    outputs: Activations,
+    mask: Mask | None = None,
+    *,
+    seq_lengths: Lengths | None = None,
   ) -> Float[Array, "B D"]:
     """Pools the outputs over time.
 
     Args:
       outputs: [batch, time, features].
       mask: [batch, time], True where a time step is real; None: everywhere.
+      seq_lengths: [batch], number of real time steps in each row, instead of a
+        mask; see `recurrent.length_mask`.
 
     Returns:
       [batch, features] in the dtype of the outputs, zero in rows without a
@@ -145,7 +153,8 @@ class Pooling(nnx.Module):
     Raises:
       ValueError: if an argument has the wrong shape or dtype.
     """
-    attention.check_sequence(outputs, self.features, mask, None, name="outputs")
+    mask = as_mask(mask, seq_lengths, outputs)
+    check_sequence(outputs, self.features, mask, None, name="outputs")
     if self.query is None:
       return POOLINGS[self.kind](outputs, mask)
     outputs = blank(mask, outputs)

@@ -14,6 +14,7 @@ from recurrent.types import (
   Array,
   Carry,
   Float,
+  Lengths,
   Mask,
   Params,
   PRNGKey,
@@ -29,6 +30,17 @@ class Recurrent(nnx.Module):
   of each array. The attribute `start` is the learnt initial carry, or None.
   Assigning plain arrays to either sets the values of the existing variables,
   so that an optimiser that was created for them goes on to train them.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import cells, nn
+    >>> layer = nn.Recurrent(cells.LSTM(8), 3, rngs=nnx.Rngs(0))
+    >>> inputs = jnp.ones((2, 5, 3))  # [batch, time, features]
+    >>> carry, outputs = layer(None, inputs, seq_lengths=jnp.array([5, 2]))
+    >>> outputs.shape, carry.hidden.shape
+    ((2, 5, 8), (2, 8))
+    >>> carry, outputs = layer(carry, inputs)  # goes on where it ended
 
   Args:
     cell: any cell.
@@ -122,6 +134,7 @@ class Recurrent(nnx.Module):
     inputs: Activations,
     *,
     mask: Mask | None = None,
+    seq_lengths: Lengths | None = None,
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[Carry, Float[Array, "B T H"]]:
@@ -131,6 +144,8 @@ class Recurrent(nnx.Module):
       carry: the cell's carry, [batch, ...]; None: the initial carry.
       inputs: [batch, time, D].
       mask: [batch, time], True where a time step is real.
+      seq_lengths: [batch], number of real time steps in each row, instead of a
+        mask; see `recurrent.unroll`.
       resets: [batch, time], True where a sequence begins.
       key: PRNG key for the noise of the cell, if it has any (see
         `recurrent.cells.noise`); it is drawn once for the whole sequence. None
@@ -147,6 +162,7 @@ class Recurrent(nnx.Module):
       carry,
       inputs,
       mask=mask,
+      seq_lengths=seq_lengths,
       resets=resets,
       initial=None if self.start is None else self.initial_carry(batch),
       reverse=self.reverse,

@@ -16,6 +16,15 @@ class Residual(nnx.Module):
   Args:
     layer: a layer whose outputs are as wide as its inputs.
 
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import cells, nn
+    >>> layer = nn.Recurrent(cells.GRU(4), 4, rngs=nnx.Rngs(0))
+    >>> carry, outputs = nn.Residual(layer)(None, jnp.ones((2, 5, 4)))
+    >>> outputs.shape
+    (2, 5, 4)
+
   Reference:
     He et al., "Deep residual learning for image recognition", 2016; between
     LSTMs: Wu et al., "Google's neural machine translation system", 2016.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent import numerics
-from recurrent.masking import blank
+from recurrent.masking import as_mask, blank
 from recurrent.nn import loading
 from recurrent.nn.dropout import dropout
 from recurrent.nn.layer import Layer
@@ -18,6 +18,7 @@ from recurrent.types import (
   Carry,
   Float,
   Int,
+  Lengths,
   Mask,
   Params,
   PRNGKey,
@@ -110,6 +111,7 @@ class Stack(nnx.Module):
     inputs: Activations,
     *,
     mask: Mask | None = None,
+    seq_lengths: Lengths | None = None,
     resets: Mask | None = None,
     key: PRNGKey | None = None,
   ) -> tuple[tuple[Carry, ...], Float[Array, "B T H"]]:
@@ -119,6 +121,7 @@ class Stack(nnx.Module):
       carry: one carry per layer; None: the initial carries.
       inputs: [batch, time, features].
       mask: [batch, time], as in `recurrent.unroll`.
+      seq_lengths: [batch], in place of a mask, as in `recurrent.unroll`.
       resets: [batch, time], as in `recurrent.unroll`.
       key: draws the dropout masks and the cells' noise; None for evaluation.
 
@@ -126,6 +129,7 @@ class Stack(nnx.Module):
       One carry per layer, and the outputs of the last layer, or with `skip`
       those of all layers, concatenated.
     """
+    mask = as_mask(mask, seq_lengths, inputs)
     carries = [None] * len(self.layers) if carry is None else carry
     # Residual and skip connections would pass on NaN at masked time steps.
     first = below = blank(mask, inputs)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recurrent import numerics
+from recurrent.checks import check_carry, check_positive, check_sequence
 from recurrent.masking import blank
 from recurrent.nn import attention
 from recurrent.nn.dropout import dropout
@@ -91,7 +92,7 @@ class _Sublayer(nnx.Module):
   def __init__(self, features: int, norm: str, dropout: float):
     if norm not in NORMS:
       raise ValueError(f"norm must be one of {[*NORMS]}, got {norm!r}")
-    self.features = attention.check_positive("features", features)
+    self.features = check_positive("features", features)
     self.norm = norm
     self.dropout = dropout
     self.scale = nnx.Param(jnp.ones((features,)))
@@ -109,7 +110,7 @@ class MLP(_Sublayer):
   def __init__(self, features, norm, dropout, width, gated, rngs):
     super().__init__(features, norm, dropout)
     width = 4 * features if width is None else width
-    inside = (1 + gated) * attention.check_positive("mlp_features", width)
+    inside = (1 + gated) * check_positive("mlp_features", width)
     self.gated = gated
     self.inside = attention.drawn(rngs, features, inside)
     self.inside_bias = nnx.Param(jnp.zeros((inside,)))
@@ -173,7 +174,7 @@ class AttentionToPast(_Sublayer):
 
   def __init__(self, features, norm, dropout, heads, context, rngs):
     super().__init__(features, norm, dropout)
-    self.context = attention.check_positive("context", context)
+    self.context = check_positive("context", context)
     self.heads = attention.SelfAttention(
       features,
       heads=heads,
@@ -200,12 +201,7 @@ class AttentionToPast(_Sublayer):
     batch, time, _ = inputs.shape
     initial = self.initial_carry(batch)
     carry = initial if carry is None else carry
-    got, want = (
-      jax.tree.map(lambda x: (x.shape, str(x.dtype)), x)
-      for x in (carry, initial)
-    )
-    if got != want:
-      raise ValueError(f"carry must be {want}, got {got}")
+    check_carry("carry", carry, initial)
     number = jnp.full((batch,), time, jnp.int32)
     if mask is not None:
       number = mask.sum(axis=1, dtype=jnp.int32)
@@ -382,7 +378,7 @@ class TransformerBlock(nnx.Module):
     Raises:
       ValueError: if an argument has the wrong shape or dtype.
     """
-    attention.check_sequence(inputs, self.features, mask, resets)
+    check_sequence(inputs, self.features, mask, resets)
     keys = _split(key, 2)
     carry, hidden = self.attention(carry, inputs, mask, resets, keys[0])
     return carry, blank(mask, self.mlp(hidden, keys[1]))
@@ -491,7 +487,7 @@ class TransformerEncoderBlock(nnx.Module):
       raise ValueError(
         f"carry must be () or None, got {jax.tree.structure(carry)}"
       )
-    attention.check_sequence(inputs, self.features, mask, resets)
+    check_sequence(inputs, self.features, mask, resets)
     keys = _split(key, 2)
     # The inputs are masked before the norm: if they were masked after it, a NaN
     # at a masked time step would reach the norm's gradient.
@@ -625,7 +621,7 @@ class TransformerDecoderBlock(nnx.Module):
         "carry must come from `begin(encoded)` or a call, got"
         f" {type(carry).__name__}"
       )
-    attention.check_sequence(inputs, self.features, mask, resets)
+    check_sequence(inputs, self.features, mask, resets)
     keys = _split(key, 3)
     past, hidden = self.attention(carry.past, inputs, mask, resets, keys[0])
     hidden = self.cross(carry.encoded, hidden, keys[1])

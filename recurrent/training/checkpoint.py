@@ -138,7 +138,7 @@ class Checkpoints:
       raise CheckpointError(
         f"none of the checkpoints {steps} in {self._directory} can be read",
         f"they are kept in {self._damaged}; restore a copy, or start again in"
-        " another --workdir",
+        " another `workdir`",
       )
     return None
 
@@ -288,7 +288,7 @@ class Checkpoints:
       raise CheckpointError(
         f"checkpoint {self._directory / str(step)} is of another"
         f" configuration{': ' + odd[0] if odd else ''}",
-        "use the workdir's own config.json, or another --workdir",
+        "use the workdir's own config.json, or another `workdir`",
       )
 
   def _set_aside(self, step, why):

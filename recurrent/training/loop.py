@@ -258,8 +258,8 @@ def _refuse_divergence(row: _Row, loss: float, first_loss: float) -> None:
     return
   raise DivergedError(
     f"diverged at step {row.step}: {cause}",
-    "use a smaller --learning_rate, a longer --warmup_steps or a smaller"
-    " --clip_norm; what was saved before is kept",
+    "use a smaller `learning_rate`, more `warmup_steps` or a smaller"
+    " `clip_norm`; what was saved before is kept",
   )
 
 

@@ -77,7 +77,7 @@ class Workdir:
         raise ConfigError(
           f"{self.path} holds a run of another configuration:\n"
           + "\n".join(f"  {line}" for line in lines),
-          "use the flags it was made with, or another --workdir",
+          "use the values it was made with, or another `workdir`",
         )
     elif jax.process_index() == 0:
       text = {"config": config, **about}
@@ -107,11 +107,11 @@ class Workdir:
       self.close()
       raise WorkdirError(
         f"{self.path} is in use by the run with pid {holder}",
-        "wait for it, stop it, or use another --workdir",
+        "wait for it, stop it, or use another `workdir`",
       ) from error
     except OSError as error:
       raise WorkdirError(
-        f"cannot write to --workdir={self.path}: {error.strerror}",
+        f"cannot write to `workdir={self.path}`: {error.strerror}",
         "choose a directory that you may write to",
       ) from error
     self._lock.truncate(0)
@@ -167,7 +167,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
     return None
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise WorkdirError(
-      f"cannot read {file}: {error}", "restore it, or use another --workdir"
+      f"cannot read {file}: {error}", "restore it, or use another `workdir`"
     ) from error
 
 
@@ -181,7 +181,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """One line of text for each value in which two configurations differ."""
   absent = "(not there)"
   return [
-    f"--{key}: {old.get(key, absent)} in the workdir,"
+    f"`{key}`: {old.get(key, absent)} in the workdir,"
     f" {new.get(key, absent)} in this command"
     for key in sorted(old.keys() | new.keys())
     if old.get(key, absent) != new.get(key, absent)

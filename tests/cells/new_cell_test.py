@@ -26,7 +26,7 @@ class UGRNNParams(NamedTuple):
 class UGRNN(GatedCell):
   def init(self, key, in_features):
     keys, h = jax.random.split(key), self.features
-    kernel = initializers.uniform_fan_in(keys[0], (in_features, 2 * h))
+    kernel = initializers.lecun_uniform(keys[0], (in_features, 2 * h))
     recurrent = initializers.orthogonal_blocks(keys[1], h, 2)
     return UGRNNParams(kernel, recurrent, jnp.zeros((2 * h,), jnp.float32))
 

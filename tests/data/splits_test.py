@@ -19,7 +19,7 @@ def test_shares_are_given_in_percent():
   "text", ["", "80,20", "80,10,20", "110,-5,-5", "a,b,c"]
 )
 def test_other_shares_are_refused(text):
-  with pytest.raises(ConfigError, match="--splits="):
+  with pytest.raises(ConfigError, match="`splits="):
     splits.parse_shares(text)
 
 

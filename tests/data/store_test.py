@@ -92,7 +92,7 @@ def test_what_a_builder_lacks_is_told(tmp_path, monkeypatch):
   monkeypatch.setattr(builders.sysconfig, "get_path", lambda _: str(tmp_path))
   with pytest.raises(DataError, match="without the sources") as caught:
     load_text("stdlib")
-  assert "--dataset=pydoc" in caught.value.remedy
+  assert "`dataset=pydoc`" in caught.value.remedy
 
 
 def test_a_prepared_cache_need_not_be_writable(cache, monkeypatch):
@@ -141,7 +141,7 @@ def test_an_unknown_dataset_names_the_near_ones_quickly():
 def test_an_unknown_dataset_is_never_looked_for_elsewhere(name):
   with pytest.raises(DataError, match="there is no dataset") as caught:
     load_text(name)
-  assert "--text_file" in caught.value.remedy
+  assert "`text_file`" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["tiny_shakespeare", "gigaword", "glue/cola"])

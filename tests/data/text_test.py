@@ -120,7 +120,7 @@ def test_of_several_text_features_one_is_to_be_named(tmp_path):
   )
   with pytest.raises(DataError, match="document, summary") as caught:
     load_text("gigaword", data_dir=tmp_path)
-  assert "--dataset=gigaword#document" in caught.value.remedy
+  assert "`dataset=gigaword#document`" in caught.value.remedy
   assert load_text("gigaword#document", data_dir=tmp_path) == cut(LONG)
   with pytest.raises(DataError, match="document, summary"):
     load_text("gigaword#title", data_dir=tmp_path)
@@ -250,5 +250,5 @@ def test_a_file_that_may_not_be_read_is_told(file, monkeypatch):
 
 
 def test_a_file_has_no_data_dir(file):
-  with pytest.raises(ConfigError, match="--data_dir"):
+  with pytest.raises(ConfigError, match="`data_dir`"):
     load_text(text_file=file, data_dir="/data")

@@ -57,6 +57,14 @@ def test_each_rule_was_measured_against_the_other_methods():
   assert found <= {(c.name, c.batch, c.time) for c in methods.cases()}
 
 
+@pytest.mark.usefixtures("with_compiler")
+def test_a_new_cell_need_not_be_measured_if_cells_of_its_kind_were():
+  rule = lambda name: choose(cells.get(name)(8), HERE)
+  measured = {rule(row["name"]) for row in MEASURED}
+  for name in cells.CELLS:
+    assert rule(name) in measured, f"measure {name}: no other cell is like it"
+
+
 @pytest.mark.parametrize("platform", choice.TABLES)
 @pytest.mark.usefixtures("with_compiler")
 def test_each_row_is_somebodys_and_takes_a_method_that_can_run(platform):

@@ -27,7 +27,7 @@ from tests.experiments.scripts import TINY, call, refused
     ("--cell=lstn", "--cell=lstn is unknown"),
     ("--cell=gru_d", "--cell=gru_d is unknown"),
     ("--optimizer=adamww", "did you mean --optimizer=adamw?"),
-    ("--optimizer=chain", "no optax optimiser"),
+    ("--optimizer=chain", "--optimizer=chain is unknown"),
     ("--schedule=cosin", "cosine"),
     ("--tokenizer=chars", "char"),
     ("--dtype=float16x", "bfloat16"),
@@ -96,7 +96,7 @@ def test_a_batch_that_the_devices_do_not_divide(tmp_path, capsys):
   said = refused(
     capsys, 2, language_model, workdir, *TINY, "--batch_size=9", "--devices=4"
   )
-  assert "use --batch_size=8 or 12" in said
+  assert "use --batch_size=8 or --batch_size=12" in said
   assert os.listdir(tmp_path) == []
 
 

@@ -92,3 +92,16 @@ def test_a_class_adds_to_the_tables_of_its_bases_and_may_replace_entries():
     with pytest.raises(ConfigError):
       Both(**wrong).check()
   Base(kind="b").check()
+
+
+@pytest.mark.parametrize(
+  ("message", "flags"),
+  [
+    ("`steps=3` is wrong", "--steps=3 is wrong"),
+    ("a smaller `seed` or `steps`", "a smaller --seed or --steps"),
+    ("`workdir=/a b/c`: a text", "--workdir=/a b/c: a text"),
+    ("use another `text_file` or steps", "use another `text_file` or steps"),
+  ],
+)
+def test_arguments_are_printed_as_the_flags_that_a_script_has(message, flags):
+  assert config.as_flags(message, config.RunConfig) == flags

@@ -36,8 +36,8 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
   with Workdir(tmp_path) as workdir, pytest.raises(ConfigError) as error:
     workdir.claim({"features": 9, "cell": "gru", "tied": True}, {})
   assert error.value.cause.splitlines()[1:] == [
-    "  --features: 8 in the workdir, 9 in this command",
-    "  --tied: (not there) in the workdir, True in this command",
+    "  `features`: 8 in the workdir, 9 in this command",
+    "  `tied`: (not there) in the workdir, True in this command",
   ]
   assert error.value.exit_code == 2
 
@@ -66,14 +66,14 @@ def test_a_live_run_keeps_others_out_and_a_dead_one_does_not(tmp_path):
 
 def test_a_file_in_place_of_the_workdir_is_an_error_not_a_traceback(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(WorkdirError, match="cannot write to --workdir"):
+  with pytest.raises(WorkdirError, match="cannot write to `workdir="):
     Workdir(tmp_path / "file" / "run")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_workdir_is_an_error_not_a_traceback(tmp_path):
   tmp_path.chmod(0o500)
-  with pytest.raises(WorkdirError, match="cannot write to --workdir"):
+  with pytest.raises(WorkdirError, match="cannot write to `workdir="):
     Workdir(tmp_path / "run")
 
 
