@@ -185,5 +185,5 @@ def sample(
 
 def _keep_from(smallest, logits):
   """The logits, with -inf where they are below `smallest`."""
-  floor = jnp.broadcast_to(smallest, logits.shape)
-  return jnp.where(logits >= floor, logits, -jnp.inf)
+  least = jnp.broadcast_to(smallest, logits.shape)
+  return jnp.where(logits >= least, logits, -jnp.inf)

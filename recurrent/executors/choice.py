@@ -56,7 +56,7 @@ LINEAR = Rule(
   "linear_scan",
   "a reverse pass that is the same scan backwards, from the states alone",
 )
-NATIVE = Rule(
+CPU_KERNEL = Rule(
   "cells with a loop in C++, on one device",
   _in_cpp,
   "cpu_kernel",
@@ -91,7 +91,7 @@ class Table(NamedTuple):
 TABLES = {
   "cpu": Table(
     "measured on one device: docs/methods.json",
-    (MATRIX, LINEAR, NATIVE, GATED, OTHERS),
+    (MATRIX, LINEAR, CPU_KERNEL, GATED, OTHERS),
   ),
   "gpu": Table("not timed", (MATRIX, LINEAR, GATED, OTHERS)),
   "tpu": Table("not timed", (MATRIX, LINEAR, GATED, OTHERS)),

@@ -67,7 +67,9 @@ def cpu_kernel(
   check_width("inputs", time_steps.projected, len(params.kernel))
   inputs, mask, resets = jax.tree.map(_turn, tuple(time_steps))
   args = params, initial, carry, inputs, (mask, resets)
-  carry, outputs = transforms.call(NATIVE, (cell, reverse, recompute), *args)
+  carry, outputs = transforms.call(
+    CPU_KERNEL, (cell, reverse, recompute), *args
+  )
   return carry, _turn(outputs)
 
 
@@ -228,7 +230,7 @@ def _gates(cell, params, inputs, carries):
   return _turn(gates.reshape(batch, time, -1))
 
 
-NATIVE = transforms.Passes(_run, _forward, _tangent, _backward)
+CPU_KERNEL = transforms.Passes(_run, _forward, _tangent, _backward)
 
 
 def _weights(left, right):
