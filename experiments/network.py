@@ -7,6 +7,7 @@ works in every experiment.
 
 import contextlib
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -174,7 +175,12 @@ def make_stack(
     since their blocks normalise only their inputs.
   """
   if config.cell == TRANSFORMER:
-    return nn.Stack(_transformer(config, in_features, causal, rngs))
+    block = (
+      functools.partial(nn.TransformerBlock, context=config.context)
+      if causal
+      else nn.TransformerEncoderBlock
+    )
+    return nn.Stack(_transformer(config, in_features, block, rngs))
   kind = nn.Recurrent if causal else nn.Bidirectional
   layers: list[nn.Layer] = []
   for _ in range(config.layers):
@@ -189,17 +195,40 @@ def make_stack(
   return nn.Stack(layers, dropout=config.dropout, residual=config.residual)
 
 
-def _transformer(config, in_features, causal, rngs) -> list[nn.Layer]:
+def make_decoder(
+  config: NetworkConfig,
+  in_features: int,
+  encoded_features: int,
+  *,
+  rngs: nnx.Rngs,
+) -> nn.Stack:
+  """Makes the causal layers of a decoder, for `models.EncoderDecoder`.
+
+  Args:
+    config: the flags.
+    in_features: width of the inputs.
+    encoded_features: width of the encoded sequence, to which the layers of a
+      Transformer attend.
+    rngs: source of the keys that draw the parameters.
+  """
+  if config.cell != TRANSFORMER:
+    return make_stack(config, in_features, rngs=rngs)
+  block = functools.partial(
+    nn.TransformerDecoderBlock,
+    context=config.context,
+    encoded_features=encoded_features,
+  )
+  return nn.Stack(_transformer(config, in_features, block, rngs))
+
+
+def _transformer(config, in_features, block, rngs) -> list[nn.Layer]:
   width = config.features
-  shared = {"heads": config.heads, "dropout": config.dropout, "rngs": rngs}
   layers: list[nn.Layer] = []
   if in_features != width:
     layers.append(nn.Affine(in_features, width, rngs=rngs))
   for _ in range(config.layers):
     layers.append(
-      nn.TransformerBlock(width, context=config.context, **shared)
-      if causal
-      else nn.TransformerEncoderBlock(width, **shared)
+      block(width, heads=config.heads, dropout=config.dropout, rngs=rngs)
     )
   return [*layers, nn.Norm(width)]
 

@@ -1,0 +1,94 @@
+"""Pairs of a source and a target text, such as sentences and translations."""
+
+import os
+from typing import NamedTuple
+
+from recurrent.data.text import read_text
+from recurrent.errors import DataError
+
+
+class Pairs(NamedTuple):
+  """Source and target texts, the same number of both."""
+
+  sources: list[str]
+  targets: list[str]
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+  """Reads the lines of a UTF-8 file, without the white space around them.
+
+  Only a line feed ends a line, with or without a carriage return before it;
+  other separators of Unicode may occur within a sentence.
+
+  Raises:
+    DataError: if the file cannot be read, is not UTF-8, or is empty.
+  """
+  text = read_text(path)
+  lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
+  if not any(lines):
+    raise DataError(f"{path} has no text", "give one sentence a line")
+  return lines
+
+
+def read_parallel(
+  source: str | os.PathLike, target: str | os.PathLike
+) -> Pairs:
+  """Reads two files of which equal lines are a pair.
+
+  Pairs of which one side is empty are kept, so that every line has a result.
+
+  Raises:
+    DataError: as `read_lines` does, and if the files differ in length.
+  """
+  pairs = Pairs(read_lines(source), read_lines(target))
+  counts = [len(side) for side in pairs]
+  if counts[0] != counts[1]:
+    raise DataError(
+      f"{source} has {counts[0]} lines, and {target} {counts[1]}",
+      "give two files of which equal lines are translations of each other",
+    )
+  return pairs
+
+
+def load_parallel(
+  dataset: str, data_dir: str | os.PathLike | None = None
+) -> dict[str, Pairs]:
+  """Reads a prepared translation dataset of the TFDS catalogue.
+
+  Args:
+    dataset: its name, such as `ted_hrlr_translate/pt_to_en`.
+    data_dir: the folder in which it was prepared; by default that of TFDS.
+
+  Returns:
+    The pairs of "train", "valid" and "test".
+
+  Raises:
+    DataError: if there is no such dataset, or it lacks pairs or a split.
+  """
+  from recurrent.data import store  # Imports TFDS.
+
+  builder = store.catalogue(dataset, data_dir)
+  keys = builder.info.supervised_keys
+  if not keys or len(keys) != 2:
+    raise DataError(
+      f"dataset {dataset!r} has no pairs of texts", "choose another dataset"
+    )
+  found = {}
+  for name, names in (
+    ("train", ("train",)),
+    ("valid", ("validation", "valid", "dev")),
+    ("test", ("test",)),
+  ):
+    there = next((n for n in names if n in builder.info.splits), None)
+    if there is None:
+      raise DataError(
+        f"dataset {dataset!r} has no {name} split, only"
+        f" {', '.join(builder.info.splits)}",
+        "choose another dataset, or write it to files",
+      )
+    pairs = Pairs([], [])
+    for record in store.records(builder, there):
+      for side, key in zip(pairs, keys, strict=True):
+        side.append(record[key].decode("utf-8").strip())
+    found[name] = pairs
+  return found
