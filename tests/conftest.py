@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Each worker of pytest-xdist has one core; more threads would slow it down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Most of the time of the tests is that of XLA, which compiles thousands of small
+# Most of the time of the tests is XLA's, which compiles thousands of small
 # programs that each run a few times. Without LLVM's optimisations, MLIR's
 # emitters of fusions and threads of its own it takes a third of the time. Where
 # a flag is set twice the last one wins, so those of the caller stand.
