@@ -287,7 +287,7 @@ def differentiable_ways():
       yield from ((name, method, way) for name in chosen)
 
 
-@pytest.mark.parametrize(("name", "method", "way"), differentiable_ways())
+@pytest.mark.parametrize(("name", "method", "way"), [*differentiable_ways()])
 @pytest.mark.usefixtures("x64")
 def test_derivatives_of_every_kind_are_those_of_the_scan(name, method, way):
   cell = CELLS[name](2)
