@@ -15,7 +15,7 @@ from recurrent.nn import (
   MultiplicativeAttention,
   SelfAttention,
 )
-from recurrent.nn.attention import masked_softmax
+from recurrent.nn.attention import masked_softmax, rotate
 from tests.cells.cases import jit
 from tests.precision import assert_rounds_as_bfloat16_does, narrow_sums
 
@@ -623,6 +623,15 @@ def test_self_attention_rounds_as_bfloat16_does(kind):
     lambda module, inputs: module(inputs, mask=jnp.asarray(HOLES)),
     drawn32(4, TIME, D),
   )
+
+
+def test_bfloat16_rotates_by_positions_that_it_cannot_hold():
+  array = jnp.ones((1, 2, 1, 8))
+  # In bfloat16 both would be 1000.
+  wide = rotate(array, jnp.array([1000, 1001]))
+  narrow = rotate(array.astype(jnp.bfloat16), jnp.array([1000, 1001]))
+  # Numbers up to 1.5, each rounded once.
+  np.testing.assert_allclose(narrow.astype(np.float32), wide, atol=2**-8)
 
 
 @pytest.mark.parametrize(
