@@ -16,6 +16,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Each worker of pytest-xdist has one core; more threads would slow it down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Most of the time of the tests is XLA's, which compiles thousands of small
+# programs that each run a few times. Without LLVM's optimisations, MLIR's
+# emitters of fusions and threads of its own it takes a third of the time. Where
+# a flag is set twice the last one wins, so those of the caller stand.
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    os.environ.get("XLA_FLAGS", ""),
+  ]
+)
+
 # Tests compile the same small programs again and again.
 _XLA_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_XLA_CACHE))

@@ -356,8 +356,10 @@ def case_of(cell, dtype=np.float64, time=7):
   )
 
 
-@pytest.mark.parametrize("remat", [None, 3, "gates"])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+  ("remat", "reverse"),
+  [(None, False), (None, True), (3, False), ("gates", True)],
+)
 @pytest.mark.parametrize(
   "cell", [PeepholeLSTM(4), LearnedStart(4), Heads(4), InnerJit(4)], ids=repr
 )

@@ -63,8 +63,11 @@ def laws():
     rest = {
       names: values for names, values in taken.items() if "name" not in names
     }
-    if ("name", "method") in taken:
-      rest["method"] = methods(UGRNN(1))
+    for names in taken:
+      if "name" in names and "method" in names:
+        rest["method"] = methods(UGRNN(1))
+      if "name" in names and "way" in names:
+        rest["way"] = laws_test.DERIVATIVES
     for values in itertools.product(*rest.values()):
       chosen = dict(zip(rest, values, strict=True))
       label = "-".join([name, *map(str, values)])

@@ -111,8 +111,12 @@ def test_bfloat16_gradients_are_within_two_percent_of_float32(layer, tied):
   # 64 x 512 tokens, some of them much more frequent than others, as in texts.
   random = np.random.default_rng(0)
   tokens = jnp.asarray(random.zipf(1.5, (64, 513)) % V, jnp.int32)
+  # Without LLVM's optimisations, see `tests/conftest.py`, it takes far longer.
+  options = {"xla_backend_optimization_level": 2}
   wide, narrow = (
-    jax.jit(jax.grad(loss_of(graphdef, tokens)))(params)
+    jax.jit(jax.grad(loss_of(graphdef, tokens)), compiler_options=options)(
+      params
+    )
     for graphdef, params in (
       make(layer, dtype, tied=tied) for dtype in (jnp.float32, jnp.bfloat16)
     )

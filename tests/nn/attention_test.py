@@ -15,9 +15,9 @@ from recurrent.nn import (
   MultiplicativeAttention,
   SelfAttention,
 )
-from recurrent.nn.attention import masked_softmax
+from recurrent.nn.attention import masked_softmax, rotate
 from tests.cells.cases import jit
-from tests.precision import narrow_sums
+from tests.precision import assert_rounds_as_bfloat16_does, narrow_sums
 
 B, T, S, Q, E, HEADS = 3, 4, 5, 6, 6, 2
 MASK = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
@@ -236,16 +236,23 @@ def test_bfloat16_stays_and_its_weights_are_float32(name):
   assert context.dtype == jnp.bfloat16 and weights.dtype == jnp.float32
 
 
-def test_the_softmax_of_bfloat16_inputs_is_not_rounded_to_it():
-  module = make("dot", np.float32)
-  encoded = jnp.asarray(drawn(B, S, E), jnp.bfloat16)
-  query = jnp.asarray(drawn(B, Q), jnp.bfloat16)
+@pytest.mark.parametrize("name", ["general", "dot", "heads"])
+def test_the_softmax_of_bfloat16_inputs_is_not_rounded_to_it(name):
+  # Whole numbers, and eighths of them: all products with a parameter are exact
+  # in bfloat16, and those of queries and keys in float32, but not in bfloat16.
+  random = np.random.default_rng(0)
+  whole = lambda x: jnp.asarray(random.integers(-1, 2, x.shape), jnp.float32)
+  graphdef, params = nnx.split(make(name, np.float32))
+  module = nnx.merge(graphdef, jax.tree.map(whole, params))
+  encoded, query = (
+    jnp.asarray(random.integers(-12, 13, shape) / 8, jnp.bfloat16)
+    for shape in ((B, S, E), (B, Q))
+  )
   _, weights = module(module.precompute(encoded), query)
   for row in range(B):
     exact = [np.asarray(x[row], np.float64) for x in (query, encoded)]
-    want = dot(None, *exact)
-    # A product of bfloat16 numbers is exact in float32; in bfloat16 this
-    # would be off by 1e-2.
+    want = PAPERS[name](module, *exact)
+    # With scores that are rounded to bfloat16 this would be off by 1e-2.
     np.testing.assert_allclose(weights[row], want[1], atol=1e-6)
 
 
@@ -610,16 +617,21 @@ def test_gradients_of_self_attention_are_finite_differences(x64, kind):
 
 
 @each_kind
-def test_self_attention_keeps_bfloat16(kind):
-  module, inputs = (
+def test_self_attention_rounds_as_bfloat16_does(kind):
+  assert_rounds_as_bfloat16_does(
     of_kind(kind, np.float32),
+    lambda module, inputs: module(inputs, mask=jnp.asarray(HOLES)),
     drawn32(4, TIME, D),
   )
-  narrow = module(jnp.asarray(inputs, jnp.bfloat16), mask=jnp.asarray(HOLES))
-  assert narrow.dtype == jnp.bfloat16
-  wide = module(jnp.asarray(inputs), mask=jnp.asarray(HOLES))
-  # Eight bits of mantissa, in four products one after another.
-  np.testing.assert_allclose(narrow.astype(np.float32), wide, atol=0.1)
+
+
+def test_bfloat16_rotates_by_positions_that_it_cannot_hold():
+  array = jnp.ones((1, 2, 1, 8))
+  # In bfloat16 both would be 1000.
+  wide = rotate(array, jnp.array([1000, 1001]))
+  narrow = rotate(array.astype(jnp.bfloat16), jnp.array([1000, 1001]))
+  # Numbers up to 1.5, each rounded once.
+  np.testing.assert_allclose(narrow.astype(np.float32), wide, atol=2**-8)
 
 
 @pytest.mark.parametrize(

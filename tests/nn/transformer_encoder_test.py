@@ -30,6 +30,7 @@ from tests.nn.transformer_cases import (
   results,
   shifted,
 )
+from tests.precision import assert_rounds_as_bfloat16_does
 
 
 def make(dtype=np.float64, **options):
@@ -116,13 +117,12 @@ def test_gradients_are_those_of_finite_differences(x64):
   check_grads(jax.jit(run), args, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
-def test_bfloat16_stays():
-  block, inputs = make(np.float32), drawn(B, T, D, dtype=np.float32)
-  run = jit(lambda x: block(None, x, mask=MASK)[1])
-  narrow, wide = run(jnp.asarray(inputs, jnp.bfloat16)), run(inputs)
-  assert narrow.dtype == jnp.bfloat16
-  # Eight bits of mantissa, on numbers up to five.
-  np.testing.assert_allclose(narrow.astype(np.float32), wide, atol=0.1)
+def test_it_rounds_as_bfloat16_does():
+  assert_rounds_as_bfloat16_does(
+    make(np.float32),
+    lambda block, inputs: block(None, inputs, mask=MASK)[1],
+    drawn(B, T, D, dtype=np.float32),
+  )
 
 
 def test_it_stands_in_a_stack_with_an_empty_carry():
