@@ -51,7 +51,9 @@ def load_dates(
   splits = by_hash((iso.encode() for _, iso in pairs), shares)
   found = {}
   for name in ("train", "valid", "test"):
-    kept = [pair for pair, its in zip(pairs, splits, strict=True) if its == name]
+    kept = [
+      pair for pair, its in zip(pairs, splits, strict=True) if its == name
+    ]
     sources, targets = zip(*kept, strict=True)
     found[name] = Pairs([*sources], [*targets])
   return found

@@ -81,6 +81,10 @@ def plain_loop(time_step, fixed, rows, carry, xs, reverse):
     return jax.lax.scan(time_step, carry, xs, reverse=reverse)
 
   def apart(carry, xs):
+    # XLA would move an array of one value, such as the cotangent of outputs
+    # that the loss does not read, into the loop, and write it at each time step.
+    xs = jax.lax.optimization_barrier(xs)
+
     def body(carry, index):
       with set_xla_metadata(inlineable="false"):
         now = _cut(xs, index)

@@ -96,3 +96,19 @@ def test_on_a_cpu_no_gate_is_computed_while_a_time_step_is_cut(
       and re.search(r" (tanh|exponential)\(", body)
     ]
     assert bool(fused) == together
+
+
+def test_a_cotangent_of_one_value_is_not_written_at_each_time_step():
+  cell = LSTM(FEATURES)
+  params = cell.init(jax.random.key(0), IN_FEATURES)
+  inputs = jnp.ones((BATCH, TIME, IN_FEATURES))
+
+  def last(params):  # The cotangent of the outputs is zero.
+    return unroll(cell, params, None, inputs, method="fused")[0].hidden.sum()
+
+  program = jax.jit(jax.grad(last)).lower(params).compile().as_text()
+  entry = re.search(r"^ENTRY %?([\w.\-]+)", program, re.M)[1]
+  outputs = re.escape(f"f32[{TIME},{BATCH},{FEATURES}]")
+  for name, lines in split(program).items():
+    if name != entry:
+      assert not re.search(rf"= {outputs}\S* broadcast\(", "\n".join(lines))
