@@ -26,7 +26,7 @@ def curves(metrics: Path, figures: Path) -> Path:
       split, _, kind = name.partition("_")
       if split not in ("train", "valid", "test"):
         split, kind = "", name
-      if value is not None:
+      if isinstance(value, int | float):
         lines = series.setdefault(kind, {})
         lines.setdefault(split, []).append((step, value))
   # A metric that is always zero is not drawn.

@@ -1,9 +1,11 @@
-"""Samples text from a trained language model.
+"""Samples text from a trained language model, or translates what is typed.
 
   python -m experiments.generate --workdir=runs/pydoc --prompt='The '
   python -m experiments.generate --workdir=runs/pydoc --weights=int8
 
 The text is printed to stdout while it is drawn; the last line is a JSON object.
+With the workdir of a translator, the prompt is translated, or without a prompt
+every line of stdin; flags of sampling have no effect then and are refused.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ import sys
 import time
 import typing
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -87,6 +90,9 @@ def run(config: Config) -> dict[str, Any]:
     UserError: if a value is wrong, or the workdir has no model.
   """
   config.check()
+  experiment = runner.find_experiment(config.workdir)
+  if hasattr(experiment, "answer"):
+    return _answer(config, experiment)
   experiment = runner.find_experiment(
     config.workdir, "load", "generates no text"
   )
@@ -151,6 +157,23 @@ def run(config: Config) -> dict[str, Any]:
     "log_probabilities": scores.tolist(),
     "texts": texts,
   }
+
+
+def _answer(config: Config, experiment: ModuleType) -> dict[str, Any]:
+  """Answers the prompt, or every line of stdin, as `experiment.answer` does."""
+  given = config_lib.not_default(config)
+  if idle := given.keys() - {"workdir", "prompt"}:
+    raise ConfigError(
+      f"--{min(idle)} does nothing with a run that answers a prompt",
+      "leave it out",
+    )
+  texts = []
+  lines = [config.prompt] if "prompt" in given else sys.stdin
+  for line in lines:
+    for found in experiment.answer(config.workdir, [line.rstrip("\n")]):
+      texts.append(found["text"])
+      print(found["text"], flush=True)
+  return {"texts": texts}
 
 
 if __name__ == "__main__":

@@ -221,6 +221,27 @@ def make_decoder(
   return nn.Stack(_transformer(config, in_features, block, rngs))
 
 
+def make_attention(
+  kind: str,
+  query_features: int,
+  encoded_features: int,
+  *,
+  heads: int,
+  rngs: nnx.Rngs,
+) -> nn.Attention | None:
+  """Makes attention of a kind: none, dot, general, additive or multi_head."""
+  widths = query_features, encoded_features
+  if kind == "none":
+    return None
+  if kind == "additive":
+    return nn.AdditiveAttention(*widths, query_features, rngs=rngs)
+  if kind == "multi_head":
+    return nn.MultiHeadAttention(
+      *widths, query_features, heads=heads, rngs=rngs
+    )
+  return nn.MultiplicativeAttention(*widths, score=kind, rngs=rngs)
+
+
 def _transformer(config, in_features, block, rngs) -> list[nn.Layer]:
   width = config.features
   layers: list[nn.Layer] = []

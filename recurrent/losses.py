@@ -1,5 +1,6 @@
 """Losses: pure functions of network outputs and targets."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -8,18 +9,33 @@ from recurrent.types import Activations, Array, Float, Int, Mask
 
 
 def cross_entropy(
-  logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
-) -> Float[Array, "B T"]:
+  logits: Float[Array, "*B V"],
+  targets: Int[Array, "*B"],
+  *,
+  label_smoothing: float = 0.0,
+) -> Float[Array, "*B"]:
   """Negative log-likelihood of each target, in nats.
 
+  With `label_smoothing` s, the result is the cross-entropy of the distribution
+  that has 1 - s at the target, and s divided equally among all V.
+
   Args:
-    logits: [batch, time, V], float32.
-    targets: [batch, time], ids in [0, V).
+    logits: [*batch, V], such as [batch, time, V]; float32.
+    targets: [*batch], ids in [0, V).
+    label_smoothing: s, from 0 to 1.
 
   Returns:
-    [batch, time].
+    [*batch].
+
+  Reference:
+    label smoothing: Szegedy et al., "Rethinking the Inception architecture for
+    computer vision", 2016.
   """
-  return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+  nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+  if not label_smoothing:
+    return nats
+  even = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+  return (1 - label_smoothing) * nats + label_smoothing * even
 
 
 def activation_penalty(

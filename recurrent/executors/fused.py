@@ -82,7 +82,8 @@ def plain_loop(time_step, fixed, rows, carry, xs, reverse):
 
   def apart(carry, xs):
     # XLA would move an array of one value, such as the cotangent of outputs
-    # that the loss does not read, into the loop, and write it at each time step.
+    # that the loss does not read, into the loop, and write it at each time
+    # step.
     xs = jax.lax.optimization_barrier(xs)
 
     def body(carry, index):

@@ -2,6 +2,7 @@
 
 from recurrent.nn.attention import (
   AdditiveAttention,
+  Attention,
   Keys,
   MultiHeadAttention,
   MultiplicativeAttention,
@@ -32,6 +33,7 @@ from recurrent.nn.transformer import (
 __all__ = [
   "AdditiveAttention",
   "Affine",
+  "Attention",
   "Bidirectional",
   "DecoderCarry",
   "Keys",

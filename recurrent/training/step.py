@@ -169,6 +169,11 @@ def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:
       them are ignored, since the training step measures them.
     found: names of the metrics that the loss returns.
   """
+  if taken := {*MEASURED} & {*found}:
+    raise ConfigError(
+      f"the loss returns a metric {min(taken)!r}, which the step measures itself",
+      "give it another name",
+    )
   said, measured = sorted(set(wanted) - {*MEASURED}), sorted(found)
   if said != measured:
     raise ConfigError(
