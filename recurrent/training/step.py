@@ -171,7 +171,8 @@ def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:
   """
   if taken := {*MEASURED} & {*found}:
     raise ConfigError(
-      f"the loss returns a metric {min(taken)!r}, which the step measures itself",
+      f"the loss returns a metric {min(taken)!r}, which the training step"
+      " measures itself",
       "give it another name",
     )
   said, measured = sorted(set(wanted) - {*MEASURED}), sorted(found)
