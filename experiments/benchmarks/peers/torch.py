@@ -110,4 +110,4 @@ def from_torch(forward, params, update, name_gradients, drawn, dtype):
     return networks.as_values(numpy(only_forward()), d_inputs, named)
 
   works = {FORWARD: only_forward, BACKWARD: backward, STEP: train}
-  return networks.Calls(works, values)
+  return networks.Calls(works, values, {"device": device().type})
