@@ -73,7 +73,7 @@ class Config(config_lib.Checked):
     shapes: shapes to measure in the suites cells, linear, newton and decode.
       Use "default", "all" (takes hours on a small CPU), or names and B,T,D,H
       (batch, time, inputs, width), separated by semicolons.
-    dtype: dtype of the computation, float32 or bfloat16.
+    dtype: dtype of the computation, float32, float16 or bfloat16.
     seconds: time limit in seconds for all repeats of one shape and one kind of
       work; there are at least 3 repeats even so. The suites loop, generation
       and scaling do not use it.

@@ -37,7 +37,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,7 +146,6 @@ def _timings() -> Iterator[Timing]:
     (32, 10, 1, 64),
   )
   cells = functools.partial(Problem, "cells")
-  wide = functools.partial(Problem, "decode", "lstm", time=256, in_features=128)
 
   def layers(kind, shapes, *dtypes):
     for shape, dtype in itertools.product(shapes, dtypes):
@@ -155,11 +154,12 @@ def _timings() -> Iterator[Timing]:
   yield from layers("lstm", shapes, "bfloat16", "float32")
   yield from layers("gru", shapes[:2], "bfloat16", "float32")
   yield from layers("rnn", shapes[:2], "bfloat16", "float32")
-  for shape in ((8, 4096, 1536), (1, 65536, 256)):
-    linear = Problem("linear", "linear", *shape, shape[-1])
-    yield Timing("linear", linear, "float32")
+  for linear in ((8, 4096, 1536, 1536), (1, 65536, 256, 256)):
+    problem = Problem("linear", "linear", *linear)
+    yield Timing("linear", problem, "float32")
   for rows in (1, 32):
-    yield Timing("decode", wide(batch=rows, features=1024), "float32")
+    decode = Problem("decode", "lstm", rows, 256, 128, 1024)
+    yield Timing("decode", decode, "float32")
   for dtype in ("bfloat16", "float32"):
     train = Problem("train", "lstm", 64, 128, 512, 1024, 2)
     yield Timing("train", train, dtype)
@@ -179,7 +179,7 @@ SMOKE = Sizes(
   False,
   (Timing("layers", Problem("cells", "rnn", 4, 8, 3, 5), "float32"),),
   ("float32",),
-  ("fused", "scan"),
+  ("cpu_kernel", "fused"),
 )
 
 
@@ -235,12 +235,16 @@ class Suite:
       **{key: [] for key in ("failed", "auto", "left_out", "refused")},
       **{key: [] for key in ("checks", "rows")},
     }
+    self._write()
 
   def plan(self) -> list[Check | Timing]:
     """Everything to measure, the most important first."""
-    first, rest, timings = [], [], self._sizes.timings
-    for check in self._checks():
-      (first if check.cell in self._sizes.first else rest).append(check)
+    timings = self._sizes.timings
+    early: Callable[[Check], bool] = lambda check: (
+      check.cell in self._sizes.first
+    )
+    first = filter(early, self._checks())
+    rest = itertools.filterfalse(early, self._checks())
     if self._config.shapes != "default":
       timings = [
         Timing("layers", problem, dtype)
@@ -267,7 +271,8 @@ class Suite:
     before = len(self.results["rows"])
     (self._check if part == "correctness" else self._time)(items)
     rows = self.results["rows"][before:]
-    print(f"\n{show_rows(rows)}" if rows else f"\n{show_checks(self.results)}")
+    checked = part == "correctness"
+    print(f"\n{show_checks(self.results) if checked else show_rows(rows)}")
     print(f"\n{show_auto(self.results['auto'])}", flush=True)
 
   def _check(self, items):
@@ -276,7 +281,7 @@ class Suite:
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
 
     def check(item, left):
-      process, row = idle.get(), dict(zip(Check._fields, item[:3]))
+      process, row = idle.get(), item._asdict()
       try:
         row |= process.ask(correctness.check, *item[:3], timeout=left)
       except WorkerError as error:
@@ -426,7 +431,7 @@ def auto(rows: Sequence[Row]) -> list[Row]:
     A row for each shape, dtype and kind of work: what "auto" chooses now, the
     fastest method, and how many times longer the former takes.
   """
-  found: dict[tuple[str, ...], dict[str, float]] = {}
+  found: dict[tuple[str, str, str], dict[str, float]] = {}
   chosen = {}
   for row in rows:
     if row["part"] in ("layers", "linear") and "method" in row:
@@ -487,13 +492,11 @@ def show_checks(results: dict[str, Any]) -> str:
 
 def _worker() -> Worker:
   """A process with the device, and with a CPU for the reference."""
+  environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
   platforms = os.environ.get("JAX_PLATFORMS", "")
   if platforms and "cpu" not in platforms:
-    platforms += ",cpu"
-  environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-  return Worker(
-    environment | ({"JAX_PLATFORMS": platforms} if platforms else {})
-  )
+    environment["JAX_PLATFORMS"] = f"{platforms},cpu"
+  return Worker(environment)
 
 
 def _driver() -> list[str]:

@@ -1,4 +1,4 @@
-"""The least time that a problem can take on a device, by its published peaks."""
+"""The least time that a problem can take on a device, by published peaks."""
 
 from typing import Any, NamedTuple
 
