@@ -20,8 +20,9 @@ accelerator.json and accelerator.md after each measurement, and what the time
 did not allow is listed there. From the times follows which method "auto" should
 choose.
 
-Float32 products have the factors that JAX and torch use by default: TF32 on an
-NVIDIA GPU, bfloat16 on a TPU. For the checks they have all bits.
+Timed float32 products have the factors that JAX and torch use by default: TF32
+on an NVIDIA GPU, with as many bits as float16, and bfloat16 on a TPU. In the
+checks they have all bits.
 """
 
 import collections
@@ -57,6 +58,7 @@ from experiments.benchmarks.implementations import IMPLEMENTATIONS
 from experiments.benchmarks.methods import WELL_KNOWN
 from experiments.benchmarks.problems import BACKWARD, Problem
 from experiments.benchmarks.processes import Worker, WorkerError
+from recurrent.cells import CELLS
 
 Row = dict[str, Any]
 
@@ -72,6 +74,8 @@ EXPECTED = {
 }
 KERNELS = ("gpu_kernel", "tpu_kernel", "cudnn")
 PEERS = ("scan", "flax", "associative", "torch")
+# What rounds like the factors of float32 products, by platform.
+FACTORS = {"gpu": "float16", "tpu": "bfloat16", "cpu": "float32"}
 SECONDS = 2.0  # for the repeats of one shape and one kind of work
 DRIVER = "--query-gpu=name,driver_version,memory.total,clocks.max.sm"
 COLUMNS = {
@@ -222,11 +226,20 @@ class Suite:
     seconds = min(config.seconds, SECONDS)
     self._config = dataclasses.replace(config, seconds=seconds)
     self._sizes = sizes
+    self._timings = list(sizes.timings)
+    if config.shapes != "default":
+      self._timings = [
+        Timing("layers", problem, dtype)
+        for problem in problems.choose(config.shapes, ["cells"])
+        for dtype in sizes.dtypes
+      ]
     self._taken: dict[str, float] = {}
     self._lock = threading.Lock()
-    dtypes = {item.dtype for item in sizes.timings} | set(sizes.dtypes)
-    with contextlib.closing(_worker()) as process:
-      self._device = process.ask(describe, sorted(dtypes))
+    timed = {_cell(item.problem) for item in self._timings}
+    cells = CELLS if sizes.rest else dict.fromkeys([*sizes.first, *timed])
+    dtypes = {item.dtype for item in self._timings} | set(sizes.dtypes)
+    self._worker = _worker()
+    self._device = self._worker.ask(describe, list(cells), sorted(dtypes))
     # Only one process can use a TPU; on a CPU they would disturb each other.
     self._apart = self._device["platform"] == "gpu"
     self.results: dict[str, Any] = {
@@ -235,24 +248,19 @@ class Suite:
       **{key: [] for key in ("failed", "auto", "left_out", "refused")},
       **{key: [] for key in ("checks", "rows")},
     }
+    self._tolerances = dict(comparison.TOLERANCES)
+    factors = FACTORS[self._device["platform"]]
+    self._tolerances["float32"] = self._tolerances[factors]
     self._write()
 
   def plan(self) -> list[Check | Timing]:
     """Everything to measure, the most important first."""
-    timings = self._sizes.timings
     early: Callable[[Check], bool] = lambda check: (
       check.cell in self._sizes.first
     )
     first = filter(early, self._checks())
     rest = itertools.filterfalse(early, self._checks())
-    if self._config.shapes != "default":
-      timings = [
-        Timing("layers", problem, dtype)
-        for problem in problems.choose(self._config.shapes, ["cells"])
-        for dtype in self._sizes.dtypes
-      ]
-    if not self._apart:
-      timings = [item for item in timings if item.part != "loops"]
+    timings = [x for x in self._timings if self._apart or x.part != "loops"]
     return [*first, *timings, *(rest if self._sizes.rest else ())]
 
   def _checks(self) -> list[Check]:
@@ -290,8 +298,8 @@ class Suite:
       return {"checks": [row], "failed": [] if row["ok"] else [row]}
 
     with contextlib.ExitStack() as stack:
-      for _ in range(number):
-        idle.put(stack.enter_context(contextlib.closing(_worker())))
+      for process in (self._worker, *(_worker() for _ in range(number - 1))):
+        idle.put(stack.enter_context(contextlib.closing(process)))
       with ThreadPoolExecutor(number) as threads:
         list(threads.map(functools.partial(self._measure, check), items))
 
@@ -304,6 +312,7 @@ class Suite:
       works=problems.WORKS[suite][:2],
       together=self._apart,
       shared=not self._apart,
+      tolerances=self._tolerances,
       until=self._until,
     )
 
@@ -355,8 +364,7 @@ class Suite:
   def _names(self, item):
     """The implementations of an item, without methods that failed a check."""
     suite, dtype = item.problem.suite, item.dtype
-    # Any cell stands for the bare linear recurrence that is linear.
-    kind = {"linear": "min_gru"}.get(item.problem.kind, item.problem.kind)
+    kind = _cell(item.problem)
     able = self._device["methods"][dtype][kind]
     failed = [
       (row["cell"], row["method"], row["dtype"])
@@ -408,19 +416,21 @@ class Suite:
       scratch.replace(path)
 
 
-def describe(dtypes: Sequence[str]) -> dict[str, Any]:
+def describe(cells: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
   """Describes the device of a worker process.
 
   Args:
-    dtypes: dtypes of the products to time and of the methods to list.
+    cells: cells whose methods are listed.
+    dtypes: dtypes of the methods to list and of the products to time.
   """
   client = jax.devices()[0].client
+  peaks = {dtype: worker.peak(dtype) for dtype in dtypes}
   return {
-    **worker.peak(dtypes[0]),
-    "flops": {dtype: worker.peak(dtype)["flops"] for dtype in dtypes},
+    **peaks[dtypes[0]],
+    "flops": {dtype: peak["flops"] for dtype, peak in peaks.items()},
     "devices": jax.device_count(),
     "platform_version": client.platform_version,
-    "methods": correctness.methods(dtypes),
+    "methods": correctness.methods(cells, dtypes),
   }
 
 
@@ -488,6 +498,11 @@ def show_checks(results: dict[str, Any]) -> str:
     for row in results["failed"]
   ]
   return "\n".join([*failed, "", report.table(columns, lines)])
+
+
+def _cell(problem: Problem) -> str:
+  """The cell whose methods compute a problem: any linear one for `linear`."""
+  return {"linear": "min_gru"}.get(problem.kind, problem.kind)
 
 
 def _worker() -> Worker:

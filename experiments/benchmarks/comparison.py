@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,6 +45,7 @@ class Workers:
       saves time but blurs the times of the first calls.
     shared: whether all implementations share one process, for a device that
       only one process can use.
+    tolerances: see `TOLERANCES`.
     until: when a request is given up, in seconds of `time.monotonic`; None:
       never.
   """
@@ -58,6 +59,7 @@ class Workers:
     works: Sequence[str] | None = None,
     together: bool = False,
     shared: bool = False,
+    tolerances: Mapping[str, tuple[float, float]] = TOLERANCES,
     until: float | None = None,
   ):
     self._table = IMPLEMENTATIONS[suite]
@@ -67,6 +69,7 @@ class Workers:
     self._together = together
     self._shared = shared
     self._workers: dict[str, Worker] = {}
+    self._tolerances = tolerances
     self._until = until
 
   def __enter__(self):
@@ -198,7 +201,7 @@ class Workers:
     If an implementation need not agree on all tokens, the share on which it
     agrees is stored in `about`.
     """
-    tolerances = TOLERANCES[dtype]
+    tolerances = self._tolerances[dtype]
     least = self._table[name].agreement
     if least < 1:
       wanted = dict(wanted)

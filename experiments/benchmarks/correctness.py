@@ -14,7 +14,7 @@ over norms.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -59,23 +59,29 @@ class Results(NamedTuple):
   d_inputs: Any
 
 
-def methods(dtypes: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+def methods(
+  cells: Iterable[str], dtypes: Iterable[str]
+) -> dict[str, dict[str, list[str]]]:
   """The methods that run here, by dtype and cell; that of "auto" is first.
 
   The TPU kernels run anywhere, but elsewhere they are interpreted.
+
+  Args:
+    cells: keys of `CELLS`.
+    dtypes: names of dtypes.
   """
   found: dict[str, dict[str, list[str]]] = {}
   for dtype in dtypes:
     setting = Setting.here(jnp.dtype(dtype))
     foreign = [] if setting.platform == "tpu" else ["tpu_kernel"]
-    for name, make in CELLS.items():
-      cell = make(8)
+    for name in cells:
+      cell = CELLS[name](8)
       able = [
         method
         for method, executor in EXECUTORS.items()
         if method not in foreign
-        and not executor.why_not(cell)
         and not executor.why_not_here(setting)
+        and not executor.why_not(cell)
       ]
       auto = resolve_method(cell, "auto", setting)
       able.sort(key=lambda method, auto=auto: method != auto)

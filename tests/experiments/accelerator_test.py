@@ -67,7 +67,7 @@ def on_a_gpu(monkeypatch, in_process):
   methods |= {"min_gru": ["linear_scan", "scan", "gpu_kernel"], "mgu": ["scan"]}
   facts = {"platform": "gpu", "device": "NVIDIA H200", "flops": {}}
   facts["methods"] = dict.fromkeys(comparison.TOLERANCES, methods)
-  monkeypatch.setattr(accelerator, "describe", lambda dtypes: facts)
+  monkeypatch.setattr(accelerator, "describe", lambda *_: facts)
 
 
 def suite(tmp_path, sizes=accelerator.FULL, **flags):
