@@ -26,6 +26,7 @@ from jax.sharding import SingleDeviceSharding
 
 from experiments.benchmarks import processes, programs, report
 from experiments.benchmarks.problems import BACKWARD, FORWARD
+from recurrent import compile_for
 from recurrent.cells import CELLS
 from recurrent.errors import UserError
 
@@ -111,7 +112,7 @@ def costs(
     cell, batch, without_loop or time, in_features, jnp.bfloat16
   )
   scan = functools.partial(jax.lax.scan, unroll=bool(without_loop) or 1)
-  with mock.patch.object(jax.lax, "scan", scan):
+  with mock.patch.object(jax.lax, "scan", scan), compile_for("tpu"):
     lowered = programs.lower(
       work, cell, *on_tpu(topology, (layers, inputs)), method=method
     )

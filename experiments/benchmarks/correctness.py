@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks.methods import able
 from recurrent import unroll
 from recurrent.cells import CELLS, GRUD, Observations
-from recurrent.executors import EXECUTORS, Setting
+from recurrent.executors import Setting
 from recurrent.unroll import resolve_method
 
 UNITS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}  # u of each dtype
@@ -64,8 +65,6 @@ def methods(
 ) -> dict[str, dict[str, list[str]]]:
   """The methods that run here, by dtype and cell; that of "auto" is first.
 
-  The TPU kernels run anywhere, but elsewhere they are interpreted.
-
   Args:
     cells: keys of `CELLS`.
     dtypes: names of dtypes.
@@ -73,19 +72,12 @@ def methods(
   found: dict[str, dict[str, list[str]]] = {}
   for dtype in dtypes:
     setting = Setting.here(jnp.dtype(dtype))
-    foreign = [] if setting.platform == "tpu" else ["tpu_kernel"]
+    found[dtype] = {}
     for name in cells:
       cell = CELLS[name](8)
-      able = [
-        method
-        for method, executor in EXECUTORS.items()
-        if method not in foreign
-        and not executor.why_not_here(setting)
-        and not executor.why_not(cell)
-      ]
       auto = resolve_method(cell, "auto", setting)
-      able.sort(key=lambda method, auto=auto: method != auto)
-      found.setdefault(dtype, {})[name] = able
+      others = [method for method in able(cell, setting) if method != auto]
+      found[dtype][name] = [auto, *others]
   return found
 
 
