@@ -7,6 +7,7 @@ every function is compiled once per cell, method and shape.
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
