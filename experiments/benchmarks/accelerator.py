@@ -59,6 +59,7 @@ from experiments.benchmarks.methods import WELL_KNOWN
 from experiments.benchmarks.problems import BACKWARD, Problem
 from experiments.benchmarks.processes import Worker, WorkerError
 from recurrent.cells import CELLS
+from recurrent.errors import UserError
 
 Row = dict[str, Any]
 
@@ -72,6 +73,7 @@ EXPECTED = {
   "train": 40,
   "loops": 40,
 }
+PATIENCE = 90.0  # seconds that a single request may take
 KERNELS = ("gpu_kernel", "tpu_kernel", "cudnn")
 PEERS = ("scan", "flax", "associative", "torch")
 # What rounds like the factors of float32 products, by platform.
@@ -239,7 +241,19 @@ class Suite:
     cells = CELLS if sizes.rest else dict.fromkeys([*sizes.first, *timed])
     dtypes = {item.dtype for item in self._timings} | set(sizes.dtypes)
     self._worker = _worker()
-    self._device = self._worker.ask(describe, list(cells), sorted(dtypes))
+    try:
+      self._device = self._worker.ask(describe, list(cells), sorted(dtypes))
+    except WorkerError as error:
+      raise UserError(
+        f"the device cannot be used: {error}",
+        "see whether `jax.devices()` works here, and no other process uses it",
+      ) from error
+    if self._device["platform"] == "cpu" and not config.smoke:
+      self._worker.close()
+      raise UserError(
+        "JAX sees no GPU or TPU here",
+        "install JAX for the device, or add --smoke to try the suite on a CPU",
+      )
     # Only one process can use a TPU; on a CPU they would disturb each other.
     self._apart = self._device["platform"] == "gpu"
     self.results: dict[str, Any] = {
@@ -288,9 +302,10 @@ class Suite:
     number = max(1, min(4, timing.processors() // 4)) if self._apart else 1
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
 
-    def check(item, left):
+    def check(item):
       process, row = idle.get(), item._asdict()
       try:
+        left = self._timeout()
         row |= process.ask(correctness.check, *item[:3], timeout=left)
       except WorkerError as error:
         row |= {"ok": False, "reason": str(error)}
@@ -313,11 +328,10 @@ class Suite:
       together=self._apart,
       shared=not self._apart,
       tolerances=self._tolerances,
-      until=self._until,
+      timeout=self._timeout,
     )
 
-    def compare(item, left):
-      del left  # the workers know the deadline
+    def compare(item):
       found = workers.compare(item.problem, self._names(item), item.dtype)
       about = {"part": item.part, "dtype": item.dtype}
       rows = report.rows(found, self._device["flops"][item.dtype])
@@ -345,15 +359,18 @@ class Suite:
       for item in items:
         self._measure(compare, item)
 
+  def _timeout(self):
+    """Seconds that a request may take: a kernel may never end."""
+    return max(1.0, min(PATIENCE, self._until - time.monotonic()))
+
   def _measure(self, function, item):
-    """Adds what `function(item, seconds left)` returns, if there is time."""
+    """Adds what `function(item)` returns, if there is time."""
     begun = time.monotonic()
-    left = self._until - begun
     expected = self._taken.get(item.part, EXPECTED[item.part])
-    if expected > left:
+    if begun + expected > self._until:
       found = {"left_out": [f"{item.part}, {item.name}, {item.dtype}"]}
     else:
-      found = function(item, left)
+      found = function(item)
       self._taken[item.part] = time.monotonic() - begun
     with self._lock:
       for key, rows in found.items():
@@ -378,7 +395,7 @@ class Suite:
     ]
 
     def wanted(name, made):
-      if item.part == "loops" and made.side == "ours":
+      if item.part == "loops":
         return name.startswith("ours:fused")
       if made.missing() or "+" in name:
         return False

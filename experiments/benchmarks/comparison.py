@@ -6,8 +6,7 @@ Each implementation runs in a process of its own.
 import contextlib
 import functools
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,8 +45,8 @@ class Workers:
     shared: whether all implementations share one process, for a device that
       only one process can use.
     tolerances: see `TOLERANCES`.
-    until: when a request is given up, in seconds of `time.monotonic`; None:
-      never.
+    timeout: returns the seconds that the next request may take; None: no
+      limit.
   """
 
   def __init__(
@@ -60,7 +59,7 @@ class Workers:
     together: bool = False,
     shared: bool = False,
     tolerances: Mapping[str, tuple[float, float]] = TOLERANCES,
-    until: float | None = None,
+    timeout: Callable[[], float | None] = lambda: None,
   ):
     self._table = IMPLEMENTATIONS[suite]
     self._config = config
@@ -70,7 +69,7 @@ class Workers:
     self._shared = shared
     self._workers: dict[str, Worker] = {}
     self._tolerances = tolerances
-    self._until = until
+    self._timeout = timeout
 
   def __enter__(self):
     return self
@@ -175,9 +174,8 @@ class Workers:
     who = "" if self._shared else name
     if who not in self._workers:
       self._workers[who] = self._start(self._table[name])
-    left = None if self._until is None else self._until - time.monotonic()
     try:
-      return self._workers[who].ask(function, *args, timeout=left)
+      return self._workers[who].ask(function, *args, timeout=self._timeout())
     except WorkerError:
       del self._workers[who]
       raise

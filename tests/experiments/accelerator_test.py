@@ -256,3 +256,10 @@ def test_without_libtpu_it_says_how_to_get_it(tmp_path, capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, "libtpu", None)
   flags = (*SMOKE, "--compile_for=v5e:2x2", f"--workdir={tmp_path}")
   assert "make tpu-costs" in refused(capsys, 1, benchmark, *flags)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_cpu_is_no_accelerator(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(accelerator, "describe", lambda *_: {"platform": "cpu"})
+  flags = ("--suite=accelerator", f"--workdir={tmp_path}")
+  assert "sees no GPU or TPU" in refused(capsys, 1, benchmark, *flags)
