@@ -18,7 +18,7 @@ LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; \
   print("%d%d" % sys.version_info[:2])' 2>/dev/null).txt
 
 .PHONY: train test lint unit laws mutants faults sanitize tpu-compile \
-  benchmark-loop lock clean
+  tpu-costs benchmark-loop lock clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m experiments.language_model --workdir=$(WORKDIR)
@@ -62,6 +62,11 @@ sanitize: $(VENV)/installed
 tpu-compile: $(VENV)/libtpu
 	JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/libtpu $(BIN)/python -m pytest -s \
 	  tests/executors/tpu_compile_test.py
+
+# XLA's cost analysis of layers compiled for TPUs, without a TPU.
+tpu-costs: $(VENV)/libtpu
+	PYTHONPATH=$(VENV)/libtpu $(BIN)/python -m experiments.benchmark \
+	  --suite=accelerator --compile_for=v5e:2x2,v6e:2x2
 
 # The version is the one that jax asks for.
 $(VENV)/libtpu: $(VENV)/installed

@@ -5,6 +5,7 @@
   python -m experiments.benchmark --suite=cells --shapes='gru:4,100,64,64;...'
   python -m experiments.benchmark --suite=loop,generation
   python -m experiments.benchmark --suite=scaling
+  python -m experiments.benchmark --suite=accelerator --minutes=8
 
 Implementations take turns, and results are medians and ratios.
 
@@ -16,6 +17,7 @@ installed is named and left out.
 cells: layers of LSTM, GRU and RNN: forward, forward and backward, train step.
 linear: the linear recurrence by our kernel, `associative_scan` and `scan`.
 newton: all time steps in parallel by Newton's method, against loops.
+train: the train step of a language model, by several methods.
 decode: sampling from a language model and moving the tokens to the host.
   Narrow weights ("ours:int8") compute another function: the share of their
   most likely tokens that equal those of float32 is printed, and only half of
@@ -27,11 +29,13 @@ loop: the training loop, against the bare compiled step on one batch.
 generation: decoding on the device, against one compiled call per token that
   also chooses the token, and against a compiled step with a choice outside.
 methods: every cell by every method that can run it.
+accelerator: correctness and time of everything on a GPU or TPU, the most
+  important first, within --minutes (see `experiments.benchmarks.accelerator`).
 scaling: time, memory and compilation against sizes and devices, with fitted
   exponents and a plot (see `experiments.benchmarks.scaling`).
 
-It prints tables, and writes benchmark.json, benchmark.png and scaling.png to
-the workdir.
+It prints tables, and writes benchmark.json, benchmark.png, accelerator.json,
+accelerator.md and scaling.png to the workdir.
 """
 
 import dataclasses
@@ -63,13 +67,13 @@ class Config(config_lib.Checked):
   Args:
     workdir: directory for benchmark.json and the plots.
     suite: suites to run, separated by commas: cells, linear, newton, decode,
-      loop, generation, methods, scaling.
+      train, loop, generation, methods, accelerator, scaling.
     peers: implementations to run in the suites cells, linear, newton and
       decode, separated by commas; empty: all.
     shapes: shapes to measure in the suites cells, linear, newton and decode.
       Use "default", "all" (takes hours on a small CPU), or names and B,T,D,H
       (batch, time, inputs, width), separated by semicolons.
-    dtype: dtype of the computation, float32 or bfloat16.
+    dtype: dtype of the computation, float32, float16 or bfloat16.
     seconds: time limit in seconds for all repeats of one shape and one kind of
       work; there are at least 3 repeats even so. The suites loop, generation
       and scaling do not use it.
@@ -79,6 +83,11 @@ class Config(config_lib.Checked):
     steps: training steps per repeat of the suite loop.
     tokens: tokens per repeat of the suite generation.
     features: width of the model in the suite generation.
+    minutes: time limit of the suite accelerator. What it leaves out is listed.
+    smoke: measures toy sizes in the suite accelerator, to test that it works.
+    compile_for: topologies of TPUs, separated by commas, such as
+      v5e:2x2,v6e:2x2. The suite accelerator then compiles for them and needs
+      libtpu, but no TPU.
     rounds: former name of --repeats, which is refused.
   """
 
@@ -93,6 +102,9 @@ class Config(config_lib.Checked):
   steps: int = 40
   tokens: int = 1024
   features: int = 256
+  minutes: float = 8.0
+  smoke: bool = False
+  compile_for: str = ""
   rounds: int = 0
 
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
@@ -130,6 +142,7 @@ SUITES = {
   "loop": ("throughput", "measure_loop"),
   "generation": ("throughput", "measure_generation"),
   "methods": ("methods", "measure"),
+  "accelerator": ("accelerator", "measure"),
   "scaling": ("scaling", "measure"),
 }
 

@@ -4,9 +4,17 @@ B batch, T time, D input features, H features (width) of a cell, G gates of a
 cell, V vocabulary. Shapes are checked in tests only (jaxtyping and beartype).
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
+try:
+  from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
+except ModuleNotFoundError:
+  # Without jaxtyping the shapes are comments: Annotated[Array, "B T D"].
+  if not TYPE_CHECKING:
+    from jax import Array
+
+    Bool = Float = Int = Key = Num = Annotated
+    PyTree = Any
 
 PRNGKey = Key[Array, ""]
 Activations = Float[Array, "B T D"]

@@ -73,6 +73,20 @@ print(int(now.step), float(status.loss))
   assert 0 < float(loss) < 2
 
 
+def test_the_suite_for_accelerators_needs_no_package_but_the_core_ones():
+  out = run(f"""
+import sys
+sys.modules.update(dict.fromkeys(("jaxtyping", *{BLOCKED})))
+from experiments import runner
+from experiments.benchmarks import accelerator
+from experiments.benchmarks.implementations import IMPLEMENTATIONS
+for name in ("ours", "lax", "flax", "unrolled", "language_model", "decoding"):
+  __import__("experiments.benchmarks.peers." + name)
+print(len(accelerator.FULL.timings))
+""")
+  assert int(out) > 20
+
+
 def test_importing_recurrent_adds_no_package_to_those_of_jax_and_jaxtyping():
   out = run("""
 import sys

@@ -16,6 +16,13 @@ networks.py         makes the timed calls from a library's network
 worker.py           runs in the process of an implementation
 comparison.py       starts these processes, compares values, times in turn
 
+The suite for accelerators, all of which runs in worker processes:
+
+accelerator.py      what to measure in which order, until the time is over
+correctness.py      every cell by every method against a loop in float64
+roofline.py         the least time that a device's published peaks allow
+ahead.py            XLA's cost analysis of programs for TPUs, without a TPU
+
 Suites that run in the process of `experiments.benchmark`:
 
 programs.py         compiled programs of `recurrent.unroll`

@@ -3,29 +3,33 @@
 Each implementation runs in a process of its own.
 """
 
+import contextlib
 import functools
 import logging
-from collections.abc import Sequence
-from concurrent.futures import Executor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks import problems, processes, report, timing, worker
+from experiments.benchmarks import problems, report, timing, worker
 from experiments.benchmarks.implementations import (
   IMPLEMENTATIONS,
   Implementation,
 )
 from experiments.benchmarks.problems import Problem
-from experiments.benchmarks.processes import WorkerError
+from experiments.benchmarks.processes import Worker, WorkerError
 from experiments.benchmarks.report import Comparison, Turns
 
 LOG = logging.getLogger("recurrent")
 
 # Largest relative difference to the first implementation (a norm over a norm),
 # for forward results and for gradients.
-TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (5e-2, 2e-1)}
+TOLERANCES = {
+  "float32": (1e-4, 1e-3),
+  "float16": (1e-2, 5e-2),
+  "bfloat16": (5e-2, 2e-1),
+}
 
 
 class Workers:
@@ -33,30 +37,57 @@ class Workers:
 
   Args:
     suite: a key of `IMPLEMENTATIONS`.
-    config: a configuration with the flags dtype, repeats and seconds.
+    config: a configuration with the flags repeats and seconds.
     threads: number of threads of each process.
+    works: the kinds of work to measure; None: all of the suite.
+    together: whether the implementations are built at the same time, which
+      saves time but blurs the times of the first calls.
+    shared: whether all implementations share one process, for a device that
+      only one process can use.
+    tolerances: see `TOLERANCES`.
+    timeout: returns the seconds that the next request may take; None: no
+      limit.
   """
 
-  def __init__(self, suite: str, config: Any, threads: int):
+  def __init__(
+    self,
+    suite: str,
+    config: Any,
+    threads: int,
+    *,
+    works: Sequence[str] | None = None,
+    together: bool = False,
+    shared: bool = False,
+    tolerances: Mapping[str, tuple[float, float]] = TOLERANCES,
+    timeout: Callable[[], float | None] = lambda: None,
+  ):
     self._table = IMPLEMENTATIONS[suite]
     self._config = config
     self._threads = threads
-    self._pools: dict[str, Executor] = {}
+    self._works = works or problems.WORKS[suite]
+    self._together = together
+    self._shared = shared
+    self._workers: dict[str, Worker] = {}
+    self._tolerances = tolerances
+    self._timeout = timeout
 
   def __enter__(self):
     return self
 
   def __exit__(self, *exception):
-    for pool in self._pools.values():
-      pool.shutdown()
+    for process in self._workers.values():
+      process.close()
 
-  def compare(self, problem: Problem, names: Sequence[str]) -> Comparison:
+  def compare(
+    self, problem: Problem, names: Sequence[str], dtype: str
+  ) -> Comparison:
     """Measures one problem by several implementations.
 
     Args:
       problem: the problem.
       names: names of installed implementations. Those that do not support the
         problem are left out.
+      dtype: dtype of the computation, a key of `TOLERANCES`.
 
     Returns:
       The times of all turns. Implementations that fail, or whose values differ
@@ -65,35 +96,44 @@ class Workers:
     left_out, refused, about, first_calls = {}, {}, {}, {}
     wanted = None
     for name in names:
-      reason = self._table[name].why_not(problem, self._config.dtype)
-      if reason:
+      if reason := self._table[name].why_not(problem, dtype):
         left_out[name] = reason
-        continue
-      try:
-        option = self._table[name].option
-        first_calls[name], values, about[name] = self._ask(
-          name, worker.build, problem, self._config.dtype, option
-        )
-      except WorkerError as error:
-        refused[name] = str(error)
-        continue
-      if wanted is None:
-        wanted = values, name
-      elif reason := self._unequal(*wanted, values, name, about[name]):
-        refused[name] = reason
+    able = [name for name in names if name not in left_out]
+    for who in list(self._workers):
+      with contextlib.suppress(WorkerError):
+        self._ask(who, worker.clear)
+    with ThreadPoolExecutor(max(1, self._together * len(able))) as threads:
+      build = functools.partial(self._build, problem, dtype)
+      for name, built in zip(able, threads.map(build, able), strict=True):
+        if isinstance(built, WorkerError):
+          refused[name] = str(built)
+          continue
+        first_calls[name], values, about[name] = built
+        if wanted is None:
+          wanted = values, name
+        elif reason := self._unequal(*wanted, values, name, about[name], dtype):
+          refused[name] = reason
     for name, reason in refused.items():
       LOG.warning("%s, %s is refused: %s", problem.name, name, reason)
+    if self._shared and refused.keys() - first_calls.keys():
+      # The process was killed, and with it what was built.
+      again = self.compare(
+        problem, [n for n in able if n not in refused], dtype
+      )
+      return again._replace(
+        left_out=left_out, refused={**refused, **again.refused}
+      )
 
     def take_turn(name, work):
       if name not in refused:
         try:
-          return self._ask(name, worker.run, work)
+          return self._ask(name, worker.run, name, work)
         except WorkerError as error:
           refused[name] = str(error)
       return None
 
     turns = {}
-    for work in problems.WORKS[problem.suite]:
+    for work in self._works:
       found = timing.in_turn(
         {
           name: functools.partial(take_turn, name, work)
@@ -113,22 +153,34 @@ class Workers:
       }
     return Comparison(problem, turns, left_out, refused, about)
 
-  def peak(self) -> dict[str, Any]:
+  def peak(self, dtype: str) -> dict[str, Any]:
     """FLOP/s of a large matrix product, platform and name of the device."""
-    with self._start(IMPLEMENTATIONS["linear"]["ours"]) as pool:
-      return processes.ask(pool, worker.peak, self._config.dtype)
+    process = self._start(IMPLEMENTATIONS["linear"]["ours"])
+    try:
+      return process.ask(worker.peak, dtype)
+    finally:
+      process.close()
+
+  def _build(self, problem, dtype, name):
+    """The result of `worker.build`, or the error."""
+    made = self._table[name]
+    how = made.module, made.option, self._works
+    try:
+      return self._ask(name, worker.build, name, problem, dtype, *how)
+    except WorkerError as error:
+      return error
 
   def _ask(self, name, function, *args):
-    if name not in self._pools:
-      self._pools[name] = self._start(self._table[name])
+    who = "" if self._shared else name
+    if who not in self._workers:
+      self._workers[who] = self._start(self._table[name])
     try:
-      return processes.ask(self._pools[name], function, *args)
-    except WorkerError as error:
-      if isinstance(error.__cause__, BrokenProcessPool):
-        self._pools.pop(name).shutdown()
+      return self._workers[who].ask(function, *args, timeout=self._timeout())
+    except WorkerError:
+      del self._workers[who]
       raise
 
-  def _start(self, implementation: Implementation) -> Executor:
+  def _start(self, implementation: Implementation) -> Worker:
     environment = {
       "OMP_NUM_THREADS": str(self._threads),
       "MKL_NUM_THREADS": str(self._threads),
@@ -138,22 +190,16 @@ class Workers:
       "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
       **implementation.environment,
     }
-    pool = processes.start(environment)
-    try:
-      module = implementation.module
-      processes.ask(pool, worker.start, module, self._threads)
-    except WorkerError:
-      pool.shutdown()
-      raise
-    return pool
+    setup = worker.start, implementation.module, self._threads
+    return Worker(environment, *setup)
 
-  def _unequal(self, wanted, first, got, name, about) -> str:
+  def _unequal(self, wanted, first, got, name, about, dtype) -> str:
     """Describes how values differ from the first implementation's; or empty.
 
     If an implementation need not agree on all tokens, the share on which it
     agrees is stored in `about`.
     """
-    tolerances = TOLERANCES[self._config.dtype]
+    tolerances = self._tolerances[dtype]
     least = self._table[name].agreement
     if least < 1:
       wanted = dict(wanted)
@@ -255,7 +301,7 @@ def measure(
     present = [name for name in members if name not in skipped]
     with Workers(suite, config, threads) as workers:
       if "flops" not in about:
-        about |= {"threads": threads, **workers.peak()}
+        about |= {"threads": threads, **workers.peak(config.dtype)}
         print(
           f"{about['processor']}, {threads} threads, {about['platform']}:"
           f" a {config.dtype} product at {about['flops'] / 1e9:.4g} GFLOP/s"
@@ -263,7 +309,7 @@ def measure(
       for problem in chosen:
         if problem.suite != suite:
           continue
-        measured = workers.compare(problem, present)
+        measured = workers.compare(problem, present, config.dtype)
         found = report.rows(measured, about["flops"])
         print(f"\n{problem.name}, ms\n{report.show_rows(found)}", flush=True)
         for name, known in measured.about.items():

@@ -4,6 +4,7 @@ To add one, add a module to peers/ and an entry to `IMPLEMENTATIONS`.
 """
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,8 +64,27 @@ def _ours(*methods: str, **more: Any):
   return {f"ours:{m}": _peer("ours", "ours", m, **more) for m in methods}
 
 
+def _loops() -> dict[str, Implementation]:
+  """`ours:fused` with each of the options that XLA has for loops, on GPUs."""
+  before = os.environ.get("XLA_FLAGS", "")
+  found = {
+    f"ours:fused{name}": _peer(
+      *("ours", "ours", "fused"),
+      environment={"XLA_FLAGS": f"{before} {flags}".strip()},
+      if_named=True,
+    )
+    for name, flags in LOOP_FLAGS.items()
+  }
+  for steps in (2, 4, 8):
+    found[f"ours:fused+unroll{steps}"] = _peer(
+      "unrolled", "ours", f"fused,{steps}", if_named=True
+    )
+  return found
+
+
 def _linear(option: str, side: str, **more: Any):
-  cannot = {"bfloat16": "is float32, as in all linear cells"}
+  reason = "is float32, as in all linear cells"
+  cannot = {"bfloat16": reason, "float16": reason}
   return _peer("linear", side, option, cannot=cannot, **more)
 
 
@@ -74,6 +94,16 @@ def _keras(backend: str, side: str, *needs: str):
   return _peer("keras", side, backend, needs=needs, environment=environment)
 
 
+# XLA reads them when a process starts. By default it captures some operations
+# as CUDA graphs ("command buffers"), but no loops.
+LOOP_FLAGS = {
+  "+graphs-off": "--xla_gpu_enable_command_buffer=",
+  "+graph-loops": "--xla_gpu_enable_command_buffer=+WHILE"
+  " --xla_gpu_graph_min_graph_size=1",
+  "+graph-loops-unrolled": "--xla_gpu_enable_command_buffer=+WHILE"
+  " --xla_gpu_graph_min_graph_size=1"
+  " --xla_gpu_command_buffer_unroll_loops=true",
+}
 OURS = _peer("ours", "ours", "auto")
 DENSE = {"diagonal": "has dense cells only"}
 LAX = _peer("lax", "jax", cannot=DENSE)
@@ -87,13 +117,15 @@ IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
     **_ours("fused", "scan"),
     # Each of these runs on one kind of device only.
     **_ours("tpu_kernel", "gpu_kernel", "cudnn", if_named=True),
+    **_loops(),
     "scan": LAX,
     "flax": _peer(
       "flax",
       "jax",
       cannot={
-        "rnn bfloat16": "has a SimpleCell whose carry keeps no other dtype than"
+        f"rnn {dtype}": "has a SimpleCell whose carry keeps no other dtype than"
         " float32"
+        for dtype in ("bfloat16", "float16")
       },
     ),
     "haiku": _peer(
@@ -118,6 +150,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
   "linear": {
     "ours": _linear("linear_scan", "ours"),
     "ours:gpu_kernel": _linear("gpu_kernel", "ours", if_named=True),
+    "ours:tpu_kernel": _linear("tpu_kernel", "ours", if_named=True),
     "associative": _linear("associative", "jax"),
     "scan": _linear("scan", "jax"),
   },
@@ -134,6 +167,10 @@ IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
     "step": _peer("decoding", "jax", "step"),
     "call": _peer("decoding", "jax", "call"),
     "torch": _peer("torch_decoding", "torch", needs=("torch",)),
+  },
+  "train": {
+    method: _peer("language_model", "ours", method.partition(":")[2] or "auto")
+    for method in ("ours", "ours:fused", "ours:scan")
   },
 }
 

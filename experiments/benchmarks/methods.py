@@ -53,16 +53,20 @@ def cases() -> list[Case]:
   ]
 
 
-def candidates(cell: cells.Cell, setting: Setting) -> list[str]:
-  """The methods to time: all that can run a cell, without interpreted ones."""
+def able(cell: cells.Cell, setting: Setting) -> list[str]:
+  """All methods that can run a cell in a setting, without interpreted ones."""
   return [
     name
     for name, executor in EXECUTORS.items()
-    if name not in LEFT_OUT
-    and executor.platform in ("", setting.platform)
+    if executor.platform in ("", setting.platform)
     and not executor.why_not(cell)
     and not executor.why_not_here(setting)
   ]
+
+
+def candidates(cell: cells.Cell, setting: Setting) -> list[str]:
+  """The methods to time."""
+  return [name for name in able(cell, setting) if name not in LEFT_OUT]
 
 
 def measure(config: Any, machine: Any) -> list[dict[str, Any]]:

@@ -2,9 +2,9 @@
 
 The work is the same for every library. Forward: the outputs of all time steps.
 Forward and backward: the gradients of mean(outputs * weights) with respect to
-all parameters and the inputs. Train step: the same, and an update by the
-library's Adam (learning rate 1e-3, epsilon 1e-8). Every call waits for its
-results.
+all parameters and the inputs (of the sum in float16, whose numbers end at
+6e-8). Train step: the same, and an update by the library's Adam (learning rate
+1e-3, epsilon 1e-8). Every call waits for its results.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ def from_jax(network: Network, drawn: Drawn, dtype: str) -> Calls:
 
   def loss(variables, inputs):
     outputs = network.apply(variables, inputs).astype(jnp.float32)
-    return jnp.mean(outputs * weights)
+    return jnp.mean(outputs * weights) * loss_scale(drawn, dtype)
 
   gradient = jax.grad(loss, (0, 1))
   opt_state, update = network.optimizer or _adam(variables)
@@ -102,6 +102,11 @@ def from_jax(network: Network, drawn: Drawn, dtype: str) -> Calls:
     STEP: train,
   }
   return Calls(works, values, network.about)
+
+
+def loss_scale(drawn: Drawn, dtype: str) -> int:
+  """The factor of the mean, with which no gradient is too small for a dtype."""
+  return drawn.weights.size if dtype == "float16" else 1
 
 
 def from_cells(

@@ -21,8 +21,9 @@ WORKS = {
   "linear": (FORWARD, BACKWARD),
   "newton": (FORWARD, BACKWARD),
   "decode": ("tokens",),
+  "train": (STEP,),
 }
-VOCABULARY = 103  # vocabulary size of the suite decode, that of `pydoc`
+VOCABULARY = 103  # of the suites decode and train, that of `pydoc`
 COMPARED = 64  # number of tokens to compare in the suite decode
 
 
@@ -77,9 +78,47 @@ class Problem:
       seen = width + (self.features if self.structure == "dense" else 1)
       total += directions * KINDS[self.kind] * self.features * seen
       width = directions * self.features
-    if self.suite == "decode":
+    if self.suite in ("decode", "train"):
       total += self.features * VOCABULARY
     return passes * 2 * self.batch * self.time * total
+
+  def bytes(self, work: str, dtype: str) -> int:
+    """Bytes that must be moved if the weights of a layer stay on the chip.
+
+    The projected inputs are written and read, and the reverse pass reads the
+    gates and the carry, and writes and reads the gradients of the gates. A
+    token of the suite decode reads all weights.
+
+    Args:
+      work: kind of work.
+      dtype: dtype of all arrays.
+    """
+    rows, h = self.batch * self.time, self.features
+    item, both = (
+      (4 if dtype == "float32" else 2),
+      work not in (FORWARD, "tokens"),
+    )
+    if self.suite == "linear":
+      # Decay, drive, states; then decay, states and three gradients.
+      return item * rows * h * (8 if both else 3)
+    gates = KINDS[self.kind]
+    moved, width = 0, self.in_features
+    directions = 1 + self.bidirectional
+    for _ in range(self.layers):
+      dense = self.structure == "dense"
+      weights = directions * gates * h * (width + (h if dense else 1))
+      out = directions * h
+      if work == "tokens":
+        moved += weights * self.time
+      else:
+        moved += rows * (width + 2 * gates * out + out) + weights
+      if both:
+        moved += rows * (2 * (gates + 1) * out + 2 * gates * out + width)
+        moved += weights
+      width = out
+    if work == "tokens":
+      moved += h * VOCABULARY * self.time
+    return item * moved
 
 
 def _cells(kind, *sizes, **more):
@@ -120,6 +159,8 @@ PROBLEMS = (
     for features in (256, 1024)
     for batch in (1, 32)
   ),
+  Problem("train", "lstm", 16, 64, 128, 448),
+  Problem("train", "lstm", 64, 128, 512, 1024, 2, large=True),
 )
 
 
@@ -171,7 +212,9 @@ class Drawn(NamedTuple):
   Attributes:
     layers: parameters of the cells, [layer][direction].
     inputs: [batch, time, in_features]; in the suite linear the drive [time,
-      batch, H]; in the suite decode the token ids [batch, 8] of a prompt.
+      batch, H]; in the suite decode the token ids [batch, 8] of a prompt; in
+      the suite train those of a text, [batch, 4 time], with all of the
+      vocabulary.
     weights: array of the shape of the outputs; the loss is the mean of outputs
       * weights.
     more: "decay" in the suite linear; "embedding", "kernel" and "bias" in the
@@ -213,6 +256,10 @@ def draw(problem: Problem) -> Drawn:
     make = cells.LSTMParams if problem.kind == "lstm" else cells.RNNParams
     return make(kernel, recurrent, bias)
 
+  if problem.suite == "train":
+    text = np.resize(np.arange(VOCABULARY), (b, 4 * t))
+    text = rng.permuted(text.ravel()).reshape(text.shape).astype(np.int32)
+    return Drawn([], text, np.zeros(0, np.float32), {})
   layers, width = [], problem.in_features
   for _ in range(problem.layers):
     layers.append([params(width) for _ in range(directions)])

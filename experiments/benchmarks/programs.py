@@ -52,7 +52,13 @@ def lower(
   return jax.jit(works[work]).lower(layers, inputs)
 
 
-def shapes(cell: Cell, batch: int, time: int, in_features: int) -> Any:
+def shapes(
+  cell: Cell,
+  batch: int,
+  time: int,
+  in_features: int,
+  dtype: Any = jnp.float32,
+) -> Any:
   """Shapes of one layer's parameters, and of its inputs, for `lower`."""
   params = jax.eval_shape(lambda: cell.init(jax.random.key(0), in_features))
-  return [params], jax.ShapeDtypeStruct((batch, time, in_features), jnp.float32)
+  return [params], jax.ShapeDtypeStruct((batch, time, in_features), dtype)

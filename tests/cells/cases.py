@@ -5,7 +5,6 @@ every function is compiled once per cell, method and shape.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +14,25 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from jax.flatten_util import ravel_pytree
 
-from recurrent import unroll
-from recurrent.cells import GRUD, Observations
+from experiments.benchmarks.correctness import (
+  Case,
+  Results,
+  drawn_by_init,
+  error,
+  floats,
+  inputs_for,
+  joined,
+  loss,
+  one_case,
+  output_shape,
+  results,
+)
 from recurrent.executors import EXECUTORS, Setting
 
 # `why_not_here` of a method for a CPU; all of them compute in float32.
 HERE = Setting(jnp.dtype("float32"), jnp.dtype("float32"), "cpu", 1)
+
+__all__ = ["Results", "one_case"]  # other tests import them from here
 
 # Batch, time, in_features: three different sizes, and a small single row.
 SHAPES = ((3, 7, 2), (1, 4, 3))
@@ -47,27 +59,6 @@ law = settings(
 )
 
 
-class Case(NamedTuple):
-  """Arguments of `unroll`, and the weights of the loss on what it returns."""
-
-  params: Any
-  carry: Any
-  inputs: Any
-  mask: Any
-  resets: Any
-  weights: Any
-
-
-class Results(NamedTuple):
-  """What `unroll` returns, and the gradients of the loss."""
-
-  outputs: Any
-  carry: Any
-  d_params: Any
-  d_carry: Any
-  d_inputs: Any
-
-
 def methods(cell):
   """The methods, other than "auto", that must run this cell under the laws.
 
@@ -85,52 +76,10 @@ def methods(cell):
   )
 
 
-def output_shape(cell):
-  """The shape of one time step's outputs in one row."""
-  return (*getattr(cell, "spatial", ()), cell.features)
-
-
-def inputs_for(cell, random, *shape, dtype=np.float32):
-  """Draws normal inputs for a cell; shape is [*batch, in_features].
-
-  About 70 % of the values of `Observations` are observed. Their times may be
-  negative, which has no effect on the laws.
-  """
-  *batch, width = shape
-  shape = (*batch, *getattr(cell, "spatial", ()), width)
-  normal = lambda: random.normal(size=shape).astype(dtype)
-  if isinstance(cell, GRUD):
-    return Observations(normal(), random.random(shape) < 0.7, normal())
-  return normal()
-
-
-def floats(tree):
-  """The tree with None in place of the leaves that are not floats."""
-  real = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-  return jax.tree.map(lambda x: x if real(x) else None, tree)
-
-
-def joined(reals, tree):
-  """Inverse of `floats`: puts the leaves of `tree` where `reals` has None."""
-  return jax.tree.map(
-    lambda real, x: x if real is None else real,
-    reals,
-    tree,
-    is_leaf=lambda x: x is None,
-  )
-
-
 def scaled(inputs, scale, offset=0):
   """`offset + scale * inputs` for all leaves that are floats."""
   real = lambda x: (offset + scale * x).astype(x.dtype)
   return joined(jax.tree.map(real, floats(inputs)), inputs)
-
-
-@functools.lru_cache
-def drawn_by_init(cell, in_features):
-  """Parameters from `init`, and an initial carry without batch, in NumPy."""
-  params = cell.init(jax.random.key(0), in_features)
-  return jax.tree.map(np.asarray, (params, cell.initial_carry(params, ())))
 
 
 @st.composite
@@ -160,66 +109,6 @@ def cases(draw, cell, shapes=SHAPES, dtype=np.float64):
       jax.tree.map(lambda x: normal(batch, *x.shape), start),
     ),
   )
-
-
-def one_case(cell, shape):
-  """Makes one `Case` in float64, with a hole in its mask and a reset."""
-  batch, time, in_features = shape
-  random = np.random.default_rng(0)
-  normal = random.normal
-  params, start = drawn_by_init(cell, in_features)
-  row = lambda x: normal(size=(batch, *x.shape))
-  time_steps = np.broadcast_to(np.arange(time), (batch, time))
-  return Case(
-    params=jax.tree.map(lambda x: x + 0.3 * normal(size=x.shape), params),
-    carry=jax.tree.map(lambda x: 0.5 * row(x), start),
-    inputs=inputs_for(cell, random, *shape, dtype=np.float64),
-    mask=time_steps != 1,
-    resets=time_steps == 2,
-    weights=(
-      normal(size=(batch, time, *output_shape(cell))),
-      jax.tree.map(row, start),
-    ),
-  )
-
-
-def loss(case, cell, **how):
-  """A random linear function of outputs and carry, with weights around 1.
-
-  Returns:
-    The loss, and `(outputs, carry)`.
-  """
-  carry, outputs = unroll(
-    cell,
-    case.params,
-    case.carry,
-    case.inputs,
-    mask=case.mask,
-    resets=case.resets,
-    **how,
-  )
-  # Leaf by leaf, since the weights may have another tree structure and dtype.
-  leaves = zip(
-    jax.tree.leaves((outputs, carry)),
-    jax.tree.leaves(case.weights),
-    strict=True,
-  )
-  total = sum(jnp.sum(x.astype(w.dtype) * w) for x, w in leaves)
-  return total, (outputs, carry)
-
-
-def results(case, cell, **how):
-  """Runs `unroll` and its gradients; integer inputs have none."""
-
-  def given(params, carry, reals):
-    inputs = joined(reals, case.inputs)
-    here = case._replace(params=params, carry=carry, inputs=inputs)
-    return loss(here, cell, **how)
-
-  (_, out), gradients = jax.value_and_grad(
-    given, argnums=(0, 1, 2), has_aux=True
-  )(case.params, case.carry, floats(case.inputs))
-  return Results(*out, *gradients)
 
 
 @functools.lru_cache
@@ -277,17 +166,6 @@ def over_time(case, at):
     resets=case.resets[:, at].copy(),
     weights=(case.weights[0][:, at], case.weights[1]),
   )
-
-
-def error(got, want):
-  """Norm of the difference over the norm of `want`, or over 1e-3 if larger."""
-  got, want = (
-    np.asarray(x, np.complex128 if np.iscomplexobj(x) else np.float64)
-    for x in (got, want)
-  )
-  assert got.shape == want.shape
-  assert np.isfinite(want).all()
-  return np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-3)
 
 
 def assert_close(got, want, tolerance):

@@ -4,28 +4,17 @@ libtpu contains the compiler and needs no TPU for this. The tests show that the
 kernels compile under Mosaic and fit into VMEM; they do not measure time.
 """
 
-import os
 import re
 
-# For libtpu: no metadata server to ask, and other processes may load it too.
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import pytest  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-from jax.sharding import (  # noqa: E402
-  AxisType,
-  NamedSharding,
-  PartitionSpec,
-  SingleDeviceSharding,
-)
-
-from recurrent import kernels, unroll  # noqa: E402
-from recurrent.cells import CELLS  # noqa: E402
-from recurrent.executors import EXECUTORS  # noqa: E402
+from experiments.benchmarks import ahead
+from recurrent import kernels, unroll
+from recurrent.cells import CELLS
+from recurrent.executors import EXECUTORS
 
 pytest.importorskip(
   "libtpu", reason="needs libtpu, some 700 MB: make tpu-compile"
@@ -41,17 +30,8 @@ each_tpu = pytest.mark.parametrize("tpu", TPUS)
 ABLE = [n for n in CELLS if not EXECUTORS["tpu_kernel"].why_not(CELLS[n](8))]
 
 
-def devices(tpu):
-  found = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[tpu])
-  return found.devices
-
-
 def compiled(tpu, function, *args):
-  sharding = SingleDeviceSharding(devices(tpu)[0])
-  args = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args
-  )
-  return jax.jit(function).lower(*args).compile()
+  return jax.jit(function).lower(*ahead.on_tpu(TPUS[tpu], args)).compile()
 
 
 def passes(cell, batch, time, in_features, dtype, method="tpu_kernel"):
@@ -173,7 +153,10 @@ def test_weights_that_do_not_fit_are_refused_by_the_compiler():
 def test_under_shard_map_only_the_weight_gradients_are_reduced():
   cell = CELLS["lstm"](512)
   mesh = jax.make_mesh(
-    (4,), ("data",), devices=devices("v5e"), axis_types=(AxisType.Auto,)
+    (4,),
+    ("data",),
+    devices=ahead.devices(TPUS["v5e"]),
+    axis_types=(AxisType.Auto,),
   )
   whole, rows = PartitionSpec(), PartitionSpec("data")
   run = jax.shard_map(

@@ -244,7 +244,7 @@ def test_what_runs_on_one_kind_of_device_takes_part_if_it_is_named():
     (["--shapes=1,2,0,4"], "'1,2,0,4' is unknown"),
     (["--shapes=elman:1,2,3,4"], "unknown"),
     (["--suite=cells,linear", "--shapes=1,2,3,4"], "none of the suite linear"),
-    (["--dtype=float16"], "--dtype=float16"),
+    (["--dtype=float64"], "--dtype=float64"),
     (["--repeats=0"], "--repeats=0 is out of range"),
     (["--rounds=3"], "use --repeats"),
     (["--threads=-1"], "--threads=-1 is out of range"),

@@ -14,17 +14,23 @@ def make(problem, drawn, dtype, option):
     jnp.asarray(drawn.more["decay"], dtype),
     HOW[option],
     lambda gradient: {"decay": gradient},
+    about={"method": option},
   )
   return networks.from_jax(network, drawn, dtype)
 
 
-def _kernel(decay, drive):
+def _linear_scan(decay, drive):
   return kernels.linear_scan(decay, drive, jnp.zeros_like(drive[0]))
 
 
-def _gpu_kernel(decay, drive):
-  start = jnp.zeros_like(drive[0])
-  return kernels.gpu.linear_scan(decay, drive, start)
+def _on(device):
+  """The linear scan of `kernels.gpu` or `kernels.tpu`, imported when called."""
+
+  def run(decay, drive):
+    scan = getattr(kernels, device).linear_scan
+    return scan(decay, drive, jnp.zeros_like(drive[0]))
+
+  return run
 
 
 def _associative(decay, drive):
@@ -43,8 +49,9 @@ def _scan(decay, drive):
 
 
 HOW = {
-  "kernel": _kernel,
-  "gpu_kernel": _gpu_kernel,
+  "linear_scan": _linear_scan,
+  "gpu_kernel": _on("gpu"),
+  "tpu_kernel": _on("tpu"),
   "associative": _associative,
   "scan": _scan,
 }

@@ -7,6 +7,7 @@ from flax import nnx
 import recurrent
 from experiments.benchmarks import networks
 from recurrent import cells, nn
+from recurrent.executors import Setting
 from recurrent.unroll import resolve_method
 
 STRUCTURES = {"dense": cells.Dense(), "diagonal": cells.Diagonal()}
@@ -25,7 +26,8 @@ def make(problem, drawn, dtype, option):
       fill(part, params)
     return layer
 
-  about = {"method": resolve_method(cell, option)}
+  setting = Setting.here(jnp.dtype(dtype))
+  about = {"method": resolve_method(cell, option, setting)}
   if option == "newton":
     report = recurrent.newton(
       cell, drawn.layers[0][0], None, jnp.asarray(drawn.inputs, dtype)

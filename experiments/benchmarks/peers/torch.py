@@ -86,7 +86,8 @@ def from_torch(forward, params, update, name_gradients, drawn, dtype):
     return outputs
 
   def loss():
-    return (forward(inputs).float() * weights).mean()
+    mean = (forward(inputs).float() * weights).mean()
+    return mean * networks.loss_scale(drawn, dtype)
 
   def backward():
     gradients = torch.autograd.grad(loss(), [*params, inputs])
@@ -110,4 +111,4 @@ def from_torch(forward, params, update, name_gradients, drawn, dtype):
     return networks.as_values(numpy(only_forward()), d_inputs, named)
 
   works = {FORWARD: only_forward, BACKWARD: backward, STEP: train}
-  return networks.Calls(works, values)
+  return networks.Calls(works, values, {"device": device().type})
