@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -47,9 +48,12 @@ def flags_for(files):
 @pytest.fixture(scope="session")
 def trained(files, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
-  assert (
-    call(translation, f"--workdir={workdir}", *TINY, *flags_for(files)) == 0
-  )
+  flags = (f"--workdir={workdir}", *TINY, *flags_for(files))
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    jax.numpy_rank_promotion("allow"),
+  ):
+    assert call(translation, *flags) == 0
   return workdir
 
 
@@ -96,7 +100,7 @@ def test_every_line_has_a_translation_and_its_alternatives(
 @pytest.mark.parametrize(
   "flags",
   [
-    ("--cell=transformer", "--heads=2", "--context=16", "--joint", "--tied"),
+    ("--cell=transformer", "--heads=2", "--context=16", "--joint"),
     ("--joint", "--copying", "--attention=general", "--nobidirectional"),
     ("--feeding", "--attention=dot", "--nobidirectional"),
     ("--attention=none", "--scheduled_sampling=0.3", "--label_smoothing=0.1"),
@@ -125,7 +129,6 @@ def test_it_learns_to_reverse(files, tmp_path, capsys):
     (["--feeding", "--attention=none"], 2),
     (["--copying"], 2),
     (["--cell=transformer", "--copying", "--joint"], 2),
-    (["--max_length=1"], 3),
     (["--train_files=no,no", "--valid_files=no,no", "--test_files=no,no"], 3),
   ],
   ids=str,
