@@ -3,6 +3,8 @@
 
 # The Pythons that there is a lock file for, the newest first.
 PYTHONS := 3.14 3.13 3.12 3.11
+# What the locked environments contain beyond the requirements.
+EXTRAS := text tagging forecasting translation dev
 # The first of them on the path that runs and can make an environment: pyenv has
 # commands of versions that are not active, and Debian a Python without ensurepip.
 ifndef PYTHON
@@ -93,7 +95,7 @@ $(VENV)/installed: $(wildcard requirements/py*.txt) setup.cfg
 # Needs uv; writes the lock files anew from setup.cfg.
 lock:
 	set -e; for v in $(PYTHONS); do \
-	  uv pip compile --quiet --upgrade setup.cfg --extra text --extra dev \
+	  uv pip compile --quiet --upgrade setup.cfg $(EXTRAS:%=--extra %) \
 	    --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	    --python-version $$v -o requirements/py$$(echo $$v | tr -d .).txt; \
 	done
