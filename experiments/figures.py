@@ -1,6 +1,10 @@
 """Draws the learning curves of a run."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 
 def curves(metrics: Path, figures: Path) -> Path:
@@ -60,3 +64,52 @@ def curves(metrics: Path, figures: Path) -> Path:
   path = figures / "curves.png"
   figure.savefig(path, dpi=120)
   return path
+
+
+class ForecastPanel(NamedTuple):
+  """A forecast to draw, with the history before it.
+
+  Attributes:
+    title: name of the series.
+    times: [time] of history and horizon.
+    values: [time] true values, NaN where missing.
+    point: [H] forecast of the last H times.
+    interval: [H, 2] lower and upper limit; None if there is none.
+    baselines: other forecasts [H], by name.
+  """
+
+  title: str
+  times: np.ndarray
+  values: np.ndarray
+  point: np.ndarray
+  interval: np.ndarray | None
+  baselines: Mapping[str, np.ndarray]
+
+
+def forecasts(path: Path, panels: Sequence[ForecastPanel]) -> None:
+  """Draws forecasts with their history, intervals and baselines.
+
+  Args:
+    path: the PNG to write.
+    panels: what to draw, one below the other.
+  """
+  from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
+
+  figure = Figure(figsize=(9, 1 + 3 * len(panels)), layout="tight")
+  axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+  for axis, panel in zip(axes, panels, strict=True):
+    ahead = panel.times[-len(panel.point) :]
+    axis.plot(panel.times, panel.values, color="black", lw=1, label="true")
+    for name, values in panel.baselines.items():
+      axis.plot(ahead, values, lw=0.8, alpha=0.8, ls="--", label=name)
+    if panel.interval is not None:
+      low, high = panel.interval.T
+      axis.fill_between(
+        ahead, low, high, color="tab:red", alpha=0.2, lw=0, label="80 %"
+      )
+    axis.plot(ahead, panel.point, color="tab:red", lw=1.6, label="network")
+    axis.axvline(ahead[0], color="grey", lw=0.8, ls=":")
+    axis.set_title(panel.title)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="upper left", fontsize=8)
+  figure.savefig(path, dpi=120)

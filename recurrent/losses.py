@@ -1,5 +1,7 @@
 """Losses: pure functions of network outputs and targets."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -36,6 +38,54 @@ def cross_entropy(
     return nats
   even = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
   return (1 - label_smoothing) * nats + label_smoothing * even
+
+
+def pinball(
+  quantiles: Float[Array, "*B Q"],
+  targets: Float[Array, "*B"],
+  levels: Sequence[float],
+) -> Float[Array, "*B Q"]:
+  """Pinball (quantile) loss: max(q e, (q - 1) e) with e = target - quantile.
+
+  Args:
+    quantiles: [*batch, Q], the forecast of each quantile.
+    targets: [*batch].
+    levels: the Q levels q of the quantiles, each between 0 and 1.
+
+  Returns:
+    [*batch, Q].
+
+  Reference:
+    Koenker & Bassett, "Regression quantiles", 1978.
+  """
+  levels = jnp.asarray(levels, quantiles.dtype)
+  levels = jnp.broadcast_to(levels, quantiles.shape)
+  error = targets[..., None] - quantiles
+  return jnp.maximum(levels * error, (levels - 1) * error)
+
+
+def gaussian_nll(
+  mean: Float[Array, "*B"], scale: Float[Array, "*B"], targets: Array
+) -> Float[Array, "*B"]:
+  """Negative log-likelihood of a normal distribution, in nats."""
+  return -jax.scipy.stats.norm.logpdf(targets, mean, scale)
+
+
+def student_t_nll(
+  freedom: Float[Array, "*B"],
+  location: Float[Array, "*B"],
+  scale: Float[Array, "*B"],
+  targets: Array,
+) -> Float[Array, "*B"]:
+  """Negative log-likelihood of Student's t distribution, in nats.
+
+  Args:
+    freedom: degrees of freedom, above 0.
+    location: its centre.
+    scale: its scale, above 0.
+    targets: the values.
+  """
+  return -jax.scipy.stats.t.logpdf(targets, freedom, location, scale)
 
 
 def activation_penalty(
