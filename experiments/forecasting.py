@@ -424,9 +424,7 @@ class Prepared:
     """The series and the origin of each window of a split, [N, 2]."""
     part = ("train", "valid", "test").index(split)
     spans = [(0, *ends)[part : part + 2] for ends in self.ends]
-    return series_lib.origins(
-      self.inputs, spans, self.config.context, self.horizon, stride
-    )
+    return series_lib.origins(spans, self.config.context, self.horizon, stride)
 
   def save(self, path: Path) -> None:
     """Writes what a forecast of new data needs, as JSON."""

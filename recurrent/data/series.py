@@ -125,20 +125,13 @@ def read_series(
     )
     for name in columns
   }
-  _check_known(path, table, targets, known_future, records)
+  _check_known(path, table, known_future, records)
   times, table = _regular(times, table)
   for name in known_future:
-    if np.isnan(table[name]).any():
-      table[name] = missing_free(table[name])
-  past = (
-    []
-    if not target
-    else [c for c in columns if c not in {*target, *known_future}]
-  )
-  stack = lambda names: (
-    np.stack([table[name] for name in names] or [np.empty((0,))], axis=-1)
-    if names
-    else np.empty((len(times), 0))
+    table[name] = _without_gaps(table[name])
+  past = [c for c in columns if c not in {*targets, *known_future}]
+  stack = lambda names: np.array([table[name] for name in names]).reshape(
+    len(names), len(times)
   )
   for name in targets:
     _check_some(path, name, table[name])
@@ -146,16 +139,16 @@ def read_series(
     tuple(targets),
     tuple(table[name] for name in targets),
     times,
-    stack(past),
-    stack(list(known_future)),
+    stack(past).T,
+    stack(known_future).T,
     (tuple(past), tuple(known_future)),
   )
 
 
-def missing_free(values: np.ndarray) -> np.ndarray:
-  """A series [time] whose inner gaps are interpolated."""
-  statistics = missing.measure([values[:, None]])
-  return missing.fill(values[:, None], "linear", statistics).values[:, 0]
+def _without_gaps(values):
+  """A series [time] in which the rows that were inserted are interpolated."""
+  column = values[:, None]
+  return missing.fill(column, "linear", missing.measure([column])).values[:, 0]
 
 
 def _check_some(path, name, values):
@@ -166,7 +159,7 @@ def _check_some(path, name, values):
     )
 
 
-def _check_known(path, table, targets, known_future, records):
+def _check_known(path, table, known_future, records):
   """Known covariates must reach as far as the file, and have no gap."""
   for name in known_future:
     gaps = np.flatnonzero(np.isnan(table[name]))
@@ -206,6 +199,10 @@ def _number(path, line, column, cell) -> float:
   return value
 
 
+def _is_value(cell) -> bool:
+  return _real(cell) is not None or cell.lower() in (*_MISSING, "inf", "-inf")
+
+
 def _read_rows(path, flag) -> Series:
   csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
   text = read_text(path, flag=flag)
@@ -218,7 +215,7 @@ def _read_rows(path, flag) -> Series:
       if not any(cell.strip() for cell in cells):
         continue
       name, *rest = (cell.strip() for cell in cells)
-      if not names and rest and not _is_number(rest[0]):
+      if not names and rest and not _is_value(rest[0]):
         continue  # the header
       while rest and not rest[-1]:
         rest.pop()
@@ -249,34 +246,21 @@ def _read_rows(path, flag) -> Series:
   return Series(tuple(names), tuple(values), None, nothing, nothing)
 
 
-def _is_number(cell):
-  try:
-    float(cell)
-  except ValueError:
-    return cell.lower() in _MISSING
-  return True
-
-
 def _read_times(path, name, records) -> np.ndarray:
-  """The times, which must increase."""
+  """The times, which must increase; numbers if the first one is a number."""
   cells = [str(record.values[name]).strip() for record in records]
-  try:
-    times = np.array([float(cell) for cell in cells])
-  except ValueError:
-    times = np.array(
-      [
-        _date(path, record.line, name, cell)
-        for record, cell in zip(records, cells, strict=True)
-      ],
-      "datetime64[s]",
-    )
-  if times.dtype.kind == "f" and not np.isfinite(times).all():
-    row = int(np.argmin(np.isfinite(times)))
-    raise DataError(
-      f"{path}, line {records[row].line}, column {name!r}: {cells[row]!r} is"
-      " no time",
-      "give every row a date or a number",
-    )
+  parse = _real if _real(cells[0]) is not None else _date
+  found = []
+  for record, cell in zip(records, cells, strict=True):
+    time = parse(cell)
+    if time is None:
+      raise DataError(
+        f"{path}, line {record.line}, column {name!r}: {cell[:40]!r} is no"
+        " time",
+        "write all as dates, 2024-12-31 or 2024-12-31 23:00, or all as numbers",
+      )
+    found.append(time)
+  times = np.array(found, np.float64 if parse is _real else "datetime64[s]")
   wrong = np.flatnonzero(times[1:] <= times[:-1])
   if len(wrong):
     row = int(wrong[0]) + 1
@@ -294,17 +278,23 @@ def _read_times(path, name, records) -> np.ndarray:
   return times
 
 
-def _date(path, line, column, cell) -> np.datetime64:
+def _real(cell) -> float | None:
+  """A finite number, or None."""
+  try:
+    return float(cell) if np.isfinite(float(cell)) else None
+  except ValueError:
+    return None
+
+
+def _date(cell) -> np.datetime64 | None:
+  """A date, in UTC if it has an offset, or None."""
   try:
     found = datetime.datetime.fromisoformat(cell)
   except ValueError:
     try:
-      return np.datetime64(cell, "s")
-    except ValueError as error:
-      raise DataError(
-        f"{path}, line {line}, column {column!r}: {cell[:40]!r} is no time",
-        "write dates as 2024-12-31 or 2024-12-31 23:00, or write numbers",
-      ) from error
+      return np.datetime64(cell, "s") if cell else None
+    except ValueError:
+      return None
   if found.tzinfo is not None:
     found = found.astimezone(datetime.UTC).replace(tzinfo=None)
   return np.datetime64(found, "s")
@@ -612,7 +602,6 @@ class EvalWindows:
 
 
 def origins(
-  series: Sequence[np.ndarray],
   spans: Sequence[tuple[int, int]],
   context: int,
   horizon: int,
@@ -621,13 +610,11 @@ def origins(
   """The places [N, 2] of all windows whose forecasts are within spans.
 
   Args:
-    series: each series [time, ...].
     spans: for each series the first time step to forecast, and the end.
     context: time steps that must be there before an origin.
     horizon: time steps of a forecast.
     stride: time steps between origins. The last possible origin is always one.
   """
-  del series
   found = []
   for number, (start, end) in enumerate(spans):
     last = end - horizon
