@@ -241,13 +241,14 @@ def fit_linear(
     2023 (DLinear, NLinear); Toner & Darlow, "An analysis of linear time series
     forecasting models", 2024 (closed form).
   """
-  square, product = 0.0, 0.0
+  square, product, count = np.zeros(()), np.zeros(()), 0
   for windows, targets in train:
     kept = ~np.isnan(targets).any(axis=1)
+    count += kept.sum()
     read, last = _read_linear(windows[kept])
     square = square + read.T @ read
     product = product + read.T @ (targets[kept] - last)
-  if np.ndim(square) == 0:
+  if not count:
     return lambda windows: windows[:, -1:]
   scale = np.trace(square)
   eye = np.eye(len(square))

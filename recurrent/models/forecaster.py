@@ -332,30 +332,38 @@ class Forecaster(nnx.Module):
       return self.output.project(outputs) + extra
     stack = self.stack if self.decoder is None else self.decoder
     embedding = getattr(self, "feedback", self.embedding)
+    first = self.output.project(drop(last))
+    if steps == 1:
+      return first[:, None] + extra
 
-    first = self.output.project(drop(last)) + self._at(extra, 0)
-    found = [first]
-    for step in range(1, steps):
-      constrained = self.head.constrain(
-        numerics.widen(first).reshape(batch, self.segment, -1)
-      )
-      fed = self.head.point(constrained)[..., None].astype(self.dtype)
-      rest = ((0, 0), (0, 0), (0, self.variables - 1))
-      shown = self._shown(
-        jnp.pad(fed, rest),
-        jnp.pad(jnp.ones(fed.shape, bool), rest),
-      )
-      inputs = self._embed(
-        embedding, self._segments(shown), ahead[:, step - 1 : step]
-      )
+    def step(state, known_now_and_next):
+      carry, raw = state
+      known, extra = known_now_and_next
+      inputs = self._embed(embedding, self._fed(raw), known[:, None])
       carry, outputs = stack(carry, inputs + static, key=keys[0])
-      first = self.output.project(drop(outputs[:, 0])) + self._at(extra, step)
-      found.append(first)
-    return jnp.stack(found, axis=1)
+      raw = self.output.project(drop(outputs[:, 0])) + extra
+      return (carry, raw), raw
 
-  @staticmethod
-  def _at(extra, step):
-    return extra if isinstance(extra, float) else extra[:, step]
+    by_step = lambda x: jnp.moveaxis(x, 1, 0)
+    extra = jnp.zeros((batch, steps, 1), first.dtype) + extra
+    first = first + extra[:, 0]
+    carry = jax.tree.map(jnp.asarray, carry)
+    _, rest = jax.lax.scan(
+      step, (carry, first), (by_step(ahead[:, :-1]), by_step(extra[:, 1:]))
+    )
+    return jnp.concatenate([first[:, None], jnp.moveaxis(rest, 0, 1)], axis=1)
+
+  def _fed(self, raw):
+    """The input of a step, [batch, 1, D'], from the forecast before it."""
+    each = numerics.widen(raw).reshape(len(raw), self.segment, -1)
+    point = self.head.point(self.head.constrain(each))[..., None]
+    # Only the first variable is forecast; the others are not observed.
+    others = ((0, 0), (0, 0), (0, self.variables - 1))
+    shown = self._shown(
+      jnp.pad(point.astype(self.dtype), others),
+      jnp.pad(jnp.ones(point.shape, bool), others),
+    )
+    return self._segments(shown)
 
   def _shown(self, values, observed):
     if not self.shows_gaps:
