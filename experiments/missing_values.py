@@ -4,8 +4,8 @@ r"""Trains forecasters on series with gaps, for a table of what the gaps cost.
 
 Every strategy of --missing is trained on the series as they are, and with more
 values removed: at random, and in blocks. The test split is scored on all of its
-values. Each entry of the table is a run of `experiments.forecasting` in a folder
-of its own; the same command resumes, and finished runs are not repeated.
+values. Each entry of the table is a run of `experiments.forecasting` in its own
+folder; the same command resumes, and finished runs are not repeated.
 """
 
 import dataclasses

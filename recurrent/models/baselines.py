@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+_LONGEST_FIT = 2200  # time steps; statsmodels needs a minute for 12,000
+
 Forecast = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 
 
@@ -150,10 +152,10 @@ def holt_winters(
 ) -> np.ndarray:
   """Additive Holt-Winters smoothing with a trend, fitted by statsmodels.
 
-  The smoothing rates and the initial states are fitted once, to the series
-  before the first origin, of which gaps are interpolated. The states are then
-  updated up to each origin, except where a value is missing. The arguments and
-  the result are those of `naive`.
+  The smoothing rates and the initial states are fitted once, to the 2,200 time
+  steps (or 10 seasons) before the first origin, of which gaps are interpolated.
+  The states are then updated up to each origin, except where a value is
+  missing. The arguments and the result are those of `naive`.
 
   Raises:
     ImportError: if statsmodels is not installed.
@@ -162,8 +164,10 @@ def holt_winters(
     Winters, "Forecasting sales by exponentially weighted moving averages",
     1960.
   """
-  first = int(origins.min())
-  found = _fit_smoothing(interpolated(values[:first]), season)
+  start = max(0, int(origins.min()) - max(_LONGEST_FIT, 10 * season))
+  values, origins = values[start:], origins - start
+  history = interpolated(values[: int(origins.min())])
+  found = _fit_smoothing(history, season)
   rate = lambda name: float(np.nan_to_num(found.get(name, 0.0)))
   alpha, beta, gamma = (
     rate(f"smoothing_{name}") for name in ("level", "trend", "seasonal")
