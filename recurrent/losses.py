@@ -58,10 +58,10 @@ def pinball(
   Reference:
     Koenker & Bassett, "Regression quantiles", 1978.
   """
-  levels = jnp.asarray(levels, quantiles.dtype)
-  levels = jnp.broadcast_to(levels, quantiles.shape)
+  level = jnp.asarray(levels, quantiles.dtype)
+  level = jnp.broadcast_to(level, quantiles.shape)
   error = targets[..., None] - quantiles
-  return jnp.maximum(levels * error, (levels - 1) * error)
+  return jnp.maximum(level * error, (level - 1) * error)
 
 
 def gaussian_nll(

@@ -9,6 +9,8 @@
   splits.py      train, valid and test of data that has no splits
   examples.py    batches of separate examples, for training and for scoring
   drawn.py       batches that are drawn at random
+  records.py     rows of CSV files and of JSON lines
+  series.py      time series: their files, calendar, splits and windows
   missing.py     fills missing values by statistics or by neighbours
 
 `builders` and `store` import TFDS, so they are imported only when needed.

@@ -368,9 +368,9 @@ def at_steps(times: np.ndarray, steps: np.ndarray) -> np.ndarray:
   """The times of any time steps, counted from the first of regular times."""
   months = _months(times)
   if months is not None:
-    step = int(np.median(np.diff(months))) if len(months) > 1 else 1
+    stride = int(np.median(np.diff(months))) if len(months) > 1 else 1
     month = times[0].astype("datetime64[M]")
-    return (month + steps * step) + (times[0] - month)
+    return (month + steps * stride) + (times[0] - month)
   gaps = np.diff(times).astype(np.float64)
   values, counts = np.unique(np.round(gaps, 9), return_counts=True)
   step = values[np.argmax(counts)] if len(values) else 1.0

@@ -1,7 +1,7 @@
 """A recurrent forecaster: a window of a series in, its future out."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ class Head:
     moved = [location * scale + shift, spread * scale, *rest]
     return jnp.concatenate(moved, axis=-1)
 
-  def point(self, params: Array) -> Array:
+  def point(self, params: Any) -> Any:
     """The median of the forecast, without the axis of the parameters."""
     middle = self.kind == "quantiles" and self.levels.index(0.5)
     return params[..., int(middle)]
@@ -295,13 +295,15 @@ class Forecaster(nnx.Module):
       segment_mask = self._segments(mask[..., None]).any(axis=-1)
     else:
       elapsed = cells.elapsed_since_observed(window.times, observed)
-      inputs = cells.Observations(values, observed, elapsed.astype(self.dtype))
-      _, read = self.gap_layer(None, inputs, mask=mask, key=keys[1])
+      gaps: Any = cells.Observations(
+        values, observed, elapsed.astype(self.dtype)
+      )
+      _, read = self.gap_layer(None, gaps, mask=mask, key=keys[1])
       segment_mask = mask
     inputs = self._embed(self.embedding, read, seen)
-    static = self.series[...][window.series] if hasattr(self, "series") else 0.0
+    static = jnp.zeros((batch, 1, self.stack.in_features), self.dtype)
     if hasattr(self, "series"):
-      static = static.astype(self.dtype)[:, None]
+      static = self.series[...][window.series][:, None].astype(self.dtype)
       inputs = inputs + jnp.broadcast_to(static, inputs.shape)
     carry, outputs = self.stack(None, inputs, mask=segment_mask, key=keys[2])
     last = nn.pool_last(outputs, segment_mask)
@@ -315,7 +317,7 @@ class Forecaster(nnx.Module):
     """The raw forecast [batch, steps, segment * P]."""
     batch, steps = ahead.shape[:2]
     drop = lambda x: nn.dropout(keys[1], x, self.dropout)
-    extra = 0.0
+    extra = jnp.zeros((batch, steps, 1), last.dtype)
     if hasattr(self, "known"):
       extra = self.known.project(ahead)
     if self.decoding == "direct":
@@ -333,21 +335,19 @@ class Forecaster(nnx.Module):
     stack = self.stack if self.decoder is None else self.decoder
     embedding = getattr(self, "feedback", self.embedding)
     first = self.output.project(drop(last))
+    first = first + extra[:, 0]
     if steps == 1:
-      return first[:, None] + extra
+      return first[:, None]
 
-    def step(state, known_now_and_next):
+    def step(state, covariates):
       carry, raw = state
-      known, extra = known_now_and_next
+      known, extra = covariates
       inputs = self._embed(embedding, self._fed(raw), known[:, None])
       carry, outputs = stack(carry, inputs + static, key=keys[0])
       raw = self.output.project(drop(outputs[:, 0])) + extra
       return (carry, raw), raw
 
     by_step = lambda x: jnp.moveaxis(x, 1, 0)
-    extra = jnp.zeros((batch, steps, 1), first.dtype) + extra
-    first = first + extra[:, 0]
-    carry = jax.tree.map(jnp.asarray, carry)
     _, rest = jax.lax.scan(
       step, (carry, first), (by_step(ahead[:, :-1]), by_step(extra[:, 1:]))
     )
