@@ -47,7 +47,7 @@ def read_records(
   suffix = os.path.splitext(path)[1].lower()
   if suffix not in (".csv", ".jsonl"):
     raise DataError(
-      f"--{flag}={path} is neither a .csv nor a .jsonl file",
+      f"`{flag}={path}` is neither a .csv nor a .jsonl file",
       "give a file with one of these suffixes",
     )
   text = read_text(path, flag=flag)

@@ -93,8 +93,8 @@ def read_series(
   if layout == "rows":
     if target or known_future:
       raise ConfigError(
-        "--target and --known_future name columns, and --layout=rows has none",
-        "leave them out, or use --layout=wide",
+        "`target` and `known_future` name columns, and `layout=rows` has none",
+        "leave them out, or use `layout=wide`",
       )
     return _read_rows(path, flag)
   records = read_records(path, (), flag=flag)
@@ -103,13 +103,13 @@ def read_series(
     for name in names:
       if name not in columns:
         raise ConfigError(
-          f"--{option}={name}: {path} has no such column, only"
+          f"`{option}={name}`: {path} has no such column, only"
           f" {', '.join(map(repr, columns)) or 'that of the time'}",
           "name columns of the header, separated by commas",
         )
   if both := set(target) & set(known_future):
     raise ConfigError(
-      f"{min(both)!r} is in both --target and --known_future",
+      f"{min(both)!r} is in both `target` and `known_future`",
       "what is known need not be forecast: leave it out of one",
     )
   targets = list(target) or [c for c in columns if c not in known_future]
@@ -155,7 +155,7 @@ def _check_some(path, name, values):
   if np.isnan(values).all():
     raise DataError(
       f"{path}: column {name!r} has no value, only missing ones",
-      "remove it, or name others with --target",
+      "remove it, or name others as `target`",
     )
 
 
@@ -166,7 +166,7 @@ def _check_known(path, table, known_future, records):
     if len(gaps):
       row = int(gaps[0])
       raise DataError(
-        f"{path}, line {records[row].line}: {name!r} of --known_future has no"
+        f"{path}, line {records[row].line}: {name!r} of `known_future` has no"
         " value there; it ends too early or has a gap",
         "give it a value in every row, also in those to be forecast",
       )
@@ -433,8 +433,8 @@ def load_series(dataset: str) -> Series:
     from statsmodels import datasets
   except ImportError as error:
     raise DataError(
-      f"--dataset={dataset} comes with statsmodels, which is not installed",
-      "install it: pip install 'recurrent[forecasting]'; or give a --csv_file",
+      f"`dataset={dataset}` comes with statsmodels, which is not installed",
+      "install it: pip install 'recurrent[forecasting]'; or give a `csv_file`",
     ) from error
   table = getattr(datasets, dataset).load_pandas().data
   if dataset == "co2":
@@ -477,9 +477,9 @@ def split_ends(length: int, text: str, horizon: int) -> tuple[int, int, int]:
     ends = min(train, valid - horizon), valid, length
   if ends[0] < 1 or ends[2] > length:
     raise DataError(
-      f"a series of {length} time steps cannot be divided by --splits={text}"
-      f" and --horizon={horizon}",
-      "give longer series, or a smaller --horizon, or other --splits",
+      f"a series of {length} time steps cannot be divided by `splits={text}`"
+      f" and `horizon={horizon}`",
+      "give longer series, or a smaller `horizon`, or other `splits`",
     )
   return ends
 

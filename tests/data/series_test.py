@@ -127,13 +127,13 @@ def test_bad_rows_are_refused_with_line_and_column(write, case):
 
 def test_a_covariate_that_ends_too_early_is_refused(write):
   path = write("t,a,k", "0,1,1", "1,2,1", "2,3,")
-  with pytest.raises(DataError, match="line 4: 'k' of --known_future has no"):
+  with pytest.raises(DataError, match="line 4: 'k' of `known_future` has no"):
     series.read_series(path, known_future=["k"])
 
 
 @pytest.mark.parametrize("option", ["target", "known_future"])
 def test_columns_that_are_not_in_the_file_are_refused(write, option):
-  with pytest.raises(ConfigError, match=f"--{option}=z.*no such column.*'a'"):
+  with pytest.raises(ConfigError, match=f"`{option}=z`.*no such column.*'a'"):
     series.read_series(write("t,a", "0,1"), **{option: ["z"]})
 
 
@@ -170,7 +170,7 @@ def test_splits_are_shares_or_numbers_of_time_steps(text, wanted):
 
 @pytest.mark.parametrize("text", ["120,60,40", "a,b,c", "60,20,10", "0,150,80"])
 def test_splits_that_do_not_fit_are_refused(text):
-  with pytest.raises((ConfigError, DataError), match="--splits"):
+  with pytest.raises((ConfigError, DataError), match="splits"):
     series.split_ends(200, text, 12)
 
 
