@@ -102,10 +102,10 @@ class Config(missing.MissingConfig, network.NetworkConfig):
   series_embedding: bool = True
   head: str = "quantiles"
   point_loss: str = "mae"
-  decoding: str = "direct"
-  segment: int = 1
+  decoding: str = "parallel"
+  segment: int = 4
   normalization: str = "last"
-  output_dropout: float = 0.0
+  output_dropout: float = 0.2
   imputation_weight: float = 1.0
   standardized: bool = False
   eval_stride: int = 1
@@ -114,10 +114,10 @@ class Config(missing.MissingConfig, network.NetworkConfig):
   # Defaults that differ from those of the base classes.
   missing: str = "linear"
   cell: str = "gru"
-  features: int = 64
-  steps: int = 1500
+  features: int = 32
+  steps: int = 600
   batch_size: int = 64
-  eval_every: int = 250
+  eval_every: int = 200
   learning_rate: float = 2e-3
   schedule: str = "cosine"
   ema: float = 0.99
@@ -161,7 +161,7 @@ class Config(missing.MissingConfig, network.NetworkConfig):
     if self.missing == "decay" and self.segment > 1:
       raise ConfigError(
         f"--missing=decay reads time steps, not --segment={self.segment}",
-        "leave --segment out, or choose another --missing",
+        "add --segment=1, or choose another --missing",
       )
     if self.remove >= 100:
       raise ConfigError(

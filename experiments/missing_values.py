@@ -32,6 +32,7 @@ class Config(forecasting.Config):
   strategies: str = ",".join(STRATEGIES)
   shares: str = "0,10,30,50"
   seeds: int = 1
+  segment: int = 1  # decay, and drop, read single time steps
 
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(("seeds",))
 
