@@ -59,19 +59,19 @@ class Config(series.SeriesConfig, network.NetworkConfig):
   """
 
   series_embedding: bool = True
-  head: str = "quantiles"
+  head: str = "student_t"
   point_loss: str = "mae"
   decoding: str = "parallel"
   segment: int = 4
-  normalization: str = "last"
-  output_dropout: float = 0.2
+  normalization: str = "instance"
+  output_dropout: float = 0.1
   imputation_weight: float = 1.0
   # Defaults that differ from those of the base classes.
   cell: str = "gru"
   features: int = 32
-  steps: int = 600
+  steps: int = 1400
   batch_size: int = 64
-  eval_every: int = 200
+  eval_every: int = 350
   learning_rate: float = 2e-3
   schedule: str = "cosine"
   ema: float = 0.99
