@@ -9,6 +9,7 @@
   splits.py      train, valid and test of data that has no splits
   examples.py    batches of separate examples, for training and for scoring
   drawn.py       batches that are drawn at random
+  missing.py     fills missing values by statistics or by neighbours
 
 `builders` and `store` import TFDS, so they are imported only when needed.
 """
