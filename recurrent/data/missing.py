@@ -28,14 +28,14 @@ class Statistics(NamedTuple):
     max: the largest value.
     mode: the most frequent value, and the smallest of those if there are
       several.
-    count: the number of observed values.
+    number: the number of observed values.
   """
 
   mean: np.ndarray
   median: np.ndarray
   max: np.ndarray
   mode: np.ndarray
-  count: np.ndarray
+  number: np.ndarray
 
 
 class Filled(NamedTuple):
@@ -145,7 +145,7 @@ def fill(
   observed = ~np.isnan(values)
   keep = np.ones(values.shape[:-1], bool)
   if strategy == "drop":
-    keep = (observed | (statistics.count == 0)).all(axis=-1)
+    keep = (observed | (statistics.number == 0)).all(axis=-1)
   if strategy in ("forward", "linear") and values.size:
     stand_in = _from_neighbours(
       values, observed, statistics.mean, times, strategy

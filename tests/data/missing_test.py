@@ -112,7 +112,7 @@ def test_statistics_are_those_of_all_observed_values_of_ragged_sequences():
   np.testing.assert_allclose(found.mean, np.nanmean(every, axis=0))
   np.testing.assert_allclose(found.median, np.nanmedian(every, axis=0))
   np.testing.assert_allclose(found.max, np.nanmax(every, axis=0))
-  np.testing.assert_array_equal(found.count, (~np.isnan(every)).sum(axis=0))
+  np.testing.assert_array_equal(found.number, (~np.isnan(every)).sum(axis=0))
   assert missing.measure(np.stack([long, long])).mean.shape == (2,)
 
 
