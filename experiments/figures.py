@@ -1,6 +1,12 @@
-"""Draws the learning curves of a run."""
+"""Draws figures of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+
+# Beginnings of the names of metrics whose largest value is the best.
+RISING = ("accuracy", "auc", "f1", "precision", "recall", "slot_f1")
 
 
 def curves(metrics: Path, figures: Path) -> Path:
@@ -44,7 +50,7 @@ def curves(metrics: Path, figures: Path) -> Path:
       marker = "o" if len(steps) < 30 else None
       axis.plot(steps, values, marker=marker, markersize=3, label=split or None)
       if split == "valid":
-        best = min(values)
+        best = (max if kind.startswith(RISING) else min)(values)
         axis.annotate(
           f"{best:.3f}",
           (steps[values.index(best)], best),
@@ -58,5 +64,43 @@ def curves(metrics: Path, figures: Path) -> Path:
       axis.legend()
   figures.mkdir(exist_ok=True)
   path = figures / "curves.png"
+  figure.savefig(path, dpi=120)
+  return path
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> Path:
+  """Draws a confusion matrix, coloured by the share of each row.
+
+  Args:
+    counts: [C, C] how many examples of class i were predicted as class j.
+    classes: names of the classes.
+    path: path of the picture to write.
+  """
+  from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
+
+  size = len(classes)
+  shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+  side = min(12, 2.5 + 0.4 * size)
+  figure = Figure(figsize=(side + 1, side), layout="tight")
+  axis = figure.subplots()
+  image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+  figure.colorbar(image, label="share of the class")
+  named = range(0, size, -(-size // 40))
+  names = [str(classes[i])[:24] for i in named]
+  axis.set_xticks(named, names, rotation=90)
+  axis.set_yticks(named, names)
+  axis.set(xlabel="predicted", ylabel="true")
+  if size <= 20:
+    for (i, j), count in np.ndenumerate(counts):
+      if count:
+        axis.text(
+          j,
+          i,
+          str(count),
+          ha="center",
+          va="center",
+          fontsize=8,
+          color="white" if shares[i, j] > 0.5 else "black",
+        )
   figure.savefig(path, dpi=120)
   return path

@@ -20,6 +20,7 @@ from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -100,6 +101,10 @@ class Task(NamedTuple):
     make_sample: `make_sample(graphdef) -> sample`, where `sample(params, step)`
       returns a text that shows what the model does; by default no text.
       `nnx.merge(graphdef, params)` is the model in evaluation mode.
+    report: `report(split, scores, folder) -> text`; draws figures of a split
+      into the folder, and returns a text to show, such as a table. It is called
+      after the test split is scored at the end, and by `evaluate`. By default
+      an empty text.
     scored: names of the splits to score at the end.
     save: `save(path)`; saves files that belong to the data, such as a
       tokenizer, in the workdir.
@@ -128,6 +133,9 @@ class Task(NamedTuple):
   )
   make_sample: Callable[[nnx.GraphDef], Callable[[PyTree, int], str]] = (
     lambda graphdef: lambda params, step: ""
+  )
+  report: Callable[[str, evaluation.Scores, Path], str] = (
+    lambda split, scores, folder: ""
   )
   scored: tuple[str, ...] = ("valid", "test")
   save: Callable[[Path], None] = lambda path: None
@@ -290,6 +298,8 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   restored = checkpoints.restore_latest(template)
   if restored is None:
     state, outcome = jax.jit(init, out_shardings=shardings)(), loop.Outcome()
+    if config.init_from:
+      state = _fine_tuned(config.init_from, state)
   else:
     state, outcome = restored.state, loop.Outcome(**restored.progress)
     LOG.info("Resuming at step %d.", restored.step)
@@ -353,7 +363,8 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
     state = checkpoints.restore(best_step, template).state
   scores = {}
   for split in task.scored:
-    found = evaluate(state.evaluated, split, preemption.agreed)
+    folder = workdir.figures if split == "test" else None
+    found = evaluate(state.evaluated, split, preemption.agreed, folder)
     if found is None:
       raise Preempted(
         f"told to stop while the {split} split was scored; all steps are saved",
@@ -371,13 +382,93 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   }
 
 
+class Source(NamedTuple):
+  """A checkpoint of another run, to start from.
+
+  Attributes:
+    workdir: directory of the run.
+    steps: its checkpoints, the one to use first.
+  """
+
+  workdir: Path
+  steps: list[int]
+
+
+def find_source(init_from: str) -> Source:
+  """Finds the run that `--init_from` names.
+
+  Args:
+    init_from: the directory of a run, its `checkpoints`, or one of these.
+
+  Raises:
+    CheckpointError: if there is no such checkpoint.
+  """
+  from recurrent.training.checkpoint import Checkpoints
+
+  path = Path(init_from).expanduser().absolute()
+  chosen = None
+  if path.name.isdecimal() and path.parent.name == "checkpoints":
+    chosen, path = int(path.name), path.parent
+  path = path.parent if path.name == "checkpoints" else path
+  checkpoints = Checkpoints(path / "checkpoints", "")
+  steps = _best_first(path, checkpoints, checkpoints.steps()[::-1])
+  steps = steps if chosen is None else [x for x in steps if x == chosen]
+  if not steps:
+    raise CheckpointError(
+      f"--init_from={init_from} holds no checkpoint",
+      "give the --workdir of a run, or a folder checkpoints/STEP in it",
+    )
+  return Source(path, steps)
+
+
+def _fine_tuned(init_from: str, state: state_lib.TrainState):
+  """Replaces the initial parameters by those of another run that fit."""
+  from recurrent.training.checkpoint import Checkpoints
+
+  source = find_source(init_from)
+  identity = _read_values(source.workdir)
+  checkpoints = Checkpoints(
+    source.workdir / "checkpoints", workdir_lib.fingerprint(identity)
+  )
+  part = "ema" if identity.get("ema") else "params"
+  old = checkpoints.restore_part(source.steps[0], part)
+  new = digest.flatten(state.params)
+  fits = [k for k in new if k in old and old[k].shape == new[k].shape]
+  if not fits:
+    raise CheckpointError(
+      f"no parameter of --init_from={init_from} fits this model",
+      "use the flags of the network that it was trained with",
+    )
+  left = [f"{k} {new[k].shape}" for k in new if k not in fits]
+  LOG.info(
+    "Starting from step %d of %s: %d of %d arrays of parameters.%s",
+    source.steps[0],
+    source.workdir,
+    len(fits),
+    len(new),
+    f" Initialised anew: {', '.join(left)}." if left else "",
+  )
+  place = lambda name: jax.device_put(
+    old[name].astype(new[name].dtype), new[name].sharding
+  )
+  replace = lambda: digest.unflatten(
+    state.params, {k: place(k) if k in fits else new[k] for k in new}
+  )
+  params = replace()
+  # The step donates both, so they must not share memory.
+  ema = jax.tree.map(jnp.copy, params) if state.ema != () else ()
+  return state._replace(params=params, ema=ema)
+
+
 def make_evaluate(
   task: Task, graphdef: nnx.GraphDef, mesh: Mesh
-) -> Callable[[PyTree, str, Interrupted], dict[str, Any] | None]:
-  """Makes `evaluate(params, split, interrupted) -> metrics` of a task.
+) -> Callable[..., dict[str, Any] | None]:
+  """Makes `evaluate(params, split, interrupted, folder=None) -> metrics`.
 
   The result is None if `interrupted()` is True before a batch. `params` are the
   parameters and other variables, for the graph definition in evaluation mode.
+  With a folder, the figures of `task.report` are drawn into it and its text is
+  shown.
   """
   score = evaluation.make_evaluator(
     graphdef,
@@ -387,14 +478,20 @@ def make_evaluate(
     predict=task.predict,
   )
 
-  def evaluate(params, split, interrupted):
+  def evaluate(params, split, interrupted, folder=None):
     if split not in task.splits:
       raise ConfigError(
         f"{task.name} has no {split} split to score",
         f"use one of {', '.join(task.splits)}",
       )
     scores = score(params, task.splits[split], interrupted)
-    return None if scores is None else task.describe(split, scores)
+    if scores is None:
+      return None
+    if folder is not None and jax.process_index() == 0:
+      folder.mkdir(exist_ok=True)
+      if text := task.report(split, scores, folder):
+        LOG.info("%s", text)
+    return task.describe(split, scores)
 
   return evaluate
 

@@ -10,6 +10,7 @@ from recurrent.nn.attention import (
 )
 from recurrent.nn.bidirectional import Bidirectional, sequence_ends
 from recurrent.nn.dropout import dropout, embedding_dropout, word_dropout
+from recurrent.nn.imputation import Imputer
 from recurrent.nn.layer import Layer, StepLayer
 from recurrent.nn.pointwise import Affine, Norm
 from recurrent.nn.pooling import (
@@ -36,6 +37,7 @@ __all__ = [
   "Attention",
   "Bidirectional",
   "DecoderCarry",
+  "Imputer",
   "Keys",
   "Layer",
   "MultiHeadAttention",

@@ -223,6 +223,7 @@ class Stack(nnx.Module):
     return jnp.concatenate(outputs, axis=-1) if self.skip else outputs[-1]
 
   def _join(self, inputs, outputs):
-    if self.residual and inputs.shape == outputs.shape:
+    # The inputs of the first layer may be a pytree.
+    if self.residual and getattr(inputs, "shape", None) == outputs.shape:
       return outputs + inputs
     return outputs
