@@ -2,7 +2,7 @@ r"""Trains a classifier of sequences, or of each of their time steps.
 
   python -m experiments.classification --workdir=runs/digits
   python -m experiments.classification --workdir=runs/mine \
-    --data_file=reviews.csv --cell=lstm --bidirectional --pooling=attention
+    --data_file=reviews.csv --cell=lstm --pooling=attention
 
 By default it reads the 1,797 handwritten digits of scikit-learn pixel by pixel.
 docs/classification.md has the formats of your own files.
@@ -90,7 +90,7 @@ class Config(
   embedding_features: int = 128
   embeddings: str = ""
   freeze_embeddings: bool = False
-  bidirectional: bool = False
+  bidirectional: bool = True
   pooling: str = "last"
   input_dropout: float = 0.0
   output_dropout: float = 0.2
@@ -101,12 +101,12 @@ class Config(
   tokenizer: str = "word"
   cell: str = "gru"
   layers: int = 2
-  features: int = 128
+  features: int = 64
   dropout: float = 0.2
-  steps: int = 3000
+  steps: int = 2000
   batch_size: int = 64
-  eval_every: int = 500
-  learning_rate: float = 3e-3
+  eval_every: int = 250
+  learning_rate: float = 4e-3
   schedule: str = "cosine"
   warmup_steps: int = 50
   weight_decay: float = 0.01
@@ -147,7 +147,7 @@ class Config(
     if self.missing == "decay" and self.bidirectional:
       raise ConfigError(
         "--missing=decay runs forward in time only",
-        "leave --bidirectional out, or use another --missing",
+        "add --nobidirectional, or use another --missing",
       )
 
 

@@ -85,9 +85,13 @@ class Encoder:
     return dict.fromkeys(keys, "mask")
 
   def prepare(self, text: str) -> str:
-    """Lower-cases a text and leaves out stop words, if asked for."""
+    """Lower-cases a text and leaves out stop words, if asked for.
+
+    The result begins with a space, as the other words of a text do, so that its
+    first word is the same token as elsewhere.
+    """
     drop = words.stop_words() if self.stop_words else ()
-    return words.prepare(text, lower=self.lower, drop=drop)
+    return " " + words.prepare(text.lstrip(), lower=self.lower, drop=drop)
 
   def encode(self, data: labelled.Labelled) -> Encoded:
     """Encodes sequences, and logs how many were cut.
@@ -168,10 +172,7 @@ class Encoder:
       ids = self.tokenizer.encode(self.prepare(text))
       return {"inputs": ids.astype(np.int32)}, np.zeros(0, int)
     # The label of a word belongs to the last of its tokens.
-    parts = [
-      self.tokenizer.encode(self.prepare(("" if not i else " ") + word))
-      for i, word in enumerate(text.split())
-    ]
+    parts = [self.tokenizer.encode(self.prepare(x)) for x in text.split()]
     places = np.cumsum([len(ids) for ids in parts]) - 1
     return {"inputs": np.concatenate(parts).astype(np.int32)}, places
 
@@ -209,7 +210,7 @@ def fit(
   Args:
     data: sequences with labels and splits.
     tokenizer: `tokenizer(text) -> tokenizers.Tokenizer`, for texts; it is given
-      the texts of the train split, joined by newlines.
+      the joined texts of the train split.
     strategy: one of `missing.STRATEGIES`.
     lower: whether texts are lower-cased.
     stop_words: whether the stop words of texts are left out.
@@ -236,7 +237,7 @@ def fit(
     max_length=max_length,
   )
   if data.kind == "text":
-    made = tokenizer("\n".join(map(encoder.prepare, train.inputs)))
+    made = tokenizer("".join(map(encoder.prepare, train.inputs)))
     return dataclasses.replace(
       encoder, tokenizer=made, vocab_size=made.vocab_size
     )

@@ -248,7 +248,10 @@ def _read_arrays(path, labelled, flag) -> Labelled:
       fail("split", f"{splits.dtype} {splits.shape}", f"give {count} strings")
     splits = splits.astype(str)
     splits = np.array(
-      [_split(x, f"{path}, split, row {i}") for i, x in enumerate(splits)]
+      [
+        _split(x, f"{path}, split, row {i}")
+        for i, x in enumerate(splits.tolist())
+      ]
     )
   cut = lambda array: [
     row[:end] for row, end in zip(array, lengths, strict=True)
