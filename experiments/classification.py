@@ -54,6 +54,8 @@ class Config(
     shift: training images are moved by up to this many pixels, at random.
     rotation: training images are turned by up to this many degrees.
     zoom: height and width of training images are changed by up to this share.
+    scaling: how real values are scaled to mean 0 and variance 1: each variable
+      by itself, all together (as the pixels of images always are), or none.
     max_length: largest number of time steps; the rest of a sequence is left
       out.
     lower_case: lower-case texts.
@@ -84,6 +86,7 @@ class Config(
   shift: float = 1.0
   rotation: float = 10.0
   zoom: float = 0.1
+  scaling: str = "each"
   max_length: int = 1000
   lower_case: bool = True
   stop_words: str = "none"
@@ -120,6 +123,7 @@ class Config(
   )
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {
     "images": labelled_sets.LAYOUTS,
+    "scaling": ("each", "all", "none"),
     "stop_words": ("none", "english"),
     "pooling": ("last", "mean", "max", "attention"),
     "class_weights": ("none", "balanced"),
@@ -262,6 +266,7 @@ def make_task(config: Config) -> runner.Task:
     lower=config.lower_case,
     stop_words=config.stop_words != "none",
     max_length=config.max_length,
+    scaling=config.scaling,
   )
   check_kind(config, encoder, found)
   if encoder.per_step:
@@ -342,7 +347,7 @@ def check_kind(config, encoder, found) -> None:
   default = {field.name: field.default for field in dataclasses.fields(config)}
   for_kind = {
     "text": "tokenizer vocab_size min_count embeddings lower_case stop_words",
-    "values": "missing",
+    "values": "missing scaling",
   }
   for kind, names in for_kind.items():
     for name in names.split():
@@ -465,11 +470,11 @@ def predict(workdir: str, file: str) -> Iterator[dict[str, Any]]:
   batches = _in_batches(encoded.examples, config, encoder)
   score = evaluation.make_evaluator(
     trained.graphdef,
-    lambda model, carry, batch, key: (0.0, (carry, {})),
+    lambda model, carry, batch, key: (jnp.zeros(()), (carry, {})),
     sharding.make_mesh(1),
     predict=predict_batch,
   )
-  scores = score(trained.params, batches, lambda: False)
+  scores: Any = score(trained.params, batches, lambda: False)
   names = [str(x) for x in encoder.classes]
 
   def label(row):

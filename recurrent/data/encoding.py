@@ -204,6 +204,7 @@ def fit(
   lower: bool = True,
   stop_words: bool = False,
   max_length: int = 1000,
+  scaling: str = "each",
 ) -> Encoder:
   """Makes the encoder of data, from its train split.
 
@@ -215,16 +216,20 @@ def fit(
     lower: whether texts are lower-cased.
     stop_words: whether the stop words of texts are left out.
     max_length: largest number of time steps.
+    scaling: "each": every variable of values is scaled to mean 0 and variance 1
+      of the train split; "all": all variables are scaled alike, as pixels
+      should be; "none": none is.
 
   Raises:
     DataError: if the train split has one class only.
   """
   train = select(data, "train")
+  labels: Any = train.labels
   one = np.ones(1)
   encoder = Encoder(
     kind=data.kind,
     per_step=data.per_step,
-    classes=labelled.classes_of(train.labels),
+    classes=labelled.classes_of(labels),
     width=0,
     vocab_size=0,
     mean=0 * one,
@@ -245,7 +250,10 @@ def fit(
     most = max(int(row.max(initial=0)) for row in train.inputs)
     return dataclasses.replace(encoder, vocab_size=1 + most)
   statistics = missing.measure(train.inputs)
-  mean, scale = _moments(train.inputs, data.image is not None)
+  mean, scale = encoder.mean, encoder.scale
+  if scaling != "none":
+    together = scaling == "all" or data.image is not None
+    mean, scale = _moments(train.inputs, together)
   return dataclasses.replace(
     encoder,
     width=len(statistics.mean),
@@ -293,15 +301,19 @@ def load(folder: str | os.PathLike) -> Encoder:
 
 
 def select(data: labelled.Labelled, split: str) -> labelled.Labelled:
-  """The sequences of a split."""
+  """The sequences of a split; `data` must have splits and labels."""
   rows = np.flatnonzero(data.splits == split)
-  take = lambda field: None if field is None else [field[i] for i in rows]
-  whole = isinstance(data.labels, np.ndarray)
+
+  def take(field) -> Any:
+    if field is None or isinstance(field, np.ndarray):
+      return field if field is None else field[rows]
+    return [field[i] for i in rows]
+
   return dataclasses.replace(
     data,
     inputs=take(data.inputs),
-    labels=data.labels[rows] if whole else take(data.labels),
-    splits=data.splits[rows],
+    labels=take(data.labels),
+    splits=take(data.splits),
     times=take(data.times),
     place=lambda i: data.place(int(rows[i])),
   )

@@ -42,6 +42,16 @@ def test_values_are_scaled_by_what_train_observes():
   assert [first["labels"], second["labels"]] == [1, 0]
 
 
+def test_values_can_be_scaled_alike_or_not_at_all():
+  data = values()
+  alike = encoding.fit(data, scaling="all")
+  seen = np.array([1, 5, 5, 3, 5, 5, 5])
+  np.testing.assert_allclose(alike.mean, [seen.mean()])
+  np.testing.assert_allclose(alike.scale, [seen.std()])
+  plain = encoding.fit(data, scaling="none").encode(data).examples[0]
+  np.testing.assert_array_equal(plain["inputs"], [[1, 5], [3, 5], [3, 5]])
+
+
 def test_dropped_and_cut_time_steps_have_no_place():
   data = values(times=[np.arange(3.0), np.zeros(1), np.arange(2.0)])
   encoder = encoding.fit(data, strategy="drop")
@@ -74,7 +84,7 @@ def test_gaps_are_shown_to_networks_that_read_them():
 
 def test_texts_are_prepared_before_they_are_encoded():
   encoder = encoding.fit(texts(), tokenizer=word_tokenizer, stop_words=True)
-  assert encoder.tokenizer.unknown("cat sat") == []
+  assert encoder.tokenizer.unknown(" cat sat") == []
   assert encoder.vocab_size == encoder.tokenizer.vocab_size
   inputs = [x["inputs"].tolist() for x in encoder.encode(texts()).examples]
   assert [len(x) for x in inputs] == [2, 1, 1]

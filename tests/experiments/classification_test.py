@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -52,7 +53,12 @@ def trained(tmp_path_factory):
   root = tmp_path_factory.mktemp("classification")
   file = write_arrays(root / "a.npz")
   workdir = root / "run"
-  found = classification.run(config(workdir, file))
+  # As in conftest.py, whose fixture is for one test.
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    jax.numpy_rank_promotion("allow"),
+  ):
+    found = classification.run(config(workdir, file))
   return workdir, file, found
 
 
