@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+COLUMNS = 4  # panels side by side
 # Beginnings of the names of metrics whose largest value is the best.
 RISING = ("accuracy", "auc", "f1", "precision", "recall", "slot_f1")
 
@@ -42,9 +43,13 @@ def curves(metrics: Path, figures: Path) -> Path:
     if any(value for points in lines.values() for _, value in points)
   ]
   panels = telling or list(series)
-  figure = Figure(figsize=(4 * len(panels), 3.2), layout="tight")
-  axes = figure.subplots(1, len(panels), squeeze=False)[0]
-  for axis, kind in zip(axes, panels, strict=True):
+  columns = min(len(panels), COLUMNS)
+  lines = -(-len(panels) // columns)
+  figure = Figure(figsize=(4 * columns, 3.2 * lines), layout="tight")
+  axes = figure.subplots(lines, columns, squeeze=False).ravel()
+  for axis in axes[len(panels) :]:
+    axis.axis("off")
+  for axis, kind in zip(axes[: len(panels)], panels, strict=True):
     for split, points in series[kind].items():
       steps, values = zip(*points, strict=True)
       marker = "o" if len(steps) < 30 else None

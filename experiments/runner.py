@@ -197,6 +197,8 @@ def train(
     mesh = sharding.make_mesh(config.devices)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     optim.make_optimizer(config, config.steps)  # Refuses bad flags early.
+    if config.init_from and workdir_lib.read_config(config.workdir) is None:
+      find_source(config.init_from)
     task = make_task(config)
     _check_name(task, make_task)
     shapes = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))

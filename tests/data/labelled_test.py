@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from recurrent.data import labelled, labelled_sets
 from recurrent.data.splits import Shares
@@ -229,3 +230,45 @@ def test_a_tone_is_in_the_band_of_its_frequency():
   band = int(1500 / 4000 * 32)
   assert set(found.argmax(axis=1)) <= {band - 1, band}
   assert labelled_sets.spectrum(np.zeros(3)).shape == (1, 32)
+
+
+class Sentences(  # type: ignore[call-arg]
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
+  """Texts with classes, in splits under the names that TFDS uses."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          "text": tfds.features.Text(),
+          "label": tfds.features.ClassLabel(names=["no", "yes"]),
+        }
+      )
+    )
+
+  def _split_generators(self, dl_manager):
+    names = ("train", "validation", "test", "unsupervised")
+    return {name: self._generate_examples(name) for name in names}
+
+  def _generate_examples(self, split):
+    for i in range(3):
+      yield i, {"text": f"{split} {i}", "label": i % 2}
+
+
+def test_a_dataset_of_tfds_is_read_by_name(tmp_path):
+  builder = Sentences(data_dir=tmp_path, file_format="array_record")
+  builder.download_and_prepare()
+  found = labelled_sets.load_dataset("sentences", str(tmp_path))
+  assert found.kind == "text"
+  assert collections.Counter(found.splits.tolist()) == {
+    "train": 3,
+    "valid": 3,
+    "test": 3,
+  }
+  rows = dict(zip(found.inputs, found.labels.tolist(), strict=True))
+  assert rows["train 0"] == "no"
+  assert rows["validation 1"] == "yes"
