@@ -175,7 +175,9 @@ def load_dataset(
   """
   from recurrent.data import store  # Imports TFDS.
 
-  builder = store.catalogue(name, data_dir)
+  builder = store.catalogue(
+    name, data_dir, others=("digits",), flag="data_file"
+  )
   kind, feature, label, names = _features(builder)
   found: list[Any] = []
   labels: list[Any] = []

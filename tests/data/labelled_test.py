@@ -1,10 +1,12 @@
 """Sequences with labels, their files and their splits."""
 
 import collections
+import io
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from recurrent.data import labelled, labelled_sets
 from recurrent.data.splits import Shares
@@ -232,22 +234,23 @@ def test_a_tone_is_in_the_band_of_its_frequency():
   assert labelled_sets.spectrum(np.zeros(3)).shape == (1, 32)
 
 
-class Sentences(  # type: ignore[call-arg]
+class Samples(  # type: ignore[call-arg]
   tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
-  """Texts with classes, in splits under the names that TFDS uses."""
+  """Texts or images with classes, in splits under the names of TFDS."""
 
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self):
+    feature = (
+      tfds.features.Image(shape=(4, 5, 1))
+      if self.name == "images"
+      else tfds.features.Text()
+    )
+    label = tfds.features.ClassLabel(names=["no", "yes"])
+    features = {self.name[:-1]: feature, "label": label}
     return tfds.core.DatasetInfo(
-      builder=self,
-      features=tfds.features.FeaturesDict(
-        {
-          "text": tfds.features.Text(),
-          "label": tfds.features.ClassLabel(names=["no", "yes"]),
-        }
-      )
+      builder=self, features=tfds.features.FeaturesDict(features)
     )
 
   def _split_generators(self, dl_manager):
@@ -256,19 +259,36 @@ class Sentences(  # type: ignore[call-arg]
 
   def _generate_examples(self, split):
     for i in range(3):
-      yield i, {"text": f"{split} {i}", "label": i % 2}
+      value = f"{split} {i}"
+      if self.name == "images":  # As PNG, since TFDS encodes by TensorFlow.
+        value = io.BytesIO()
+        pixels = np.full((4, 5), i, np.uint8)
+        Image.fromarray(pixels).save(value, "PNG")
+        value.seek(0)
+      yield i, {self.name[:-1]: value, "label": i % 2}
 
 
-def test_a_dataset_of_tfds_is_read_by_name(tmp_path):
-  builder = Sentences(data_dir=tmp_path, file_format="array_record")
+class Texts(Samples, skip_registration=True):  # type: ignore[call-arg]
+  """Texts."""
+
+
+class Images(Samples, skip_registration=True):  # type: ignore[call-arg]
+  """Images."""
+
+
+@pytest.mark.parametrize("cls", [Texts, Images])
+def test_a_dataset_of_tfds_is_read_by_name(tmp_path, cls):
+  builder = cls(data_dir=tmp_path, file_format="array_record")
   builder.download_and_prepare()
-  found = labelled_sets.load_dataset("sentences", str(tmp_path))
-  assert found.kind == "text"
-  assert collections.Counter(found.splits.tolist()) == {
-    "train": 3,
-    "valid": 3,
-    "test": 3,
-  }
-  rows = dict(zip(found.inputs, found.labels.tolist(), strict=True))
-  assert rows["train 0"] == "no"
-  assert rows["validation 1"] == "yes"
+  found = labelled_sets.load_dataset(builder.name, str(tmp_path), "rows")
+  counts = collections.Counter(found.splits.tolist())
+  assert counts == {"train": 3, "valid": 3, "test": 3}
+  labels = found.labels.tolist()
+  if cls is Images:
+    assert found.inputs.shape == (9, 4, 5)
+    for pixels, label in zip(found.inputs, labels, strict=True):
+      assert label == ["no", "yes"][pixels.max() % 2]
+  else:
+    rows = dict(zip(found.inputs, labels, strict=True))
+    assert rows["train 0"] == "no"
+    assert rows["validation 1"] == "yes"

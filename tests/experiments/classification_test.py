@@ -288,6 +288,17 @@ def test_bad_input_is_refused_and_leaves_no_workdir(
   assert os.listdir(tmp_path) == files
 
 
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [("digit", "digits"), ("qqq", "--data_file"), ("mnist", "tfds build mnist")],
+)
+def test_an_unknown_dataset_says_what_there_is(tmp_path, capsys, name, words):
+  workdir = f"--workdir={tmp_path / 'run'}"
+  flags = f"--dataset={name}", f"--data_dir={tmp_path}"
+  assert words in refused(capsys, 3, classification, workdir, *flags)
+  assert os.listdir(tmp_path) == []
+
+
 def test_the_data_of_a_prediction_must_be_of_the_kind_trained_on(
   trained, tmp_path, capsys
 ):
