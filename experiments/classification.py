@@ -277,7 +277,7 @@ def make_task(config: Config) -> runner.Task:
   width = config.embedding_features if table is None else table.shape[1]
   if encoder.kind != "values":
     encoder = dataclasses.replace(encoder, width=width)
-  targets = {name: flat_labels(encoder, x) for name, x in encoded.items()}
+  targets = {name: flat_labels(x) for name, x in encoded.items()}
   counts = np.bincount(targets["train"], minlength=len(encoder.classes))
   class_weights = np.ones(len(counts), np.float32)
   if config.class_weights == "balanced":
@@ -406,7 +406,7 @@ def augment(config, found, encoder, rng, batch):
   return {**batch, "inputs": inputs}
 
 
-def flat_labels(encoder, encoded) -> np.ndarray:
+def flat_labels(encoded: encoding.Encoded) -> np.ndarray:
   """The class of each sequence, or of each labelled time step."""
   labels = [np.ravel(x["labels"]) for x in encoded.examples]
   flat = np.concatenate(labels)
@@ -442,7 +442,7 @@ def slot_f1(encoder, encoded, predicted) -> float:
           for begin, x in zip(begins, row, strict=True)
         ]
 
-  targets = flat_labels(encoder, encoded)
+  targets = flat_labels(encoded)
   return classification.entity_f1([*rows(targets)], [*rows(predicted)])
 
 

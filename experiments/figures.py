@@ -44,9 +44,9 @@ def curves(metrics: Path, figures: Path) -> Path:
   ]
   panels = telling or list(series)
   columns = min(len(panels), COLUMNS)
-  lines = -(-len(panels) // columns)
-  figure = Figure(figsize=(4 * columns, 3.2 * lines), layout="tight")
-  axes = figure.subplots(lines, columns, squeeze=False).ravel()
+  height = -(-len(panels) // columns)
+  figure = Figure(figsize=(4 * columns, 3.2 * height), layout="tight")
+  axes = figure.subplots(height, columns, squeeze=False).ravel()
   for axis in axes[len(panels) :]:
     axis.axis("off")
   for axis, kind in zip(axes[: len(panels)], panels, strict=True):
