@@ -10,7 +10,6 @@ docs/classification.md has the formats of your own files.
 
 import dataclasses
 import functools
-import re
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -277,7 +276,8 @@ def make_task(config: Config) -> runner.Task:
   width = config.embedding_features if table is None else table.shape[1]
   if encoder.kind != "values":
     encoder = dataclasses.replace(encoder, width=width)
-  targets = {name: flat_labels(x) for name, x in encoded.items()}
+  targets = {name: x.targets() for name, x in encoded.items()}
+  names = np.array([str(x) for x in encoder.classes])
   counts = np.bincount(targets["train"], minlength=len(encoder.classes))
   class_weights = np.ones(len(counts), np.float32)
   if config.class_weights == "balanced":
@@ -293,19 +293,24 @@ def make_task(config: Config) -> runner.Task:
     means = {f"{split}_{name}": x for name, x in scores.means.items()}
     if split == "train":
       return means
-    flat = flat_predictions(encoder, encoded[split], scores)
+    flat = encoded[split].flatten(scores.predictions["probabilities"])
     metrics = classification.summary(targets[split], flat)
     if encoder.per_step:
-      metrics["slot_f1"] = slot_f1(encoder, encoded[split], flat.argmax(axis=1))
+      metrics["slot_f1"] = classification.entity_f1(
+        *(
+          encoded[split].unflatten(names[numbers])
+          for numbers in (targets[split], flat.argmax(axis=1))
+        )
+      )
     return means | {f"{split}_{name}": x for name, x in metrics.items()}
 
   def report(split, scores, folder):
-    flat = flat_predictions(encoder, encoded[split], scores).argmax(axis=1)
-    names = [str(x) for x in encoder.classes]
-    counts = classification.confusion(targets[split], flat, len(names))
+    flat = encoded[split].flatten(scores.predictions["probabilities"])
+    predicted = flat.argmax(axis=1)
+    counts = classification.confusion(targets[split], predicted, len(names))
     path = folder / f"confusion_{split}.png"
     figures.confusion(counts, names, path)
-    table = classification.per_class(targets[split], flat, names)
+    table = classification.per_class(targets[split], predicted, names)
     return f"{table}\nConfusion matrix: {path}"
 
   batches: Any = data.ExampleBatches(
@@ -404,46 +409,6 @@ def augment(config, found, encoder, rng, batch):
     batch["inputs"], found.image, found.order, maps, background
   )
   return {**batch, "inputs": inputs}
-
-
-def flat_labels(encoded: encoding.Encoded) -> np.ndarray:
-  """The class of each sequence, or of each labelled time step."""
-  labels = [np.ravel(x["labels"]) for x in encoded.examples]
-  flat = np.concatenate(labels)
-  return flat[flat >= 0]
-
-
-def flat_predictions(encoder, encoded, scores) -> np.ndarray:
-  """The probabilities [N, C] that belong to `flat_labels`."""
-  rows = scores.predictions["probabilities"]
-  if not encoder.per_step:
-    return np.stack(rows)
-  pairs = zip(rows, encoded.examples, strict=True)
-  return np.concatenate(
-    [row[: len(x["labels"])][x["labels"] >= 0] for row, x in pairs]
-  )
-
-
-def slot_f1(encoder, encoded, predicted) -> float:
-  """F1 of entities; where labels are no BIO tags, of runs of one label."""
-  names = [str(x) for x in encoder.classes]
-  tags = all(re.fullmatch(r"O|[BI]-.+", name) for name in names)
-  counts = [(x["labels"] >= 0).sum() for x in encoded.examples]
-  ends = np.cumsum(counts)[:-1]
-
-  def rows(numbers):
-    for row in np.split(numbers, ends):
-      if tags:
-        yield [names[x] for x in row]
-      else:
-        begins = np.diff(row, prepend=-1) != 0
-        yield [
-          ("B-" if begin else "I-") + names[x]
-          for begin, x in zip(begins, row, strict=True)
-        ]
-
-  targets = flat_labels(encoded)
-  return classification.entity_f1([*rows(targets)], [*rows(predicted)])
 
 
 def predict(workdir: str, file: str) -> Iterator[dict[str, Any]]:

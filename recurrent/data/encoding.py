@@ -35,6 +35,30 @@ class Encoded(NamedTuple):
   examples: list[dict[str, np.ndarray]]
   steps: list[np.ndarray]
 
+  def targets(self) -> np.ndarray:
+    """The class of each sequence, or of each labelled time step, [labels]."""
+    flat = np.concatenate([np.ravel(x["labels"]) for x in self.examples])
+    return flat[flat != UNLABELLED]
+
+  def flatten(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins predictions in the order of `targets`.
+
+    Args:
+      rows: one array [...] per sequence, or with labels per time step [time,
+        ...], where time may be padded.
+    """
+    if not np.ndim(self.examples[0]["labels"]):
+      return np.stack(rows)
+    labels = [x["labels"] for x in self.examples]
+    pairs = zip(rows, labels, strict=True)
+    return np.concatenate([row[: len(x)][x != UNLABELLED] for row, x in pairs])
+
+  def unflatten(self, flat: np.ndarray) -> list[np.ndarray]:
+    """Splits an array in the order of `targets` into one per sequence."""
+    labels = [np.ravel(x["labels"]) for x in self.examples]
+    ends = np.cumsum([(x != UNLABELLED).sum() for x in labels])
+    return np.split(flat, ends[:-1])
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:

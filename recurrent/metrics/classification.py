@@ -1,5 +1,6 @@
 """Metrics of classification, computed from predicted probabilities."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,7 +88,8 @@ def entity_f1(
   """F1 of entities in BIO tags, as the script conlleval computes it.
 
   An entity counts as found if its type and both of its ends are right. The
-  result is 0 where there are no entities.
+  result is 0 where there are no entities. Labels that are no BIO tags are taken
+  as entities too: each run of one label is an entity.
 
   Args:
     targets: the tags of each sequence, such as "B-city", "I-city" and "O".
@@ -98,8 +100,20 @@ def entity_f1(
     chunking", 2000; Nakayama, "seqeval", 2018.
   """
   f1_score = check_seqeval()
-  lists = lambda rows: [list(map(str, row)) for row in rows]
-  return float(f1_score(lists(targets), lists(predicted), zero_division=0))
+  rows = [[list(map(str, row)) for row in x] for x in (targets, predicted)]
+  labels = {label for x in rows for row in x for label in row}
+  if not all(re.fullmatch(r"O|[BI]-.+", label) for label in labels):
+    rows = [[_runs(row) for row in x] for x in rows]
+  return float(f1_score(*rows, zero_division=0))
+
+
+def _runs(labels: list[str]) -> list[str]:
+  """BIO tags of the runs of equal labels."""
+  before = [None, *labels]
+  return [
+    ("I-" if label == last else "B-") + label
+    for label, last in zip(labels, before, strict=False)
+  ]
 
 
 def check_seqeval() -> Callable[..., float]:

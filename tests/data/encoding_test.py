@@ -120,6 +120,11 @@ def test_the_label_of_a_word_is_at_its_last_token(kind):
   got = found.examples[0]["labels"]
   assert got[found.steps[0]].tolist() == [0, 1, 0]
   assert (got == encoding.UNLABELLED).sum() == len(got) - 3
+  assert found.targets().tolist() == [0, 1, 0, 0, 1, 1, 1]
+  padded = [np.pad(x["labels"], (0, 3)) for x in found.examples]
+  np.testing.assert_array_equal(found.flatten(padded), found.targets())
+  again = found.unflatten(found.targets())
+  assert [x.tolist() for x in again] == [[0, 1, 0], [0, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("data", [values(), texts()], ids=["values", "texts"])

@@ -48,6 +48,9 @@ def test_entities_count_with_both_ends_and_their_type():
   found = [["B-a", "O", "O", "B-b"], ["O", "B-b"]]
   assert classification.entity_f1(right, found) == pytest.approx(1 / 3)
   assert classification.entity_f1([["O"]], [["O"]]) == 0
+  # Runs: 1 1, 2 and 2 2; of 1, 1 2 and 2 2 only the last is right.
+  runs = classification.entity_f1([[1, 1, 2], [2, 2]], [[1, 2, 2], [2, 2]])
+  assert runs == pytest.approx(1 / 3)
 
 
 def test_the_confusion_matrix_and_the_table_name_every_class():
