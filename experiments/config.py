@@ -128,6 +128,8 @@ class RunConfig(Checked):
     ema: decay of a moving average of the parameters; 0: none. The average is
       then evaluated and sampled from. Early in training it covers only the last
       tenth of the steps.
+    init_from: directory of another run, or of one of its checkpoints. The run
+      starts from its parameters wherever they have the same name and shape.
     devices: number of devices to use; 0: all.
     coordinator: address host:port of process 0, for a run of several processes,
       or auto on clusters that JAX can ask for it (TPU pods, SLURM).
@@ -145,6 +147,7 @@ class RunConfig(Checked):
   checkpoint_every: int = 0
   patience: int = 0
   ema: float = 0.0
+  init_from: str = ""
   devices: int = 0
   coordinator: str = ""
   processes: int = 0

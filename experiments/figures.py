@@ -1,10 +1,16 @@
-"""Draws the learning curves of a run."""
+"""Draws figures of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+COLUMNS = 4  # panels side by side
+# Beginnings of the names of metrics whose largest value is the best.
+RISING = tuple(
+  "accuracy auc f1 precision recall slot_f1 exact_match bleu chrf".split()
+)
 
 
 def curves(metrics: Path, figures: Path) -> Path:
@@ -40,15 +46,19 @@ def curves(metrics: Path, figures: Path) -> Path:
     if any(value for points in lines.values() for _, value in points)
   ]
   panels = telling or list(series)
-  figure = Figure(figsize=(4 * len(panels), 3.2), layout="tight")
-  axes = figure.subplots(1, len(panels), squeeze=False)[0]
-  for axis, kind in zip(axes, panels, strict=True):
+  columns = min(len(panels), COLUMNS)
+  height = -(-len(panels) // columns)
+  figure = Figure(figsize=(4 * columns, 3.2 * height), layout="tight")
+  axes = figure.subplots(height, columns, squeeze=False).ravel()
+  for axis in axes[len(panels) :]:
+    axis.axis("off")
+  for axis, kind in zip(axes[: len(panels)], panels, strict=True):
     for split, points in series[kind].items():
       steps, values = zip(*points, strict=True)
       marker = "o" if len(steps) < 30 else None
       axis.plot(steps, values, marker=marker, markersize=3, label=split or None)
       if split == "valid":
-        best = min(values)
+        best = (max if kind.startswith(RISING) else min)(values)
         axis.annotate(
           f"{best:.3f}",
           (steps[values.index(best)], best),
@@ -113,3 +123,41 @@ def forecasts(path: Path, panels: Sequence[ForecastPanel]) -> None:
     axis.grid(alpha=0.3)
     axis.legend(loc="upper left", fontsize=8)
   figure.savefig(path, dpi=120)
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> Path:
+  """Draws a confusion matrix, coloured by the share of each row.
+
+  Args:
+    counts: [C, C] how many examples of class i were predicted as class j.
+    classes: names of the classes.
+    path: path of the picture to write.
+  """
+  from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
+
+  size = len(classes)
+  shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+  side = min(12, 2.5 + 0.4 * size)
+  figure = Figure(figsize=(side + 1, side), layout="tight")
+  axis = figure.subplots()
+  image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+  figure.colorbar(image, label="share of the class")
+  named = range(0, size, -(-size // 40))
+  names = [str(classes[i])[:24] for i in named]
+  axis.set_xticks(named, names, rotation=90)
+  axis.set_yticks(named, names)
+  axis.set(xlabel="predicted", ylabel="true")
+  if size <= 20:
+    for (i, j), count in np.ndenumerate(counts):
+      if count:
+        axis.text(
+          j,
+          i,
+          str(count),
+          ha="center",
+          va="center",
+          fontsize=8,
+          color="white" if shares[i, j] > 0.5 else "black",
+        )
+  figure.savefig(path, dpi=120)
+  return path

@@ -157,6 +157,7 @@ def make_stack(
   in_features: int,
   *,
   causal: bool = True,
+  observed: bool = False,
   rngs: nnx.Rngs,
 ) -> nn.Stack:
   """Makes the layers that the flags describe.
@@ -166,6 +167,8 @@ def make_stack(
     in_features: width of the inputs.
     causal: whether outputs depend on earlier inputs only. If not, the layers
       are bidirectional, and twice `features` wide where they are recurrent.
+    observed: whether the inputs are `cells.Observations`. The first layer is
+      then a GRU-D, which is causal.
     rngs: source of the keys that draw the parameters.
 
   Returns:
@@ -174,16 +177,23 @@ def make_stack(
     `features` if the inputs have another width, and end with a normalisation,
     since their blocks normalise only their inputs.
   """
+  layers: list[nn.Layer] = []
+  if observed:
+    layers.append(
+      nn.Recurrent(cells.GRUD(config.features), in_features, rngs=rngs)
+    )
   if config.cell == TRANSFORMER:
     block = (
       functools.partial(nn.TransformerBlock, context=config.context)
       if causal
       else nn.TransformerEncoderBlock
     )
-    return nn.Stack(_transformer(config, in_features, block, rngs))
+    width = config.features if observed else in_features
+    count = config.layers - len(layers)
+    layers += _transformer(config, width, block, count, rngs)
+    return nn.Stack(layers)
   kind = nn.Recurrent if causal else nn.Bidirectional
-  layers: list[nn.Layer] = []
-  for _ in range(config.layers):
+  while len(layers) < config.layers:
     layer = kind(
       make_cell(config),
       layers[-1].features if layers else in_features,
@@ -218,7 +228,7 @@ def make_decoder(
     context=config.context,
     encoded_features=encoded_features,
   )
-  return nn.Stack(_transformer(config, in_features, block, rngs))
+  return nn.Stack(_transformer(config, in_features, block, config.layers, rngs))
 
 
 def make_attention(
@@ -242,12 +252,12 @@ def make_attention(
   return nn.MultiplicativeAttention(*widths, score=kind, rngs=rngs)
 
 
-def _transformer(config, in_features, block, rngs) -> list[nn.Layer]:
+def _transformer(config, in_features, block, count, rngs) -> list[nn.Layer]:
   width = config.features
   layers: list[nn.Layer] = []
   if in_features != width:
     layers.append(nn.Affine(in_features, width, rngs=rngs))
-  for _ in range(config.layers):
+  for _ in range(count):
     layers.append(
       block(width, heads=config.heads, dropout=config.dropout, rngs=rngs)
     )

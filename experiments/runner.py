@@ -20,6 +20,7 @@ from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -196,6 +197,8 @@ def train(
     mesh = sharding.make_mesh(config.devices)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     optim.make_optimizer(config, config.steps)  # Refuses bad flags early.
+    if config.init_from and workdir_lib.read_config(config.workdir) is None:
+      find_source(config.init_from)
     task = make_task(config)
     _check_name(task, make_task)
     shapes = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
@@ -297,6 +300,8 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   restored = checkpoints.restore_latest(template)
   if restored is None:
     state, outcome = jax.jit(init, out_shardings=shardings)(), loop.Outcome()
+    if config.init_from:
+      state = _fine_tuned(config.init_from, state)
   else:
     state, outcome = restored.state, loop.Outcome(**restored.progress)
     LOG.info("Resuming at step %d.", restored.step)
@@ -377,6 +382,84 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
     "last_step": last_step,
     "steps": config.steps,
   }
+
+
+class Source(NamedTuple):
+  """A checkpoint of another run, to start from.
+
+  Attributes:
+    workdir: directory of the run.
+    steps: its checkpoints, the one to use first.
+  """
+
+  workdir: Path
+  steps: list[int]
+
+
+def find_source(init_from: str) -> Source:
+  """Finds the run that `--init_from` names.
+
+  Args:
+    init_from: the directory of a run, its `checkpoints`, or one of these.
+
+  Raises:
+    CheckpointError: if there is no such checkpoint.
+  """
+  from recurrent.training.checkpoint import Checkpoints
+
+  path = Path(init_from).expanduser().absolute()
+  chosen = None
+  if path.name.isdecimal() and path.parent.name == "checkpoints":
+    chosen, path = int(path.name), path.parent
+  path = path.parent if path.name == "checkpoints" else path
+  checkpoints = Checkpoints(path / "checkpoints", "")
+  steps = _best_first(path, checkpoints, checkpoints.steps()[::-1])
+  steps = steps if chosen is None else [x for x in steps if x == chosen]
+  if not steps:
+    raise CheckpointError(
+      f"--init_from={init_from} holds no checkpoint",
+      "give the --workdir of a run, or a folder checkpoints/STEP in it",
+    )
+  return Source(path, steps)
+
+
+def _fine_tuned(init_from: str, state: state_lib.TrainState):
+  """Replaces the initial parameters by those of another run that fit."""
+  from recurrent.training.checkpoint import Checkpoints
+
+  source = find_source(init_from)
+  identity = _read_values(source.workdir)
+  checkpoints = Checkpoints(
+    source.workdir / "checkpoints", workdir_lib.fingerprint(identity)
+  )
+  part = "ema" if identity.get("ema") else "params"
+  old = checkpoints.restore_part(source.steps[0], part)
+  new = digest.flatten(state.params)
+  fits = [k for k in new if k in old and old[k].shape == new[k].shape]
+  if not fits:
+    raise CheckpointError(
+      f"no parameter of --init_from={init_from} fits this model",
+      "use the flags of the network that it was trained with",
+    )
+  left = [f"{k} {new[k].shape}" for k in new if k not in fits]
+  LOG.info(
+    "Starting from step %d of %s: %d of %d arrays of parameters.%s",
+    source.steps[0],
+    source.workdir,
+    len(fits),
+    len(new),
+    f" Initialised anew: {', '.join(left)}." if left else "",
+  )
+  place = lambda name: jax.device_put(
+    old[name].astype(new[name].dtype), new[name].sharding
+  )
+  replace = lambda: digest.unflatten(
+    state.params, {k: place(k) if k in fits else new[k] for k in new}
+  )
+  params = replace()
+  # The step donates both, so they must not share memory.
+  ema = jax.tree.map(jnp.copy, params) if state.ema != () else ()
+  return state._replace(params=params, ema=ema)
 
 
 def make_evaluate(

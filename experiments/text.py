@@ -4,6 +4,7 @@ import dataclasses
 import textwrap
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from experiments import config as config_lib
+from experiments import runner
 from recurrent import decoding
 from recurrent.data import tokenizers
 from recurrent.errors import ConfigError
@@ -44,7 +46,16 @@ class TokenizerConfig(config_lib.Checked):
   }
 
   def build_tokenizer(self, text: str) -> tokenizers.Tokenizer:
-    """Builds the tokenizer that the flags describe from the train text."""
+    """Builds the tokenizer that the flags describe from the train text.
+
+    With --init_from it is that of the other run, whose parameters stand for its
+    tokens.
+    """
+    if init_from := getattr(self, "init_from", ""):
+      path = Path(self.workdir) / "tokenizer.json"
+      if not path.exists():
+        path = runner.find_source(init_from).workdir / "tokenizer.json"
+      return tokenizers.load(path)
     return tokenizers.build(
       self.tokenizer,
       text,

@@ -19,6 +19,8 @@ BLOCKED = (
   "matplotlib",
   "orbax",
   "sentencepiece",
+  "seqeval",
+  "sklearn",
   "tensorboardX",
   "tensorflow",
   "tensorflow_datasets",

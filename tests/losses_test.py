@@ -122,3 +122,13 @@ def test_penalties_are_summed_in_float32():
   outputs = jnp.ones((1, 2000, 4), jnp.bfloat16)
   assert activation_penalty(outputs) == 1
   assert activation_penalty(outputs).dtype == jnp.float32
+
+
+def test_label_smoothing_is_the_cross_entropy_of_a_smoothed_target():
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(size=(2, 3, 5)), jnp.float32)
+  targets = jnp.asarray(rng.integers(0, 5, (2, 3)))
+  smooth = 0.9 * np.eye(5)[np.asarray(targets)] + 0.1 / 5
+  want = -(smooth * np.asarray(jax.nn.log_softmax(logits))).sum(axis=-1)
+  got = cross_entropy(logits, targets, label_smoothing=0.1)
+  np.testing.assert_allclose(got, want, rtol=1e-5)

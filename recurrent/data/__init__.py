@@ -8,16 +8,20 @@
   bptt.py        windows of a long text, for training and for scoring
   splits.py      train, valid and test of data that has no splits
   examples.py    batches of separate examples, for training and for scoring
-  drawn.py       batches that are drawn at random
+  drawn.py       batches that are drawn, or changed, at random
   records.py     rows of CSV files and of JSON lines
   series.py      time series: their files, calendar, splits and windows
+  labelled.py    sequences with labels, and the files they are read from
+  labelled_sets.py  labelled images, texts and sounds from scikit-learn and TFDS
+  encoding.py    labelled sequences as examples: tokens, classes, values
+  words.py       preparation of words, and word vectors trained before
   missing.py     fills missing values by statistics or by neighbours
 
 `builders` and `store` import TFDS, so they are imported only when needed.
 """
 
 from recurrent.data.bptt import ContiguousBatches, EvalStreams
-from recurrent.data.drawn import DrawnBatches
+from recurrent.data.drawn import AugmentedBatches, DrawnBatches
 from recurrent.data.examples import EvalBatches, ExampleBatches
 from recurrent.data.text import Corpus, load_text, read_text
 from recurrent.data.tokenizers import (
@@ -31,6 +35,7 @@ from recurrent.data.tokenizers import (
 
 __all__ = [
   "TOKENIZERS",
+  "AugmentedBatches",
   "ByteTokenizer",
   "CharTokenizer",
   "ContiguousBatches",

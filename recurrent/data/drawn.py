@@ -1,7 +1,8 @@
-"""Batches that are drawn at random, for tasks that generate their data."""
+"""Batches that are drawn, or changed, at random."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -41,3 +42,36 @@ class DrawnBatches:
   def take(self, number: int) -> list[dict[str, np.ndarray]]:
     """Returns the first batches as a list, for scoring."""
     return [self[step] for step in range(number)]
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentedBatches:
+  """Batches of another sequence, each changed at random from (seed, step).
+
+  Example:
+    >>> import numpy as np
+    >>> from recurrent.data import AugmentedBatches
+    >>> batches = [{"inputs": np.zeros(2)}] * 3
+    >>> noise = lambda rng, batch: {"inputs": rng.normal(size=2)}
+    >>> AugmentedBatches(batches, noise, seed=0)[1]["inputs"].shape
+    (2,)
+
+  Args:
+    batches: `batches[step]` is a batch, such as `ExampleBatches`.
+    change: `change(generator, batch) -> batch`.
+    seed: seed of all changes, 0 or more.
+  """
+
+  batches: Any
+  change: Callable[
+    [np.random.Generator, dict[str, np.ndarray]], dict[str, np.ndarray]
+  ]
+  seed: int
+
+  def __post_init__(self):
+    check_least("seed", self.seed, 0)
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    """Returns the changed batch of a step."""
+    generator = np.random.default_rng((self.seed, step))
+    return self.change(generator, self.batches[step])

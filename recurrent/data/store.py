@@ -15,7 +15,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -80,13 +80,19 @@ def own(
 
 
 def catalogue(
-  name: str, data_dir: str | os.PathLike | None = None
+  name: str,
+  data_dir: str | os.PathLike | None = None,
+  *,
+  others: Sequence[str] = tuple(BUILDERS),
+  flag: str = "text_file",
 ) -> tfds.core.DatasetBuilder:
   """Opens a dataset that TFDS has prepared before.
 
   Args:
     name: its name in TFDS, such as `lm1b`, `glue/cola` or `mnist:3.0.1`.
     data_dir: the folder in which it was prepared; by default that of TFDS.
+    others: names of datasets that need no preparation, for messages.
+    flag: name of the flag that takes a file instead, for messages.
 
   Returns:
     The builder to pass to `records`.
@@ -96,11 +102,11 @@ def catalogue(
       has the commands that prepare it; otherwise it has similar names.
   """
   if not _base(name).isidentifier():
-    raise _not_found(name, data_dir)
+    raise _not_found(name, data_dir, others, flag)
   try:
     return read_only_builder.builder_from_files(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
-    raise _not_found(name, data_dir) from error
+    raise _not_found(name, data_dir, others, flag) from error
   except Exception as error:  # TFDS and protobuf raise many types.
     raise DataError(
       f"cannot open dataset {name!r}: {_first_line(error)}",
@@ -173,23 +179,23 @@ def _damaged(name: str, folder: os.PathLike, error: Exception) -> Damaged:
   )
 
 
-def _not_found(name: str, data_dir: str | os.PathLike | None) -> DataError:
+def _not_found(name, data_dir, others, flag) -> DataError:
   known = tfds.list_builders(with_community_datasets=False)
   base = _base(name)
-  if base in known and base not in BUILDERS:
+  if base in known and base not in others:
     return DataError(
       f"dataset {name!r} is not prepared in "
       f"{data_dir or 'the default folder of TFDS'}",
       "once, where there is a network: pip install 'recurrent[prepare]' && "
       + _command(name, data_dir),
     )
-  near = difflib.get_close_matches(base, {*known, *BUILDERS}, n=3, cutoff=0.7)
+  near = difflib.get_close_matches(base, {*known, *others}, n=3, cutoff=0.7)
   return DataError(
     f"there is no dataset {name!r}",
     f"did you mean {' or '.join(sorted(near))}?"
     if near
-    else f"choose {' or '.join(BUILDERS)}, a name from the TFDS catalogue, or "
-    "your own `text_file`",
+    else f"choose {' or '.join(others)}, a name from the TFDS catalogue, or "
+    f"your own `{flag}`",
   )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers, checkpoint_utils
 
@@ -162,6 +163,36 @@ class Checkpoints:
         "train on from the last good one with the command that made it",
       ) from error
 
+  def restore_part(self, step: int, part: str) -> dict[str, np.ndarray]:
+    """Restores a part of a step without a template, and verifies it.
+
+    Args:
+      step: number of the saved step.
+      part: name of a part of the state, such as "params".
+
+    Returns:
+      The arrays by their path below the part, such as "output/bias".
+
+    Raises:
+      CheckpointError: as `restore` does, or if there is no such part.
+    """
+    try:
+      names = [
+        name
+        for name in self._about(step)["digests"]
+        if name.startswith(part + "/")
+      ]
+      self._check_model(step, self._about(step), names)
+      shapeless = dict.fromkeys(names, 0)
+      kind = ocp.RestoreArgs(restore_type=np.ndarray)
+      arrays = self._arrays(step, shapeless, dict.fromkeys(names, kind))
+    except _Damaged as error:
+      raise CheckpointError(
+        f"checkpoint {self._directory / str(step)} is damaged: {error}",
+        "use another one",
+      ) from error
+    return {name.removeprefix(part + "/"): x for name, x in arrays.items()}
+
   def steps(self) -> list[int]:
     """Numbers of the saved steps, ascending; their contents are not read."""
     if not self._directory.is_dir():
@@ -246,13 +277,20 @@ class Checkpoints:
     about = self._about(step)
     wanted = digest.flatten(template)
     self._check_model(step, about, wanted)
+    arrays = self._arrays(
+      step, wanted, checkpoint_utils.construct_restore_args(wanted)
+    )
+    state = digest.unflatten(template, arrays)
+    return Restored(step, state, about["progress"])
+
+  def _arrays(self, step, wanted, restore_args) -> dict[str, Any]:
+    """Reads arrays by path, and compares them with their digests."""
+    digests = self._about(step)["digests"]
     try:
       arrays = ocp.PyTreeCheckpointer().restore(
         self._directory / str(step) / "state",
         ocp.args.PyTreeRestore(
-          wanted,
-          restore_args=checkpoint_utils.construct_restore_args(wanted),
-          partial_restore=True,
+          wanted, restore_args=restore_args, partial_restore=True
         ),
       )
     except Exception as error:  # Orbax passes its libraries' errors on
@@ -261,10 +299,9 @@ class Checkpoints:
       _collect_quietly()
       raise _Damaged(why) from None
     for path, array in arrays.items():
-      if digest.leaf_sha256(path, array) != about["digests"][path]:
+      if digest.leaf_sha256(path, array) != digests[path]:
         raise _Damaged(f"{path} differs from its SHA-256")
-    state = digest.unflatten(template, arrays)
-    return Restored(step, state, about["progress"])
+    return arrays
 
   def _about(self, step) -> dict[str, Any]:
     folder = self._directory / str(step)

@@ -121,3 +121,15 @@ def test_layers_of_one_direction_or_two_are_as_wide_as_asked():
   assert isinstance(two.layers[0], nn.Bidirectional)
   assert (one.features, two.features) == (8, 16)
   assert (one.residual, one.dropout) == (True, 0.3)
+
+
+@pytest.mark.parametrize("cell", ["gru", "transformer"])
+def test_a_gru_d_is_the_first_layer_where_gaps_are_read(cell):
+  flags = ["--layers=2", *(["--heads=2"] if cell == "transformer" else [])]
+  config = parse(f"--cell={cell}", *flags)
+  stack = network.make_stack(config, 3, observed=True, rngs=nnx.Rngs(0))
+  assert stack.in_features == 3
+  assert isinstance(stack.layers[0].cell, cells.GRUD)
+  ones = jnp.ones((2, 5, 3))
+  inputs = cells.Observations(ones, ones > 0, ones)
+  assert stack(None, inputs)[1].shape == (2, 5, 8)

@@ -79,6 +79,18 @@ def test_a_part_of_the_state_can_be_restored_alone(folder):
   np.testing.assert_array_equal(found.state["params"]["kernel"], want)
 
 
+def test_a_part_needs_no_template(folder):
+  checkpoints = Checkpoints(folder, "fingerprint")
+  found = checkpoints.restore_part(2, "params")
+  assert found.keys() == {"kernel"}
+  np.testing.assert_array_equal(
+    found["kernel"], state_at(2)["params"]["kernel"]
+  )
+  flip_a_bit(data_files(folder, 2)[0])
+  with pytest.raises(CheckpointError, match="is damaged"):
+    checkpoints.restore_part(2, "params")
+
+
 def test_the_latest_two_and_the_best_are_kept(folder):
   checkpoints = Checkpoints(folder, "fingerprint")
   for step in (4, 5, 6):
