@@ -7,6 +7,7 @@ python -m experiments.evaluate --workdir=runs/pydoc --weights=int8
 import dataclasses
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments import config as config_lib
@@ -81,7 +82,8 @@ def run(config: Config) -> dict[str, Any]:
     found = task.modes["packed"](graphdef, params, config.split, config.weights)
   else:
     evaluate = runner.make_evaluate(task, graphdef, sharding.make_mesh(1))
-    found = evaluate(params, config.split, lambda: False)
+    figures = Path(config.workdir) / "figures"
+    found = evaluate(params, config.split, lambda: False, figures)
   return {"step": step, "split": config.split, **found}
 
 

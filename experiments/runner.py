@@ -100,6 +100,10 @@ class Task(NamedTuple):
     make_sample: `make_sample(graphdef) -> sample`, where `sample(params, step)`
       returns a text that shows what the model does; by default no text.
       `nnx.merge(graphdef, params)` is the model in evaluation mode.
+    report: `report(split, scores, folder) -> text`; draws figures of a split
+      into the folder, and returns a text to show, such as a table. It is called
+      after the test split is scored at the end, and by `evaluate`. By default
+      an empty text.
     scored: names of the splits to score at the end.
     save: `save(path)`; saves files that belong to the data, such as a
       tokenizer, in the workdir.
@@ -128,6 +132,9 @@ class Task(NamedTuple):
   )
   make_sample: Callable[[nnx.GraphDef], Callable[[PyTree, int], str]] = (
     lambda graphdef: lambda params, step: ""
+  )
+  report: Callable[[str, evaluation.Scores, Path], str] = (
+    lambda split, scores, folder: ""
   )
   scored: tuple[str, ...] = ("valid", "test")
   save: Callable[[Path], None] = lambda path: None
@@ -353,7 +360,8 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
     state = checkpoints.restore(best_step, template).state
   scores = {}
   for split in task.scored:
-    found = evaluate(state.evaluated, split, preemption.agreed)
+    folder = workdir.figures if split == "test" else None
+    found = evaluate(state.evaluated, split, preemption.agreed, folder)
     if found is None:
       raise Preempted(
         f"told to stop while the {split} split was scored; all steps are saved",
@@ -373,11 +381,13 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
 
 def make_evaluate(
   task: Task, graphdef: nnx.GraphDef, mesh: Mesh
-) -> Callable[[PyTree, str, Interrupted], dict[str, Any] | None]:
-  """Makes `evaluate(params, split, interrupted) -> metrics` of a task.
+) -> Callable[..., dict[str, Any] | None]:
+  """Makes `evaluate(params, split, interrupted, folder=None) -> metrics`.
 
   The result is None if `interrupted()` is True before a batch. `params` are the
   parameters and other variables, for the graph definition in evaluation mode.
+  With a folder, the figures of `task.report` are drawn into it and its text is
+  shown.
   """
   score = evaluation.make_evaluator(
     graphdef,
@@ -387,14 +397,20 @@ def make_evaluate(
     predict=task.predict,
   )
 
-  def evaluate(params, split, interrupted):
+  def evaluate(params, split, interrupted, folder=None):
     if split not in task.splits:
       raise ConfigError(
         f"{task.name} has no {split} split to score",
         f"use one of {', '.join(task.splits)}",
       )
     scores = score(params, task.splits[split], interrupted)
-    return None if scores is None else task.describe(split, scores)
+    if scores is None:
+      return None
+    if folder is not None and jax.process_index() == 0:
+      folder.mkdir(exist_ok=True)
+      if text := task.report(split, scores, folder):
+        LOG.info("%s", text)
+    return task.describe(split, scores)
 
   return evaluate
 
@@ -543,7 +559,7 @@ def load_params(
 
 def _best_first(workdir, checkpoints: "Checkpoints", steps: list[int]):
   """Sorts steps: that of the result, or else the best one, comes first."""
-  result = _result(workdir)
+  result = read_result(workdir)
   if result is not None and result["step"] in steps:
     return sorted(steps, key=lambda s: s != result["step"])
   for number in steps:
@@ -603,14 +619,14 @@ def _placed(shapes, where):
 
 def _finished(workdir: Workdir, steps: int) -> dict[str, Any] | None:
   """The result of a run that has reached its last step, or None."""
-  result = _result(workdir.path)
+  result = read_result(workdir.path)
   if result is None:
     return None
   done = result["last_step"] >= steps or result["steps"] == steps
   return result if done else None
 
 
-def _result(path: str | Path) -> dict[str, Any] | None:
+def read_result(path: str | Path) -> dict[str, Any] | None:
   """The contents of a workdir's `result.json`, or None if it has none."""
   try:
     return json.loads((Path(path) / RESULT).read_text())

@@ -9,11 +9,16 @@
   splits.py      train, valid and test of data that has no splits
   examples.py    batches of separate examples, for training and for scoring
   drawn.py       batches that are drawn at random
+  curriculum.py  batches in stages, one after another
+  records.py     rows of CSV files and of JSON lines
+  labelled.py    sequences with labels, and the files they are read from
+  synthetic.py   tasks that test memory: copy, adding, parity, recall, ...
 
 `builders` and `store` import TFDS, so they are imported only when needed.
 """
 
 from recurrent.data.bptt import ContiguousBatches, EvalStreams
+from recurrent.data.curriculum import StagedBatches
 from recurrent.data.drawn import DrawnBatches
 from recurrent.data.examples import EvalBatches, ExampleBatches
 from recurrent.data.text import Corpus, load_text, read_text
@@ -37,6 +42,7 @@ __all__ = [
   "EvalStreams",
   "ExampleBatches",
   "SentencePieceTokenizer",
+  "StagedBatches",
   "Tokenizer",
   "WordTokenizer",
   "load_text",

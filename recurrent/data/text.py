@@ -17,7 +17,7 @@ from recurrent.errors import ConfigError, DataError
 LOG = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20  # Bytes decoded at once.
-_VALID_NAMES = ("valid", "validation", "dev", "val")
+VALID_NAMES = ("valid", "validation", "dev", "val")
 
 # A text as a queue of pieces. Cutting and joining them needs the text in memory
 # only once, and a rare character widens only its own piece (PEP 393).
@@ -137,7 +137,7 @@ def _read_dataset(builder, feature: str, shares: Shares) -> Corpus:
       + ", ".join(splits),
       "choose another `dataset`",
     )
-  valid = next((name for name in _VALID_NAMES if name in splits), None)
+  valid = next((name for name in VALID_NAMES if name in splits), None)
   test = "test" if "test" in splits else None
   missing = [
     share
@@ -197,16 +197,20 @@ def _read_split(builder, split: str, feature: str) -> _Pieces:
   return pieces
 
 
-def read_text(path: str | os.PathLike) -> str:
+def read_text(path: str | os.PathLike, *, flag: str = "text_file") -> str:
   """Reads a UTF-8 file without any change but that of a byte-order mark.
+
+  Args:
+    path: path of the file.
+    flag: name of the flag that gave the path, for messages.
 
   Raises:
     DataError: if the file cannot be read, or is not UTF-8.
   """
-  return "".join(_read_file(path))
+  return "".join(_read_file(path, flag))
 
 
-def _read_file(path: str | os.PathLike) -> _Pieces:
+def _read_file(path: str | os.PathLike, flag: str = "text_file") -> _Pieces:
   """Decodes a file piece by piece, and without its byte-order mark."""
   path = os.path.expanduser(path)
   decoder = codecs.getincrementaldecoder("utf-8")()
@@ -221,7 +225,7 @@ def _read_file(path: str | os.PathLike) -> _Pieces:
   except OSError as error:
     raise DataError(
       f"cannot read text file {path}: {error.strerror}",
-      "give `text_file` a file of UTF-8 text that you can read",
+      f"give `{flag}` a file of UTF-8 text that you can read",
     ) from error
   except UnicodeDecodeError as error:
     raise DataError(

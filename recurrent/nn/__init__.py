@@ -11,7 +11,7 @@ from recurrent.nn.attention import (
 from recurrent.nn.bidirectional import Bidirectional, sequence_ends
 from recurrent.nn.dropout import dropout, embedding_dropout, word_dropout
 from recurrent.nn.layer import Layer, StepLayer
-from recurrent.nn.pointwise import Affine, Norm
+from recurrent.nn.pointwise import Affine, FeedForward, Norm
 from recurrent.nn.pooling import (
   Pooling,
   pool_ends,
@@ -36,6 +36,7 @@ __all__ = [
   "Attention",
   "Bidirectional",
   "DecoderCarry",
+  "FeedForward",
   "Keys",
   "Layer",
   "MultiHeadAttention",

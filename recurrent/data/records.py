@@ -1,0 +1,143 @@
+"""Reads records, one a row, from CSV files and from files of JSON lines."""
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from recurrent.data.text import read_text
+from recurrent.errors import DataError
+
+
+class Record(NamedTuple):
+  """A row of a file.
+
+  Attributes:
+    line: number of its first line, from 1.
+    values: its cells by column.
+  """
+
+  line: int
+  values: dict[str, Any]
+
+
+def read_records(
+  path: str | os.PathLike, columns: Collection[str], *, flag: str
+) -> list[Record]:
+  """Reads a .csv file with a header, or a .jsonl file of objects.
+
+  Blank lines are skipped. The cells of a CSV file are strings; those of JSON
+  lines are whatever the file has.
+
+  Args:
+    path: path of the file, in UTF-8; its suffix tells its format.
+    columns: columns that every row must have.
+    flag: name of the flag that gave the path, for messages.
+
+  Returns:
+    One record per row, with all its columns.
+
+  Raises:
+    DataError: if the file cannot be read, has no rows, or a row is not as it
+      should be; the message names file, line and column.
+  """
+  suffix = os.path.splitext(path)[1].lower()
+  if suffix not in (".csv", ".jsonl"):
+    raise DataError(
+      f"`{flag}={path}` is neither a .csv nor a .jsonl file",
+      "give a file with one of these suffixes",
+    )
+  text = read_text(path, flag=flag)
+  rows = _csv if suffix == ".csv" else _json_lines
+  records = list(rows(path, text))
+  if not records:
+    raise DataError(f"{path} has no rows", "give a file with some")
+  for line, values in records:
+    for column in columns:
+      if column not in values:
+        raise DataError(
+          f"{path}, line {1 if suffix == '.csv' else line}: there is no column"
+          f" {column!r}, only {', '.join(map(repr, values)) or 'nothing'}",
+          f"name the columns {', '.join(columns)}",
+        )
+  return records
+
+
+def _csv(path, text) -> Iterator[Record]:
+  # By default a cell may have 131,072 characters.
+  csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+  reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+  header: Sequence[str] | None = None
+  line = 1
+  try:
+    for cells in reader:
+      start, line = line, reader.line_num + 1
+      if not cells:
+        continue
+      if header is None:
+        header = [cell.strip() for cell in cells]
+        _check_header(path, start, header)
+      elif len(cells) != len(header):
+        raise DataError(
+          f"{path}, line {start}: {len(cells)} cells, and the header has"
+          f" {len(header)}",
+          "give each row a cell for each column; put cells with commas or"
+          " newlines in double quotes",
+        )
+      else:
+        yield Record(start, dict(zip(header, cells, strict=True)))
+  except csv.Error as error:
+    raise DataError(
+      f"{path}, line {line}: {error}",
+      "put cells with commas, quotes or newlines in double quotes, and write"
+      ' a double quote within them as ""',
+    ) from error
+
+
+def _check_header(path, line, header):
+  for place, name in enumerate(header):
+    if not name:
+      raise DataError(
+        f"{path}, line {line}: column {place + 1} of the header has no name",
+        "begin the file with a line of column names",
+      )
+    if name in header[:place]:
+      raise DataError(
+        f"{path}, line {line}: two columns are called {name!r}",
+        "rename or remove one of them",
+      )
+
+
+def _json_lines(path, text) -> Iterator[Record]:
+  for line, content in enumerate(text.split("\n"), start=1):
+    if not content.strip():
+      continue
+    try:
+      values = json.loads(content, object_pairs_hook=_without_duplicates)
+    except json.JSONDecodeError as error:
+      raise DataError(
+        f"{path}, line {line}: no JSON at column {error.colno}: {error.msg}",
+        "write one JSON object a line",
+      ) from error
+    except (KeyError, RecursionError) as error:
+      raise DataError(
+        f"{path}, line {line}: {error.args[0]}", "write each name once"
+      ) from error
+    if not isinstance(values, dict):
+      raise DataError(
+        f"{path}, line {line}: a {type(values).__name__} and no JSON object",
+        'write one object a line, such as {"text": "...", "label": "..."}',
+      )
+    yield Record(line, values)
+
+
+def _without_duplicates(pairs):
+  values = dict(pairs)
+  if len(values) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise KeyError(f"two values are called {twice!r}")
+  return values
