@@ -40,8 +40,8 @@ class Labelled:
   """
 
   kind: str
-  inputs: Sequence[Any]
-  labels: Sequence[Any] | None
+  inputs: Sequence[Any] | np.ndarray
+  labels: Sequence[Any] | np.ndarray | None
   splits: np.ndarray | None = None
   times: Sequence[np.ndarray] | None = None
   place: Callable[[int], str] = "sequence {}".format
@@ -248,7 +248,10 @@ def _read_arrays(path, labelled, flag) -> Labelled:
       fail("split", f"{splits.dtype} {splits.shape}", f"give {count} strings")
     splits = splits.astype(str)
     splits = np.array(
-      [_split(x, f"{path}, split, row {i}") for i, x in enumerate(splits)]
+      [
+        _split(x, f"{path}, split, row {i}")
+        for i, x in enumerate(splits.tolist())
+      ]
     )
   cut = lambda array: [
     row[:end] for row, end in zip(array, lengths, strict=True)
@@ -274,11 +277,12 @@ def _load_arrays(path, flag) -> dict[str, np.ndarray]:
       f"give `{flag}` a file that you can read",
     ) from error
   except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-    pickled = "allow_pickle" in str(error)
+    # NumPy takes any file that is no zip archive for a pickle.
+    pickled = "allow_pickle" in str(error) and zipfile.is_zipfile(path)
     raise DataError(
       f"{path} has pickled objects, which could run any code"
       if pickled
-      else f"{path} is no .npz file: {str(error).splitlines()[0]}",
+      else f"{path} is no .npz file, or it is damaged",
       "save plain arrays of numbers or strings with np.savez",
     ) from error
 
