@@ -242,25 +242,86 @@ def multiplication_table(name: str) -> np.ndarray:
   return index[elements[:, elements] @ base]
 
 
+@functools.cache
+def generators(name: str, symbols: int) -> np.ndarray:
+  """The elements of a group that the inputs of `word_problem` stand for.
+
+  Args:
+    name: name of the group.
+    symbols: number of elements, at least 2; 0: all.
+
+  Returns:
+    Indices in `permutations`, [symbols]. The first two generate the group: a
+    cycle of two points (in alternating groups of three), and one of all points,
+    of which there must be an odd number.
+
+  Raises:
+    ValueError: if there are fewer elements.
+  """
+  elements = permutations(name)
+  if symbols > len(elements):
+    raise ValueError(
+      f"symbols must be at most the {len(elements)} elements, got {symbols}"
+    )
+  if not symbols:
+    return np.arange(len(elements), dtype=np.int32)
+  points = np.arange(elements.shape[1])
+  short = points.copy()
+  moved = 2 if name[0] == "s" else 3
+  short[:moved] = np.roll(points[:moved], 1)
+  first = [
+    int((elements == cycle).all(axis=1).argmax())
+    for cycle in (short, np.roll(points, 1))
+  ]
+  others = [i for i in range(len(elements)) if i not in first]
+  return np.array((first + others)[:symbols], np.int32)
+
+
+def entropy_of_products(length: int, group: str, symbols: int) -> float:
+  """The mean entropy in nats of the first `length` products of elements."""
+  # Row i of the table of products maps each product to the next one.
+  chosen = multiplication_table(group)[generators(group, symbols)]
+  share = np.zeros(chosen.shape[1])
+  share[0] = 1.0
+  total = 0.0
+  for _ in range(length):
+    now = np.zeros_like(share)
+    for following in chosen:
+      now[following] += share / len(chosen)
+    share = now
+    some = share[share > 0]
+    total -= float((some * np.log(some)).sum())
+  return total / length
+
+
 def word_problem(
-  rng: Generator, batch: int, length: int, *, group: str = "s5"
+  rng: Generator,
+  batch: int,
+  length: int,
+  *,
+  symbols: int = 0,
+  group: str = "s5",
 ) -> Batch:
   """Draws elements of a group; each target is the product of those so far.
 
   The product of g1, ..., gt is gt ... g1: first g1 is applied, then g2, and so
-  on. Inputs and targets are the indices of elements in `permutations`.
+  on. Targets are indices in `permutations`, and inputs in `generators`.
 
   The word problems of A5 and S5 are complete for NC1, as those of all groups
   that are not solvable. A recurrent network can solve them with one layer;
   transformers and linear cells with diagonal decays, of a fixed number of
   layers, cannot for all lengths, unless TC0 = NC1.
 
-  Baseline: ln(number of elements).
+  Baseline: ln(number of elements) if `symbols` is 0; else the mean entropy of
+  the products so far, which are a random walk on the group.
 
   Args:
     rng: source of random numbers.
     batch: number of sequences.
     length: number of elements of a sequence, k in the literature.
+    symbols: number of elements that occur in the inputs; 0: all. With 2, which
+      generate the group, the problem is as hard for long sequences, but there
+      are fewer products to learn.
     group: name of the group, such as "s5" (120 elements) or "a5" (60).
 
   Reference:
@@ -268,10 +329,11 @@ def word_problem(
     state-space models", 2024.
   """
   table = multiplication_table(group)
-  inputs = rng.integers(0, len(table), (batch, length), np.int32)
-  targets = inputs.copy()
+  chosen = generators(group, symbols)
+  inputs = rng.integers(0, len(chosen), (batch, length), np.int32)
+  targets = chosen[inputs]
   for t in range(1, length):
-    targets[:, t] = table[inputs[:, t], targets[:, t - 1]]
+    targets[:, t] = table[targets[:, t], targets[:, t - 1]]
   return _scored_everywhere(inputs, targets)
 
 
@@ -444,6 +506,7 @@ class SyntheticTask:
     name = next(name for name, task in TASKS.items() if task is self)
     bound = BoundTask(name, self, {**every, **self.fixed})
     check_least("length", length, bound.least)
+    check_least("vocab_size", bound.vocab_size, 0)  # also checks `symbols`
     return bound
 
 
@@ -495,9 +558,11 @@ def _group_task(group, length):
   return SyntheticTask(
     word_problem,
     length,
-    vocab_size=lambda **_: size,
+    vocab_size=lambda symbols, **_: len(generators(group, symbols)),
     classes=lambda **_: size,
-    baseline=lambda *_, **__: math.log(size),
+    baseline=lambda length, symbols, **_: entropy_of_products(
+      length, group, symbols
+    ),
     fixed={"group": group},
   )
 

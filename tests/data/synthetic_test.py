@@ -160,6 +160,20 @@ def test_the_multiplication_table_is_that_of_a_group(group, size):
   assert (table[table[a, b], c] == table[a, table[b, c]]).all()
 
 
+@pytest.mark.parametrize("group", ["s5", "a5"])
+def test_two_elements_generate_the_group(group):
+  table = synthetic.multiplication_table(group)
+  found = {0}
+  for _ in range(len(table)):
+    found |= {
+      int(table[a, b]) for a in synthetic.generators(group, 2) for b in found
+    }
+  assert len(found) == len(table)
+  assert synthetic.entropy_of_products(9, group, 0) == pytest.approx(
+    math.log(len(table))
+  )
+
+
 def test_brackets_stay_within_their_depth():
   bound = TASKS["dyck"].bind(64, items=3)
   inputs = bound.draw(np.random.default_rng(0), 50, 64)["inputs"]
@@ -186,6 +200,7 @@ def test_queries_come_soon_and_may_come_late():
     ("mqar", 64, {"items": 9, "symbols": 8}, "items must be at most the 8"),
     ("selective_copy", 9, {}, "length must be 10 or more"),
     ("s5", 8, {"group": 3}, "group is no option"),
+    ("a5", 8, {"symbols": 61}, "symbols must be at most the 60"),
   ],
 )
 def test_options_that_do_not_fit_are_refused(task, length, options, words):
