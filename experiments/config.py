@@ -12,6 +12,7 @@ import functools
 import math
 import operator
 import re
+import shlex
 import sys
 import typing
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,8 @@ class Checked:
   # Maps a flag to (other flag, values). Unless the other flag has one of these
   # values, the flag would have no effect and is refused.
   NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {}
+  # The field that takes what follows `--` on a command line, as one text.
+  REST: typing.ClassVar[str] = ""
 
   def __init_subclass__(cls, **options):
     super().__init_subclass__(**options)
@@ -198,8 +201,11 @@ def parse(cls: type[Checked], argv: Sequence[str]) -> Any:
   for field in dataclasses.fields(cls):
     _define(field, helps.get(field.name, ""), values)
   flags.DEFINE_bool("help", False, "show this help", flag_values=values)
+  argv, end = list(argv), len(argv)
+  if cls.REST and "--" in argv:
+    end = argv.index("--")
   try:
-    rest = values(list(argv))[1:]
+    rest = values(argv[:end])[1:]
   except flags.UnrecognizedFlagError as error:
     raise ConfigError(
       f"no flag --{error.flagname}", _hint(error.flagname, helps)
@@ -219,6 +225,10 @@ def parse(cls: type[Checked], argv: Sequence[str]) -> Any:
     for field in dataclasses.fields(cls)
     if values[field.name].present
   }
+  if end < len(argv):
+    given[cls.REST] = shlex.join(
+      shlex.split(given.get(cls.REST, "")) + argv[end + 1 :]
+    )
   config = cls(**given)
   _refuse_idle_flags(config, given)
   config.check()

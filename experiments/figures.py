@@ -161,3 +161,37 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> Path:
         )
   figure.savefig(path, dpi=120)
   return path
+
+
+def lines(
+  path: Path,
+  x: Sequence[float],
+  panels: Mapping[str, Mapping[str, Sequence[float]]],
+  label: str,
+  mark: tuple[str, float],
+) -> None:
+  """Draws lines over a common axis, on which powers of two are labelled.
+
+  Args:
+    path: the PNG to write; its folder is created if it is missing.
+    x: the places on the axis, above zero.
+    panels: for each panel, the values of each line at these places.
+    label: label of the axis.
+    mark: name and place of a vertical line.
+  """
+  from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
+
+  figure = Figure(figsize=(4 * len(panels), 3.2), layout="tight")
+  axes = figure.subplots(1, len(panels), squeeze=False)[0]
+  for axis, (title, series) in zip(axes, panels.items(), strict=True):
+    for name, values in series.items():
+      axis.plot(x, values, marker="o", markersize=3, label=name)
+    axis.axvline(mark[1], color="grey", linestyle=":", label=mark[0])
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(x, [f"{place:g}" for place in x], minor=False)
+    axis.set_ylim(bottom=0)
+    axis.set(title=title, xlabel=label)
+    axis.grid(alpha=0.3)
+    axis.legend()
+  path.parent.mkdir(exist_ok=True)
+  figure.savefig(path, dpi=120)

@@ -8,6 +8,7 @@ works in every experiment.
 import contextlib
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -40,6 +41,11 @@ class NetworkConfig(runner.TrainConfig):
     context: number of time steps that a time step of a causal transformer
       attends to.
     residual: add the inputs of a layer to its outputs.
+    mlp_features: adds a residual MLP that is this wide inside after each
+      recurrent layer, so that a stack of linear cells is not linear; 0: none.
+    t_max: initialises the cell for memories of up to this many time steps: the
+      biases of the gates (chrono; lstm, gru and variants), or the decays (lru,
+      rg_lru); 0: the cell's default.
     dropout: dropout rate between layers, with a new mask at each time step; in
       a transformer, on the outputs of attention and MLP.
     recurrent_dropout: dropout rate of the hidden state in the recurrent
@@ -66,6 +72,8 @@ class NetworkConfig(runner.TrainConfig):
   heads: int = 8
   context: int = 256
   residual: bool = False
+  mlp_features: int = 0
+  t_max: int = 0
   dropout: float = 0.0
   recurrent_dropout: float = 0.0
   weight_drop: float = 0.0
@@ -93,8 +101,8 @@ class NetworkConfig(runner.TrainConfig):
     "heads": ("cell", (TRANSFORMER,)),
     "context": ("cell", (TRANSFORMER,)),
     **dict.fromkeys(
-      "structure residual recurrent_dropout weight_drop update_dropout zoneout"
-      " memory_zoneout method remat".split(),
+      "structure residual mlp_features t_max recurrent_dropout weight_drop"
+      " update_dropout zoneout memory_zoneout method remat".split(),
       ("cell", cells.vector_cells()),
     ),
   }
@@ -142,6 +150,8 @@ def make_cell(config: NetworkConfig) -> cells.Cell:
       raise ValueError("its recurrent weights have no choice of a --structure")
     structure = structures.parse(config.structure)
     cell = dataclasses.replace(cell, structure=structure)
+  if config.t_max:
+    cell = dataclasses.replace(cell, **_long_memory(cell, config.t_max))
   return cells.noisy(
     cell,
     update_dropout=config.update_dropout,
@@ -150,6 +160,18 @@ def make_cell(config: NetworkConfig) -> cells.Cell:
     zoneout=config.zoneout,
     memory_zoneout=config.memory_zoneout,
   )
+
+
+def _long_memory(cell, t_max: int) -> dict[str, Any]:
+  """The fields of a cell by which it remembers about `t_max` time steps."""
+  if t_max < 3:
+    raise ValueError(f"--t_max must be at least 3 time steps, got {t_max}")
+  if hasattr(cell, "t_max"):
+    return {"t_max": t_max}
+  if hasattr(cell, "ring"):
+    # After t_max time steps, between 1/e and 0.9 of a state is left.
+    return {"ring": (math.exp(-1 / t_max), math.exp(-0.1 / t_max))}
+  raise ValueError("it has no initialisation by --t_max")
 
 
 def make_stack(
@@ -202,6 +224,10 @@ def make_stack(
       rngs=rngs,
     )
     layers.append(layer)
+    if config.mlp_features:
+      mlp = nn.FeedForward(layer.features, config.mlp_features, rngs=rngs)
+      # With --residual, the stack adds the inputs of every layer.
+      layers.append(mlp if config.residual else nn.Residual(mlp))
   return nn.Stack(layers, dropout=config.dropout, residual=config.residual)
 
 

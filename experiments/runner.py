@@ -642,7 +642,7 @@ def load_params(
 
 def _best_first(workdir, checkpoints: "Checkpoints", steps: list[int]):
   """Sorts steps: that of the result, or else the best one, comes first."""
-  result = _result(workdir)
+  result = read_result(workdir)
   if result is not None and result["step"] in steps:
     return sorted(steps, key=lambda s: s != result["step"])
   for number in steps:
@@ -702,14 +702,14 @@ def _placed(shapes, where):
 
 def _finished(workdir: Workdir, steps: int) -> dict[str, Any] | None:
   """The result of a run that has reached its last step, or None."""
-  result = _result(workdir.path)
+  result = read_result(workdir.path)
   if result is None:
     return None
   done = result["last_step"] >= steps or result["steps"] == steps
   return result if done else None
 
 
-def _result(path: str | Path) -> dict[str, Any] | None:
+def read_result(path: str | Path) -> dict[str, Any] | None:
   """The contents of a workdir's `result.json`, or None if it has none."""
   try:
     return json.loads((Path(path) / RESULT).read_text())

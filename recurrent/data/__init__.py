@@ -16,11 +16,14 @@
   encoding.py    labelled sequences as examples: tokens, classes, values
   words.py       preparation of words, and word vectors trained before
   missing.py     fills missing values by statistics or by neighbours
+  curriculum.py  batches in stages, one after another
+  synthetic.py   tasks that test memory: copy, adding, parity, recall, ...
 
 `builders` and `store` import TFDS, so they are imported only when needed.
 """
 
 from recurrent.data.bptt import ContiguousBatches, EvalStreams
+from recurrent.data.curriculum import StagedBatches
 from recurrent.data.drawn import AugmentedBatches, DrawnBatches
 from recurrent.data.examples import EvalBatches, ExampleBatches
 from recurrent.data.text import Corpus, load_text, read_text
@@ -45,6 +48,7 @@ __all__ = [
   "EvalStreams",
   "ExampleBatches",
   "SentencePieceTokenizer",
+  "StagedBatches",
   "Tokenizer",
   "WordTokenizer",
   "load_text",

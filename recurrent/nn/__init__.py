@@ -12,7 +12,7 @@ from recurrent.nn.bidirectional import Bidirectional, sequence_ends
 from recurrent.nn.dropout import dropout, embedding_dropout, word_dropout
 from recurrent.nn.imputation import Imputer
 from recurrent.nn.layer import Layer, StepLayer
-from recurrent.nn.pointwise import Affine, Norm
+from recurrent.nn.pointwise import Affine, FeedForward, Norm
 from recurrent.nn.pooling import (
   Pooling,
   pool_ends,
@@ -37,6 +37,7 @@ __all__ = [
   "Attention",
   "Bidirectional",
   "DecoderCarry",
+  "FeedForward",
   "Imputer",
   "Keys",
   "Layer",

@@ -1,4 +1,4 @@
-"""`Affine` and `Norm`: layers that compute each time step by itself."""
+"""Layers that compute each time step by itself: affine, norm, feed-forward."""
 
 import jax
 import jax.numpy as jnp
@@ -115,3 +115,30 @@ class Norm(_Pointwise):
   def project(self, inputs: Float[Array, "*B D"]) -> Float[Array, "*B H"]:
     """Computes the outputs, for inputs with any batch axes."""
     return numerics.layer_norm(inputs, self.scale[...])
+
+
+class FeedForward(_Pointwise):
+  """MLP of each time step: outputs = gelu(norm(x) W + b) U + c.
+
+  Between linear recurrent layers it makes the network nonlinear. It is meant to
+  be added to its inputs, by `Residual` or `Stack(residual=True)`.
+
+  Args:
+    features: width H of the inputs and outputs.
+    inside: width inside the MLP.
+    rngs: source of the keys that draw the matrices.
+
+  Raises:
+    ValueError: if a width is not a positive integer.
+  """
+
+  def __init__(self, features: int, inside: int, *, rngs: nnx.Rngs):
+    super().__init__(features, features)
+    self.norm = Norm(features)
+    self.inside = Affine(features, inside, rngs=rngs)
+    self.output = Affine(inside, features, rngs=rngs)
+
+  def project(self, inputs: Float[Array, "*B D"]) -> Float[Array, "*B H"]:
+    """Computes the outputs, for inputs with any batch axes."""
+    inside = self.inside.project(self.norm.project(inputs))
+    return self.output.project(jax.nn.gelu(inside, approximate=False))

@@ -133,3 +133,43 @@ def test_a_gru_d_is_the_first_layer_where_gaps_are_read(cell):
   ones = jnp.ones((2, 5, 3))
   inputs = cells.Observations(ones, ones > 0, ones)
   assert stack(None, inputs)[1].shape == (2, 5, 8)
+
+
+def test_mlps_make_a_stack_of_linear_cells_nonlinear():
+  inputs = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(np.float32)
+  for flags, layers in ([], 2), (["--mlp_features=16"], 4):
+    config = parse("--cell=lru", "--layers=2", *flags)
+    stack = network.make_stack(config, 3, rngs=nnx.Rngs(0))
+    outputs = run(*nnx.split(stack), jnp.asarray(inputs))
+    doubled = run(*nnx.split(stack), jnp.asarray(2 * inputs))
+    assert len(stack.layers) == layers
+    linear = np.allclose(doubled, 2 * outputs, rtol=1e-4, atol=1e-5)
+    assert linear == (not flags)
+
+
+def test_mlps_are_added_to_their_inputs_once():
+  inputs = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
+  for flags in [], ["--residual"]:
+    config = parse("--cell=lru", "--mlp_features=16", *flags)
+    stack = network.make_stack(config, 8, rngs=nnx.Rngs(0))
+    plain = network.make_stack(parse("--cell=lru", *flags), 8, rngs=nnx.Rngs(0))
+    mlp = getattr(stack.layers[1], "layer", stack.layers[1])
+    mlp.output.kernel[...] *= 0
+    outputs, wanted = (
+      run(*nnx.split(x), jnp.asarray(inputs)) for x in (stack, plain)
+    )
+    np.testing.assert_allclose(outputs, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["lru", "rg_lru", "lstm", "gru"])
+def test_t_max_lengthens_the_memory_of_a_new_network(cell):
+  reach = []
+  for flags in [], ["--t_max=2000"]:
+    config = parse(f"--cell={cell}", *flags)
+    stack = network.make_stack(config, 3, rngs=nnx.Rngs(0))
+    inputs = np.zeros((2, 300, 3), np.float32)
+    inputs[0, 0] = 1
+    outputs = run(*nnx.split(stack), jnp.asarray(inputs))
+    change = np.abs(outputs[0] - outputs[1]).max(axis=-1)
+    reach.append(change[-1] / change[0])
+  assert reach[1] > max(0.01, 5 * reach[0])
