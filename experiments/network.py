@@ -215,7 +215,7 @@ def make_stack(
     layers += _transformer(config, width, block, count, rngs)
     return nn.Stack(layers)
   kind = nn.Recurrent if causal else nn.Bidirectional
-  while len(layers) < config.layers:
+  for _ in range(config.layers - len(layers)):
     layer = kind(
       make_cell(config),
       layers[-1].features if layers else in_features,

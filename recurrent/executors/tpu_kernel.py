@@ -108,4 +108,4 @@ def how(cell, setting) -> str:
   """Returns how this method runs in a setting, for `recurrent.explain`."""
   del cell
   here = setting.platform
-  return "" if here == "tpu" else f"interpreted on {here}: slow"
+  return "" if here == "tpu" else f"interpreted on {here}, slowly"

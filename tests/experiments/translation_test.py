@@ -18,9 +18,9 @@ TINY = (
   "--features=16",
   "--embedding_features=8",
   "--batch_size=8",
-  "--steps=4",
+  "--steps=2",
   "--log_every=2",
-  "--eval_every=4",
+  "--eval_every=2",
   "--max_length=8",
   "--beams=2",
   "--warmup_steps=1",
@@ -48,7 +48,9 @@ def flags_for(files):
 @pytest.fixture(scope="session")
 def trained(files, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
-  flags = (f"--workdir={workdir}", *TINY, *flags_for(files))
+  # Enough to learn to reverse the words.
+  more = ("--steps=150", "--eval_every=150", "--learning_rate=0.02")
+  flags = (f"--workdir={workdir}", *TINY, *flags_for(files), *more)
   with (
     jax.numpy_dtype_promotion("standard"),
     jax.numpy_rank_promotion("allow"),
@@ -59,7 +61,7 @@ def trained(files, tmp_path_factory):
 
 def test_a_run_has_the_keys_of_the_contract(trained):
   found = json.loads((trained / "result.json").read_text())
-  assert 0 <= found["test_exact_match"] <= 1 and 0 <= found["test_bleu"] <= 100
+  assert found["test_exact_match"] == 1 and 0 <= found["test_bleu"] < 100.1
   assert "version" in found["test_bleu_signature"]
   assert (trained / "figures" / "curves.png").exists()
 
@@ -101,9 +103,14 @@ def test_every_line_has_a_translation_and_its_alternatives(
   "flags",
   [
     ("--cell=transformer", "--heads=2", "--context=16", "--joint"),
-    ("--joint", "--copying", "--attention=general", "--nobidirectional"),
-    ("--feeding", "--attention=dot", "--nobidirectional"),
-    ("--attention=none", "--scheduled_sampling=0.3", "--label_smoothing=0.1"),
+    (
+      "--joint",
+      "--copying",
+      "--attention=general",
+      "--nobidirectional",
+      "--scheduled_sampling=0.3",
+      "--label_smoothing=0.1",
+    ),
   ],
   ids=str,
 )
@@ -111,13 +118,6 @@ def test_flags_go_together(files, tmp_path, flags, capsys):
   here = f"--workdir={tmp_path}"
   assert call(translation, here, *TINY, *flags_for(files), *flags) == 0
   assert np.isfinite(result(capsys.readouterr().out)["test_nats"])
-
-
-def test_it_learns_to_reverse(files, tmp_path, capsys):
-  more = ("--steps=150", "--eval_every=150", "--learning_rate=0.02")
-  here = f"--workdir={tmp_path}"
-  assert call(translation, here, *TINY, *flags_for(files), *more) == 0
-  assert result(capsys.readouterr().out)["test_exact_match"] == 1
 
 
 @pytest.mark.parametrize(

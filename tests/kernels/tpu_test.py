@@ -253,8 +253,8 @@ def test_auto_does_not_choose_it_and_explain_says_that_it_is_slow_here():
   for name in ABLE:
     assert choose(CELLS[name](6), Setting.here()).method != "tpu_kernel"
   said = explain(LSTM(6), method="tpu_kernel")
-  assert "runs by 'tpu_kernel': asked for" in said
-  assert "tpu_kernel: possible, interpreted on cpu: slow" in said
+  assert "runs by 'tpu_kernel', interpreted on cpu, slowly: asked for" in said
+  assert "tpu_kernel: possible, interpreted on cpu, slowly" in said
 
 
 def test_cells_that_it_cannot_run_are_refused_with_the_reason():

@@ -310,7 +310,9 @@ def test_with_bfloat16_every_product_is_in_bfloat16(cell, tied):
   jaxpr = jax.make_jaxpr(lambda: model(None, jnp.asarray(TOKENS)))().jaxpr
   # Their factors, that is: the sums may be wider.
   factors = [v.aval.dtype for eqn in products(jaxpr) for v in eqn.invars]
-  assert factors and set(factors) == {jnp.dtype(jnp.bfloat16)}
+  # The state of an mLSTM is a matrix, which is a part of the float32 carry.
+  state = {jnp.dtype(jnp.float32)} if cell == "mlstm" else set()
+  assert factors and set(factors) == {jnp.dtype(jnp.bfloat16), *state}
 
 
 def products(jaxpr):
