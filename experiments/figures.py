@@ -58,12 +58,13 @@ def curves(metrics: Path, figures: Path) -> Path:
       marker = "o" if len(steps) < 30 else None
       axis.plot(steps, values, marker=marker, markersize=3, label=split or None)
       if split == "valid":
-        best = (max if kind.startswith(RISING) else min)(values)
+        rising = kind.startswith(RISING)
+        best = (max if rising else min)(values)
         axis.annotate(
           f"{best:.3f}",
           (steps[values.index(best)], best),
           textcoords="offset points",
-          xytext=(0, 6),
+          xytext=(0, -12 if rising else 6),
           ha="center",
         )
     axis.set(title=kind.replace("_", " "), xlabel="step")
