@@ -158,10 +158,6 @@ def caught(mutant: tuple[str, str, str]) -> bool:
     if old not in source:
       raise ValueError(f"{file} has no {old!r}: mend MUTANTS")
     path.write_text(source.replace(old, new, 1))
-    # The tests of the changed file run first, since they catch most mutants.
-    near = sorted(
-      TESTS, key=lambda test: test.split("/")[1] != file.split("/")[0]
-    )
     return any(
       subprocess.run(
         [
@@ -184,8 +180,20 @@ def caught(mutant: tuple[str, str, str]) -> bool:
           "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
         },
       ).returncode
-      for test in near
+      for test in _in_order(pathlib.PurePath(file), tree)
     )
+
+
+def _in_order(file: pathlib.PurePath, tree: pathlib.Path) -> list[str]:
+  """All tests; those that are most likely to catch a change come first."""
+  folder = file.parts[0].removesuffix(".py")
+  own = [
+    f"tests/{file.with_suffix('')}_test.py",
+    f"tests/{file.parent}_test.py",
+  ]
+  shared = ["tests/cells/formulas_test.py"] if folder == "cells" else []
+  near = sorted(TESTS, key=lambda test: test.split("/")[1] != folder)
+  return [test for test in [*own, *shared] if (tree / test).exists()] + near
 
 
 def main() -> int:
