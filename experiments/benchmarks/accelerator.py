@@ -412,11 +412,12 @@ class Suite:
   def _write(self):
     """Writes all results; a killed run leaves the files of the time before."""
     shown = self.results
+    driver = map(str, shown["machine"]["driver"])
     texts = {
       "json": json.dumps(shown, indent=1) + "\n",
       "md": "\n\n".join(
         [
-          "# " + ", ".join(map(str, shown["machine"]["driver"] or [""])),
+          f"# {', '.join([shown['machine']['device'], *driver])}",
           f"```\n{json.dumps(shown['machine']['versions'])}\n```",
           show_checks(shown),
           show_auto(shown["auto"]),
