@@ -39,7 +39,7 @@ MUTANTS = [
   ("cells/lstm_variants.py", "        norm.cell_bias, cell\n", "        0 * norm.cell_bias, cell\n"),
   ("cells/slstm.py", "jnp.logaddexp(kept, log_i)", "jnp.logaddexp(kept, 0 * log_i)"),
   ("cells/slstm.py", "jnp.logaddexp(kept, log_i)", "jnp.maximum(kept, log_i)"),
-  ("cells/slstm.py", "-1e30", "0.0"),
+  ("cells/slstm.py", "full_like(start, -1e30)", "full_like(start, 0.0)"),
   ("cells/mgu.py", "return 1 - gate", "return gate"),
   ("cells/mogrifier.py", "if index % 2:", "if not index % 2 and index:"),
   ("cells/rhn.py", "hidden = t * jnp.tanh(n) + (1 - t) * hidden", "hidden = t * jnp.tanh(n) + hidden"),
