@@ -21,7 +21,8 @@ class Peak(NamedTuple):
   no_bfloat16: bool = False
 
 
-# By part of the device's name, the first that fits; from data sheets.
+# By part of the device's name, the first that fits; the figures of the data
+# sheets as remembered, to be checked before they are quoted.
 PEAKS = {
   "H200": Peak(989e12, 494e12, 4.8e12),
   "H100 PCIe": Peak(756e12, 378e12, 2.0e12),
