@@ -20,12 +20,11 @@ import numpy as np
 from flax import nnx
 
 from experiments import figures, missing, network, runner, text
-from recurrent import cells, data, losses, nn, sharding
+from recurrent import cells, data, losses, nn
 from recurrent.data import encoding, labelled, labelled_sets, splits, words
 from recurrent.errors import ConfigError
 from recurrent.metrics import Mean, classification
 from recurrent.models import Classifier
-from recurrent.training import evaluation
 from recurrent.types import PRNGKey
 
 NAME = "classification"
@@ -428,25 +427,18 @@ def predict(workdir: str, file: str) -> Iterator[dict[str, Any]]:
   """
   config = runner.read_config(workdir, NAME, Config)
   encoder = encoding.load(workdir)
-  found = labelled.read(file, labelled=False, flag="input")
-  encoded = encoder.encode(found)
+  encoded = encoder.encode(labelled.read(file, labelled=False, flag="input"))
   make = functools.partial(make_model, config, encoder)
   trained = runner.load_params(config, make)
   batches = _in_batches(encoded.examples, config, encoder)
-  score = evaluation.make_evaluator(
-    trained.graphdef,
-    lambda model, carry, batch, key: (jnp.zeros(()), (carry, {})),
-    sharding.make_mesh(1),
-    predict=predict_batch,
-  )
-  scores: Any = score(trained.params, batches, lambda: False)
+  found = runner.make_predictor(trained, predict_batch)(batches)
   names = [str(x) for x in encoder.classes]
 
   def label(row):
-    found = dict(zip(names, map(float, row), strict=True))
-    return names[int(row.argmax())], found
+    by_name = dict(zip(names, map(float, row), strict=True))
+    return names[int(row.argmax())], by_name
 
-  pairs = zip(scores.predictions["probabilities"], encoded.steps, strict=True)
+  pairs = zip(found["probabilities"], encoded.steps, strict=True)
   for row, steps in pairs:
     if encoder.per_step:
       each = [label(row[t]) if t >= 0 else (None, None) for t in steps]

@@ -152,6 +152,13 @@ def forecast(
   return model(window, key=key)
 
 
+def predict_batch(
+  model: forecaster.Forecaster, batch: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """The parameters of the forecast distributions, [batch, H, P]."""
+  return {"params": forecast(model, batch).params}
+
+
 def loss(
   model: forecaster.Forecaster,
   carry: tuple[()],
@@ -233,7 +240,7 @@ def make_task(config: Config) -> runner.Task:
     units=("windows", lambda batch: len(batch["inputs"])),
     splits={name: batches(name) for name in places},
     objective="valid_forecast_loss",
-    predict=lambda model, batch: {"params": forecast(model, batch).params},
+    predict=predict_batch,
     describe=describe,
     report=report,
     data_sha256=hashlib.sha256(inputs.tobytes()).hexdigest(),
@@ -287,33 +294,29 @@ def predict(workdir: str, file: str) -> Iterator[dict[str, Any]]:
     [_place(prepared, file, i) for i in range(len(given.names))]
   )
   windows = prepared.windows(places)
-  model = nnx.merge(trained.graphdef, trained.params)
-  apply = jax.jit(lambda batch: forecast(model, batch).params)
-  for start in range(0, len(places), 256):
-    rows = np.arange(start, min(start + 256, len(places)))
-    batch = windows.gather(rows, ahead=False)
-    params = np.asarray(apply(batch))
-    numbers = places[rows, 0]
-    points = prepared.restore(numbers, np.asarray(head.point(params)))
-    quantiles = head.quantiles(params)
-    for row, number in enumerate(numbers):
-      found: dict[str, Any] = {"series": given.names[number]}
-      if given.times is not None:
-        steps = places[rows[row], 1] + np.arange(prepared.horizon)
-        times = series_lib.at_steps(given.times, steps)
-        found["times"] = (
-          times.astype(str).tolist()
-          if (times.dtype.kind == "M")
-          else times.tolist()
-        )
-      found["forecast"] = points[row].tolist()
-      if quantiles is not None:
-        values = prepared.restore(numbers, quantiles)[row]
-        found["quantiles"] = {
-          str(level): values[:, i].tolist()
-          for i, level in enumerate(head.levels)
-        }
-      yield found
+  apply = runner.make_predictor(trained, predict_batch)
+  batches = windows.in_batches(256, ahead=False)
+  params = np.stack(apply(batches)["params"])
+  numbers, origins = places.T
+  points = prepared.restore(numbers, np.asarray(head.point(params)))
+  quantiles = head.quantiles(params)
+  if quantiles is not None:
+    quantiles = prepared.restore(numbers, quantiles)
+  for row, (number, origin) in enumerate(places):
+    found: dict[str, Any] = {"series": given.names[number]}
+    if given.times is not None:
+      steps = origin + np.arange(prepared.horizon)
+      times = series_lib.at_steps(given.times, steps)
+      found["times"] = (
+        times.astype(str) if times.dtype.kind == "M" else times
+      ).tolist()
+    found["forecast"] = points[row].tolist()
+    if quantiles is not None:
+      found["quantiles"] = {
+        str(level): quantiles[row, :, i].tolist()
+        for i, level in enumerate(head.levels)
+      }
+    yield found
 
 
 def _place(prepared, file, number):

@@ -91,7 +91,7 @@ def run(config: Config) -> dict[str, Any]:
   """
   config.check()
   experiment = runner.find_experiment(config.workdir)
-  if hasattr(experiment, "answer"):
+  if hasattr(experiment, "make_answer"):
     return _answer(config, experiment)
   experiment = runner.find_experiment(
     config.workdir, "load", "generates no text"
@@ -160,17 +160,18 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _answer(config: Config, experiment: ModuleType) -> dict[str, Any]:
-  """Answers the prompt, or every line of stdin, as `experiment.answer` does."""
+  """Answers the prompt, or every line of stdin; see `make_answer`."""
   given = config_lib.not_default(config)
   if idle := given.keys() - {"workdir", "prompt"}:
     raise ConfigError(
       f"--{min(idle)} does nothing with a run that answers a prompt",
       "leave it out",
     )
+  answer = experiment.make_answer(config.workdir)
   texts = []
   lines = [config.prompt] if "prompt" in given else sys.stdin
   for line in lines:
-    for found in experiment.answer(config.workdir, [line.rstrip("\n")]):
+    for found in answer([line.rstrip("\n")]):
       texts.append(found["text"])
       print(found["text"], flush=True)
   return {"texts": texts}

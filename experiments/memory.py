@@ -23,11 +23,10 @@ import numpy as np
 from flax import nnx
 
 from experiments import figures, network, runner
-from recurrent import data, losses, models, sharding
+from recurrent import data, losses, models
 from recurrent.data import labelled, records, synthetic
 from recurrent.errors import ConfigError, DataError
 from recurrent.metrics import Mean
-from recurrent.training import evaluation
 from recurrent.training.step import loss_of
 
 NAME = "memory"
@@ -211,9 +210,6 @@ def make_split(
     for begin in range(0, config.test_examples, config.batch_size):
       part = slice(begin, begin + config.batch_size)
       batches.append({name: array[part] for name, array in rows.items()})
-  places = np.cumsum([0] + [len(batch["inputs"]) for batch in batches])
-  for batch, begin, end in zip(batches, places, places[1:], strict=False):
-    batch["index"] = np.arange(begin, end, dtype=np.int32)
   return batches
 
 
@@ -314,16 +310,9 @@ def predict(workdir: str, file: str) -> Iterator[dict[str, Any]]:
   config = runner.read_config(workdir, NAME, Config)
   rows = read_inputs(file, config.bound())
   trained = runner.load_params(config, functools.partial(make_model, config))
-  evaluate = evaluation.make_evaluator(
-    trained.graphdef,
-    lambda model, carry, batch, key: (jnp.zeros(()), (carry, {})),
-    sharding.make_mesh(1),
-    predict=predict_rows,
-  )
   batches = data.EvalBatches([{"inputs": row} for row in rows], batch_size=64)
-  scores = evaluate(trained.params, batches, lambda: False)
-  assert scores is not None  # It was not interrupted.
-  for row, outputs in zip(rows, scores.predictions["outputs"], strict=True):
+  found = runner.make_predictor(trained, predict_rows)(batches)
+  for row, outputs in zip(rows, found["outputs"], strict=True):
     yield {"outputs": outputs[: len(row)].tolist()}
 
 

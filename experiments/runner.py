@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -638,6 +639,31 @@ def load_params(
       LOG.warning("%s", error.cause)
       failure = failure or error
   raise failure
+
+
+def make_predictor(
+  trained: Trained, predict: evaluation.Predict
+) -> Callable[[Iterable[Any]], dict[str, list[np.ndarray]]]:
+  """Makes a function that applies a trained model to batches without labels.
+
+  Args:
+    trained: from `load_params`.
+    predict: `predict(model, batch) -> arrays [batch, ...]` by name.
+
+  Returns:
+    `apply(batches) -> predictions`, as in `evaluation.Scores`. It compiles one
+    program for each shape of a batch, and keeps it for later calls.
+  """
+  score = evaluation.make_evaluator(
+    trained.graphdef, None, sharding.make_mesh(1), predict=predict
+  )
+
+  def apply(batches):
+    scores = score(trained.params, batches, lambda: False)
+    assert scores is not None  # It was not interrupted.
+    return scores.predictions
+
+  return apply
 
 
 def _best_first(workdir, checkpoints: "Checkpoints", steps: list[int]):

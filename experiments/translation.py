@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -398,16 +398,18 @@ def _fits(example, most: int) -> bool:
   return 0 < source <= most and 1 < target <= most + 1
 
 
-def answer(workdir: str, sources: Sequence[str]) -> Iterator[dict[str, Any]]:
-  """Translates texts.
+def make_answer(
+  workdir: str,
+) -> Callable[[Sequence[str]], Iterator[dict[str, Any]]]:
+  """Loads a trained translator.
 
   Args:
     workdir: directory of the run.
-    sources: the texts.
 
-  Yields:
-    For each source: `source`, `text`, the best translation, and `n_best`, all
-    that the beams found, each with its `score`.
+  Returns:
+    `answer(sources)`, which yields for each source text `source`, `text`, the
+    best translation, and `n_best`, all that the beams found, each with its
+    `score`.
 
   Raises:
     UserError: if the workdir has no run of a translator.
@@ -417,39 +419,38 @@ def answer(workdir: str, sources: Sequence[str]) -> Iterator[dict[str, Any]]:
   trained = runner.load_params(
     config, functools.partial(make_model, config, vocabulary)
   )
-  run = jax.jit(
-    lambda params, batch: search(
-      config, vocabulary.stop, nnx.merge(trained.graphdef, params), batch
-    )
+  apply = runner.make_predictor(
+    trained, functools.partial(search, config, vocabulary.stop)
   )
-  for first in range(0, len(sources), config.batch_size):
-    rows = sources[first : first + config.batch_size]
-    source = np.zeros((config.batch_size, config.max_length), np.int32)
-    mask = np.zeros(source.shape, bool)
-    for place, row in enumerate(rows):
-      ids = vocabulary.source.encode(row)[: config.max_length]
-      source[place, : len(ids)], mask[place, : len(ids)] = ids, True
-    found = jax.device_get(
-      run(trained.params, {"source": source, "source_mask": mask})
+
+  def answer(sources):
+    ids = [
+      vocabulary.source.encode(row)[: config.max_length] for row in sources
+    ]
+    batches = data.EvalBatches(
+      [{"source": row.astype(np.int32)} for row in ids],
+      min(config.batch_size, len(ids)),
+      masks={"source": MASKS["source"]},
+      buckets=[config.max_length],
     )
-    for place, row in enumerate(rows):
-      beams = zip(
-        found["tokens"][place],
-        found["lengths"][place],
-        found["scores"][place],
-        strict=True,
-      )
+    found = apply(batches)
+    beams = zip(
+      *(found[k] for k in ("tokens", "lengths", "scores")), strict=True
+    )
+    for source, (tokens, lengths, scores) in zip(sources, beams, strict=True):
       n_best = [
         {"text": decode(vocabulary.target, t, n), "score": float(s)}
-        for t, n, s in beams
+        for t, n, s in zip(tokens, lengths, scores, strict=True)
         if s > -1e8
       ]
-      yield {"source": row, "text": n_best[0]["text"], "n_best": n_best}
+      yield {"source": source, "text": n_best[0]["text"], "n_best": n_best}
+
+  return answer
 
 
 def predict(workdir: str, file: str) -> Iterator[dict[str, Any]]:
-  """Translates every line of a file; see `answer`."""
-  return answer(workdir, parallel.read_lines(file))
+  """Translates every line of a file; see `make_answer`."""
+  return make_answer(workdir)(parallel.read_lines(file))
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -575,9 +575,9 @@ class Windows:
       "index": np.asarray(rows, np.int32),
     }
 
-  def in_batches(self, batch_size: int) -> "EvalWindows":
-    """All windows once, in order, for scoring."""
-    return EvalWindows(self, batch_size)
+  def in_batches(self, batch_size: int, *, ahead: bool = True) -> "EvalWindows":
+    """All windows once, in order; `ahead` is that of `gather`."""
+    return EvalWindows(self, batch_size, ahead)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -587,10 +587,12 @@ class EvalWindows:
   Args:
     windows: the windows.
     batch_size: rows of a batch; the last one may have fewer.
+    ahead: whether the windows have targets.
   """
 
   windows: Windows
   batch_size: int
+  ahead: bool = True
 
   def __len__(self) -> int:
     return -(-len(self.windows) // self.batch_size)
@@ -598,7 +600,7 @@ class EvalWindows:
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     for start in range(0, len(self.windows), self.batch_size):
       end = min(start + self.batch_size, len(self.windows))
-      yield self.windows.gather(np.arange(start, end))
+      yield self.windows.gather(np.arange(start, end), ahead=self.ahead)
 
 
 def origins(

@@ -38,7 +38,7 @@ class Scores(NamedTuple):
 
 def make_evaluator(
   graphdef: nnx.GraphDef,
-  loss: Loss,
+  loss: Loss | None,
   mesh: Mesh,
   *,
   make_carry: Callable[[Any, int], Carry] = lambda model, rows: (),
@@ -52,7 +52,8 @@ def make_evaluator(
 
   Args:
     graphdef: graph definition of the model in evaluation mode.
-    loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
+    loss: `loss(model, carry, batch, key) -> (loss, (carry, metrics))`; None: no
+      metrics are computed, as for examples without labels.
     mesh: from `recurrent.sharding`.
     make_carry: `make_carry(model, rows) -> carry`, the initial carry; each
       batch begins with the carry after the batch before.
@@ -74,7 +75,9 @@ def make_evaluator(
   @jax.jit
   def step(params, carry, batch):
     model = nnx.merge(graphdef, params)
-    _, (carry, metrics) = loss(model, carry, batch, None)
+    metrics = {}
+    if loss is not None:
+      _, (carry, metrics) = loss(model, carry, batch, None)
     rows = dict(predict(model, batch)) if predict else {}
     return carry, metrics, jax.lax.with_sharding_constraint(rows, replicated)
 
