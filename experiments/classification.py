@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from experiments import figures, missing, network, runner, text
-from recurrent import cells, data, losses, nn
+from recurrent import cells, data, losses
 from recurrent.data import encoding, labelled, labelled_sets, splits, words
 from recurrent.errors import ConfigError
 from recurrent.metrics import Mean, classification
@@ -171,9 +171,7 @@ def make_model(
   """Makes the model that the flags describe, for the data of an encoder."""
   imputer = None
   if encoder.reads_gaps and config.missing == "model":
-    one = dataclasses.replace(config, layers=1)
-    layer = network.make_stack(one, 2 * encoder.width, rngs=rngs)
-    imputer = nn.Imputer(layer, encoder.width, rngs=rngs)
+    imputer = network.make_imputer(config, encoder.width, rngs=rngs)
   stack = network.make_stack(
     config,
     encoder.width,
@@ -228,7 +226,6 @@ def loss(
     label_smoothing: see `losses.cross_entropy`.
     imputation_weight: weight of the squared error of the predicted inputs.
   """
-  mean = lambda sums: sums.total / jnp.where(sums.weight == 0, 1.0, sums.weight)
   labels, weights = batch["labels"], batch["weights"]
   if labels.ndim == 2:
     weights = weights[:, None] * (batch["mask"] & (labels >= 0))
@@ -240,11 +237,11 @@ def loss(
   total = Mean.of(smoothed, weights * jnp.asarray(class_weights)[labels])
   nats = Mean.of(losses.cross_entropy(logits, labels), weights)
   correct = Mean.of(logits.argmax(axis=-1) == labels, weights)
-  objective, metrics = mean(total), {"nats": nats, "accuracy": correct}
+  objective, metrics = total.value(), {"nats": nats, "accuracy": correct}
   if error is not None:
     seen = batch["observed"] & batch["mask"][..., None]
     metrics["imputation_loss"] = Mean.of(error, seen)
-    objective += imputation_weight * mean(metrics["imputation_loss"])
+    objective += imputation_weight * metrics["imputation_loss"].value()
   return objective, (carry, metrics)
 
 

@@ -112,9 +112,7 @@ def make_model(
   stack = lambda: network.make_stack(config, width, rngs=rngs)
   imputer, gap_layer = None, None
   if config.missing == "model":
-    one = dataclasses.replace(config, layers=1)
-    layer = network.make_stack(one, 2 * widths.variables, rngs=rngs)
-    imputer = nn.Imputer(layer, widths.variables, rngs=rngs)
+    imputer = network.make_imputer(config, widths.variables, rngs=rngs)
   if config.missing == "decay":
     gap_layer = nn.Recurrent(cells.GRUD(width), widths.variables, rngs=rngs)
   several = config.series_embedding and widths.series > 1
@@ -180,14 +178,12 @@ def loss(
   weights = batch["target_mask"] * batch["weights"][:, None]
   each = model.head.losses(found.params, batch["targets"])
   sums = {"forecast_loss": Mean.of(each, weights)}
+  total = sums["forecast_loss"].value()
   if found.imputation is not None:
     seen = batch["observed"] & batch["mask"][..., None]
     seen = seen * batch["weights"][:, None, None]
     sums["imputation_loss"] = Mean.of(found.imputation, seen)
-  mean = lambda m: m.total / jnp.where(m.weight == 0, 1.0, m.weight)
-  total = mean(sums["forecast_loss"])
-  if found.imputation is not None:
-    total += imputation_weight * mean(sums["imputation_loss"])
+    total += imputation_weight * sums["imputation_loss"].value()
   return total, (carry, sums)
 
 

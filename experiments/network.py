@@ -257,6 +257,15 @@ def make_decoder(
   return nn.Stack(_transformer(config, in_features, block, config.layers, rngs))
 
 
+def make_imputer(
+  config: NetworkConfig, variables: int, *, rngs: nnx.Rngs
+) -> nn.Imputer:
+  """Makes the imputer of inputs of some width, with one of the layers."""
+  one = dataclasses.replace(config, layers=1)
+  layer = make_stack(one, 2 * variables, rngs=rngs)
+  return nn.Imputer(layer, variables, rngs=rngs)
+
+
 def make_attention(
   kind: str,
   query_features: int,

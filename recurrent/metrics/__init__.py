@@ -43,6 +43,11 @@ class Mean(NamedTuple):
     """The mean over the values of both."""
     return Mean(self.total + other.total, self.weight + other.weight)
 
+  def value(self) -> Float[Array, ""]:
+    """Divides, on the device; zero if the weight is zero, as for a loss."""
+    zero = self.weight == 0
+    return self.total / jnp.where(zero, jnp.ones_like(self.weight), self.weight)
+
   def compute(self) -> float:
     """Divides, on the host; returns NaN if the weight is zero."""
     weight = float(self.weight)

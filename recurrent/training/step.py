@@ -52,10 +52,8 @@ def loss_of(measure: Measure, objective: str) -> Loss:
 
   def loss(model, carry, batch, key):
     metrics = measure(model, batch, key)
-    mean = metrics[objective]
     # The weight of a batch that has padding rows only is zero.
-    zero = mean.weight == 0
-    return mean.total / jnp.where(zero, 1.0, mean.weight), (carry, metrics)
+    return metrics[objective].value(), (carry, metrics)
 
   return loss
 

@@ -85,3 +85,11 @@ def test_it_passes_through_a_compiled_loop():
 
 def test_the_result_is_a_python_float():
   assert type(Mean.of(jnp.ones(3)).compute()) is float
+
+
+def test_the_value_on_a_device_is_the_mean_and_zero_without_weight():
+  mean = Mean.of(jnp.array([1.0, 5.0]), jnp.array([3.0, 1.0]))
+  assert float(mean.value()) == mean.compute() == 2.0
+  assert float(Mean.zero().value()) == 0.0
+  slope = jax.grad(lambda x: Mean.of(x, jnp.zeros(2)).value())(jnp.ones(2))
+  assert slope.tolist() == [0.0, 0.0]
