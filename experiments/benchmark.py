@@ -55,6 +55,7 @@ from experiments.benchmarks import (
   problems,
   timing,
 )
+from recurrent import files
 from recurrent.errors import ConfigError, UserError, WorkdirError
 
 LOG = logging.getLogger("recurrent")
@@ -174,7 +175,7 @@ def run(config: Config) -> dict[str, Any]:
       suite = importlib.import_module(f"experiments.benchmarks.{module}")
       results[name] = getattr(suite, function)(config, machine)
   path = workdir / "benchmark.json"
-  path.write_text(json.dumps(results, indent=1) + "\n")
+  files.write_text(path, json.dumps(results, indent=1) + "\n")
   LOG.info("Written to %s.", path)
   if results.get("rows"):
     about = f"{machine['threads']} threads, {machine['platform']}"

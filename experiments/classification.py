@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments import config as config_lib
 from experiments import figures, missing, network, runner, text
 from recurrent import cells, data, losses
 from recurrent.data import encoding, labelled, labelled_sets, splits, words
@@ -345,14 +346,14 @@ def make_task(config: Config) -> runner.Task:
 
 def check_kind(config, encoder, found) -> None:
   """Raises ConfigError if a flag is for data of another kind."""
-  default = {field.name: field.default for field in dataclasses.fields(config)}
+  changed = config_lib.not_default(config)
   for_kind = {
     "text": "tokenizer vocab_size min_count embeddings lower_case stop_words",
     "values": "missing scaling",
   }
   for kind, names in for_kind.items():
     for name in names.split():
-      if kind != encoder.kind and getattr(config, name) != default[name]:
+      if kind != encoder.kind and name in changed:
         raise ConfigError(
           f"--{name} is for {kind}, and the data are {encoder.kind}",
           "leave it out",
@@ -362,7 +363,7 @@ def check_kind(config, encoder, found) -> None:
       "--stop_words would leave out words that have labels", "leave it out"
     )
   for name in ("shift", "rotation", "zoom"):
-    if not found.image and getattr(config, name) != default[name]:
+    if not found.image and name in changed:
       raise ConfigError(f"--{name} is for images", "leave it out")
 
 
@@ -392,7 +393,7 @@ def embedding(config, encoder) -> np.ndarray | None:
 
 
 def augment(config, found, encoder, rng, batch):
-  """Moves, turns and scales each image."""
+  """Shifts, rotates and zooms each image of a batch by random amounts."""
   maps = labelled_sets.draw_maps(
     rng,
     len(batch["inputs"]),

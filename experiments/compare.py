@@ -34,7 +34,7 @@ from flax import nnx
 
 from experiments import config as config_lib
 from experiments import network, runner
-from recurrent import cells
+from recurrent import cells, files
 from recurrent.errors import ConfigError, Preempted, UserError
 from recurrent.training import workdir as workdir_lib
 
@@ -177,10 +177,10 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _import(name: str) -> Any:
-  """Imports an experiment.
+  """Imports `experiments.NAME`, which must have a `make_task`.
 
   Raises:
-    ConfigError: if there is no such experiment.
+    ConfigError: if there is no such module, or it has no `make_task`.
   """
   path = f"experiments.{name}"
   module = importlib.util.find_spec(path) and importlib.import_module(path)
@@ -259,9 +259,7 @@ class _Table:
     }
     text = json.dumps(self.rows, indent=1)
     for file, contents in ((TABLE, text), ("table.md", self.markdown())):
-      partial = self.folder / f"{file}.incomplete"
-      partial.write_text(contents + "\n")
-      partial.replace(self.folder / file)
+      files.write_text(self.folder / file, contents + "\n")
 
   def summary(self) -> dict[str, dict[str, Any]]:
     """The width, the final metrics and the seconds of each run."""

@@ -78,7 +78,7 @@ def curves(metrics: Path, figures: Path) -> Path:
 
 
 class ForecastPanel(NamedTuple):
-  """A forecast to draw, with the history before it.
+  """The data of one panel of the picture: a forecast and its history.
 
   Attributes:
     title: name of the series.

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -219,7 +218,7 @@ def make_task(config: Config) -> runner.Task:
       found["owa"] = metrics.owa(found, naive2)
       for name, row in judge.baseline_errors.items():
         found |= {f"{kind}_{name}": value for kind, value in row.items()}
-    named = {f"{split}_{name}": _finite(v) for name, v in found.items()}
+    named = {f"{split}_{name}": value for name, value in found.items()}
     return {"horizon": prepared.horizon, **named} if split == "test" else named
 
   def report(split, scores, folder):
@@ -242,10 +241,6 @@ def make_task(config: Config) -> runner.Task:
     data_sha256=hashlib.sha256(inputs.tobytes()).hexdigest(),
     save=prepared.save,
   )
-
-
-def _finite(value: float) -> float | None:
-  return value if math.isfinite(value) else None
 
 
 def predict(workdir: str, file: str) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from experiments import config as config_lib
 from experiments import figures
-from recurrent import memory, optim, sharding
+from recurrent import files, memory, optim, sharding
 from recurrent.errors import CheckpointError, ConfigError, Preempted, UserError
 from recurrent.training import digest, evaluation, loop, step
 from recurrent.training import state as state_lib
@@ -160,7 +160,7 @@ def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
   try:
     result = run(config_lib.parse(config_class, sys.argv))
     if jax.process_index() == 0:
-      print(json.dumps(result), flush=True)
+      print(files.to_json(result), flush=True)
   except UserError as error:
     print(config_lib.as_flags(str(error), config_class), file=sys.stderr)
     sys.stdout.flush()
@@ -283,7 +283,7 @@ def join_processes(config):
 def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   """Restores or initialises the state, trains, and scores the best step."""
   from recurrent.training.progress import Progress
-  from recurrent.training.writers import MetricsWriter, finite
+  from recurrent.training.writers import MetricsWriter
 
   init, graphdef = initialiser(config, task, optimizer)
   unit, count = task.units
@@ -377,7 +377,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   params = state.evaluated_params
   return {
     "step": best_step,
-    **finite(scores),
+    **files.finite(scores),
     "params": _size(params),
     "params_sha256": digest.tree_sha256(params),
     "last_step": last_step,
@@ -512,7 +512,7 @@ def describe_training(task: Task, means: dict[str, float]) -> dict[str, Any]:
 def _conclude(config, task, workdir, result):
   """Draws the curves, writes the result, and prints commands to try next."""
   curves = figures.curves(workdir.path / "metrics.jsonl", workdir.figures)
-  workdir.write(RESULT, json.dumps(result) + "\n")
+  workdir.write(RESULT, files.to_json(result) + "\n")
   place = shlex.quote(config.workdir)
   print(
     f"\nCurves: {curves}\nNext:\n"

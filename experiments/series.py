@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import missing
+from recurrent import files
 from recurrent.data import missing as missing_lib
 from recurrent.data import series as series_lib
 from recurrent.errors import ConfigError, DataError
@@ -295,7 +296,7 @@ class Prepared:
         for name, statistics in zip(names, self.statistics, strict=True)
       },
     }
-    (path / FILE).write_text(json.dumps(saved) + "\n")
+    files.write_text(path / FILE, json.dumps(saved) + "\n")
 
 
 def _scale(values) -> list[float]:

@@ -142,7 +142,7 @@ def test_the_loop_of_a_linear_scan_is_that_of_the_setting():
 
   assert "recurrent_kernel" in text()
   with compile_for("cpu", devices=2):
-    # One time step after the other: a single scan of 64 time steps.
+    # Several CPU devices: one plain loop over all 64 time steps.
     assert "recurrent_kernel" not in text()
     assert text().count("scan[") == 1 and "length=64" in text()
   with compile_for("tpu"):

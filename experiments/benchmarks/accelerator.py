@@ -58,6 +58,7 @@ from experiments.benchmarks.implementations import IMPLEMENTATIONS
 from experiments.benchmarks.methods import WELL_KNOWN
 from experiments.benchmarks.problems import BACKWARD, Problem
 from experiments.benchmarks.processes import Worker, WorkerError
+from recurrent import files
 from recurrent.cells import CELLS
 from recurrent.errors import UserError
 
@@ -289,7 +290,12 @@ class Suite:
     return [check for _, check in sorted(found, key=operator.itemgetter(0))]
 
   def run(self, part: str, items: Sequence[Any]) -> None:
-    """Measures some items of one part, and prints what was found."""
+    """Measures items of one part, and prints their rows.
+
+    Args:
+      part: "correctness", or a part in which times are measured.
+      items: what to check, or the programs to time.
+    """
     before = len(self.results["rows"])
     (self._check if part == "correctness" else self._time)(items)
     rows = self.results["rows"][before:]
@@ -379,7 +385,7 @@ class Suite:
       self._write()
 
   def _names(self, item):
-    """The implementations of an item, without methods that failed a check."""
+    """Names of the implementations to time: those that failed no check."""
     suite, dtype = item.problem.suite, item.dtype
     kind = _cell(item.problem)
     able = self._device["methods"][dtype][kind]
@@ -428,10 +434,8 @@ class Suite:
       ),
     }
     for ending, text in texts.items():
-      path = Path(self._config.workdir) / f"accelerator.{ending}"
-      scratch = path.with_suffix(".tmp")
-      scratch.write_text(text)
-      scratch.replace(path)
+      folder = Path(self._config.workdir)
+      files.write_text(folder / f"accelerator.{ending}", text)
 
 
 def describe(cells: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:

@@ -26,11 +26,12 @@ from jax.sharding import SingleDeviceSharding
 
 from experiments.benchmarks import processes, programs, report
 from experiments.benchmarks.problems import BACKWARD, FORWARD
-from recurrent import compile_for
+from recurrent import compile_for, files
 from recurrent.cells import CELLS
 from recurrent.errors import UserError
 
-# For libtpu: no metadata server to ask, and other processes may load it too.
+# libtpu would otherwise ask the metadata server of a TPU VM for the type of
+# the machine, and refuse to load while another process uses it.
 ENVIRONMENT = {
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
   "TPU_WORKER_HOSTNAMES": "localhost",
@@ -71,8 +72,8 @@ def measure(config: Any) -> dict[str, Any]:
         for name, cost in found.items():
           rows.append({**about, "work": work, "program": name, **cost})
           print(rows[-1], flush=True)
-      path = Path(config.workdir) / "ahead.json"
-      path.write_text(json.dumps(rows, indent=1) + "\n")
+      text = json.dumps(rows, indent=1) + "\n"
+      files.write_text(Path(config.workdir) / "ahead.json", text)
   worker.close()
   print(report.table(rows[0], (row.values() for row in rows)))
   return {"compiled": len(rows)}

@@ -119,7 +119,7 @@ def exceptions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-  """The text about these measurements in docs/performance.md."""
+  """Formats measurements as the section of docs/performance.md on methods."""
   over = exceptions(rows)
   mean = statistics.geometric_mean(
     row["ms"][row["auto"]] / min(row["ms"].values()) for row in rows

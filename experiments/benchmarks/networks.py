@@ -105,7 +105,7 @@ def from_jax(network: Network, drawn: Drawn, dtype: str) -> Calls:
 
 
 def loss_scale(drawn: Drawn, dtype: str) -> int:
-  """The factor of the mean, with which no gradient is too small for a dtype."""
+  """A factor of the mean loss, so that no gradient underflows in float16."""
   return drawn.weights.size if dtype == "float16" else 1
 
 

@@ -97,8 +97,8 @@ def _begin():
 
 
 def _follow_parent():
-  # A killed parent cannot tell its workers to end, and they would keep the
-  # memory of the device.
+  # A worker ends with its parent. If the parent is killed it sends no message,
+  # and a worker that went on would keep the memory of the device.
   parent = multiprocessing.parent_process()
   if parent is not None:
     parent.join()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recurrent import files
 from recurrent.data import labelled, missing, tokenizers, words
 from recurrent.errors import DataError
 
@@ -215,9 +216,7 @@ class Encoder:
       k: v.tolist() if isinstance(v, np.ndarray) else v
       for k, v in values.items()
     }
-    scratch = folder / (FILE + ".incomplete")
-    scratch.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(scratch, folder / FILE)
+    files.write_text(folder / FILE, json.dumps(values))
 
 
 def fit(

@@ -66,35 +66,53 @@ def read_records(
   return records
 
 
-def _csv(path, text) -> Iterator[Record]:
+def csv_rows(
+  path: str | os.PathLike, text: str
+) -> Iterator[tuple[int, list[str]]]:
+  """Reads the rows of CSV text that are not empty.
+
+  Args:
+    path: path of the file, for messages.
+    text: its content.
+
+  Yields:
+    The number of the row's first line, from 1, and the row's cells.
+
+  Raises:
+    DataError: if the quotes of a row are wrong.
+  """
   # By default a cell may have 131,072 characters.
   csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
   reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-  header: Sequence[str] | None = None
   line = 1
   try:
     for cells in reader:
       start, line = line, reader.line_num + 1
-      if not cells:
-        continue
-      if header is None:
-        header = [cell.strip() for cell in cells]
-        _check_header(path, start, header)
-      elif len(cells) != len(header):
-        raise DataError(
-          f"{path}, line {start}: {len(cells)} cells, and the header has"
-          f" {len(header)}",
-          "give each row a cell for each column; put cells with commas or"
-          " newlines in double quotes",
-        )
-      else:
-        yield Record(start, dict(zip(header, cells, strict=True)))
+      if cells:
+        yield start, cells
   except csv.Error as error:
     raise DataError(
       f"{path}, line {line}: {error}",
       "put cells with commas, quotes or newlines in double quotes, and write"
       ' a double quote within them as ""',
     ) from error
+
+
+def _csv(path, text) -> Iterator[Record]:
+  header: Sequence[str] | None = None
+  for line, cells in csv_rows(path, text):
+    if header is None:
+      header = [cell.strip() for cell in cells]
+      _check_header(path, line, header)
+    elif len(cells) != len(header):
+      raise DataError(
+        f"{path}, line {line}: {len(cells)} cells, and the header has"
+        f" {len(header)}",
+        "give each row a cell for each column; put cells with commas or"
+        " newlines in double quotes",
+      )
+    else:
+      yield Record(line, dict(zip(header, cells, strict=True)))
 
 
 def _check_header(path, line, header):

@@ -1,21 +1,17 @@
 """Time series: their files, their calendar, and windows of them."""
 
-import collections
-import csv
 import dataclasses
 import datetime
 import functools
-import io
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from recurrent.data import missing, splits
-from recurrent.data.records import read_records
+from recurrent.data.records import csv_rows, read_records
 from recurrent.data.text import read_text
 from recurrent.errors import ConfigError, DataError
 
@@ -204,39 +200,29 @@ def _is_value(cell) -> bool:
 
 
 def _read_rows(path, flag) -> Series:
-  csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-  text = read_text(path, flag=flag)
-  reader = csv.reader(io.StringIO(text, newline=""), strict=True)
   names: list[str] = []
   values = []
-  try:
-    for cells in reader:
-      line = reader.line_num
-      if not any(cell.strip() for cell in cells):
-        continue
-      name, *rest = (cell.strip() for cell in cells)
-      if not names and rest and not _is_value(rest[0]):
-        continue  # the header
-      while rest and not rest[-1]:
-        rest.pop()
-      if name in names:
-        raise DataError(
-          f"{path}, line {line}: a second series is called {name!r}",
-          "rename or remove one of them",
-        )
-      row = [_number(path, line, i + 2, cell) for i, cell in enumerate(rest)]
-      if np.isnan(row).all():
-        raise DataError(
-          f"{path}, line {line}: series {name!r} has no value",
-          "give it some, or remove the row",
-        )
-      names.append(name)
-      values.append(np.array(row))
-  except csv.Error as error:
-    raise DataError(
-      f"{path}, line {reader.line_num}: {error}",
-      "put a cell with commas or quotes in double quotes",
-    ) from error
+  for line, cells in csv_rows(path, read_text(path, flag=flag)):
+    name, *rest = (cell.strip() for cell in cells)
+    if not names and rest and not _is_value(rest[0]):
+      continue  # the header
+    while rest and not rest[-1]:
+      rest.pop()
+    if not name and not rest:
+      continue
+    if name in names:
+      raise DataError(
+        f"{path}, line {line}: a second series is called {name!r}",
+        "rename or remove one of them",
+      )
+    row = [_number(path, line, i + 2, cell) for i, cell in enumerate(rest)]
+    if np.isnan(row).all():
+      raise DataError(
+        f"{path}, line {line}: series {name!r} has no value",
+        "give it some, or remove the row",
+      )
+    names.append(name)
+    values.append(np.array(row))
   if not names:
     raise DataError(
       f"{path} has no series", "give one a row: its name, then its values"
@@ -325,15 +311,11 @@ def _regular(times, table):
 
 def _grid(times):
   """The index of each time on a regular grid, and the grid; or None."""
-  months = _months(times)
-  if months is not None:
-    step = np.diff(months).min()
-    place = (months - months[0]) / step
-  else:
-    gaps = np.diff(times).astype(np.float64)
-    found = np.unique(np.round(gaps, 9), return_counts=True)
-    step = found[0][np.argmax(found[1])]
-    place = (times - times[0]).astype(np.float64) / step
+  months, step = _months(times), _common_gap(times)
+  since = (times if months is None else months) - (
+    times[0] if months is None else months[0]
+  )
+  place = since.astype(np.float64) / step
   whole = np.round(place).astype(int)
   if abs(place - whole).max() > 1e-3 or (np.diff(whole) < 1).any():
     return None
@@ -354,6 +336,22 @@ def _months(times) -> np.ndarray | None:
   return month.astype(np.int64)
 
 
+def _common_gap(times) -> float:
+  """The gap between times that are regular but for left-out rows.
+
+  It is the least number of months if every time is on one day of its month, and
+  otherwise the most frequent gap, in seconds for dates; 1 for a single time.
+  """
+  if len(times) < 2:
+    return 1
+  months = _months(times)
+  if months is not None:
+    return int(np.diff(months).min())
+  gaps = np.round(np.diff(times).astype(np.float64), 9)
+  values, counts = np.unique(gaps, return_counts=True)
+  return values[np.argmax(counts)]
+
+
 def step_seconds(times: np.ndarray | None) -> float:
   """Length of a time step in seconds; 0 for times that are no dates."""
   if times is None or times.dtype.kind != "M" or len(times) < 2:
@@ -366,14 +364,10 @@ def step_seconds(times: np.ndarray | None) -> float:
 
 def at_steps(times: np.ndarray, steps: np.ndarray) -> np.ndarray:
   """The times of any time steps, counted from the first of regular times."""
-  months = _months(times)
-  if months is not None:
-    stride = int(np.median(np.diff(months))) if len(months) > 1 else 1
+  step = _common_gap(times)
+  if _months(times) is not None:
     month = times[0].astype("datetime64[M]")
-    return (month + steps * stride) + (times[0] - month)
-  gaps = np.diff(times).astype(np.float64)
-  values, counts = np.unique(np.round(gaps, 9), return_counts=True)
-  step = values[np.argmax(counts)] if len(values) else 1.0
+    return (month + steps * step) + (times[0] - month)
   if times.dtype.kind == "M":
     return times[0] + (steps * step).astype("timedelta64[s]")
   return times[0] + steps * step
@@ -646,11 +640,11 @@ def remove(
   if not blocks:
     values[rng.permutation(seen)[:count]] = np.nan
     return values
-  removed: collections.Counter = collections.Counter()
-  while len(removed) < count:
+  left = count
+  while left:
     start, length = rng.integers(len(seen)), rng.integers(5, 51)
-    for place in seen[start : start + length]:
-      if len(removed) < count:
-        removed[place] += 1
-  values[list(removed)] = np.nan
+    block = seen[start : start + length]
+    block = block[~np.isnan(values[block])][:left]
+    values[block] = np.nan
+    left -= len(block)
   return values

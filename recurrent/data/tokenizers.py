@@ -25,6 +25,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from recurrent import files
 from recurrent.errors import ConfigError, DataError
 
 _CHUNK = 1 << 20  # Characters encoded at once.
@@ -69,11 +70,8 @@ class Tokenizer(abc.ABC):
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes the tokenizer as JSON, atomically; `load` reads it."""
-    path = pathlib.Path(path)
     content = {"tokenizer": self.name, **dataclasses.asdict(self)}
-    scratch = path.with_name(path.name + ".incomplete")
-    scratch.write_text(json.dumps(content), encoding="ascii")
-    os.replace(scratch, path)
+    files.write_text(path, json.dumps(content))
 
 
 class IncrementalDecoder:

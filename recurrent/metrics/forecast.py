@@ -46,9 +46,17 @@ def errors(
 
 
 def naive_scale(history: np.ndarray, season: int) -> float:
-  """The mean of |y_t - y_{t - season}| of a series [time], which scales MASE.
+  """The error of the seasonal naive forecast one season ahead, for MASE.
 
-  It is 1 for a series without any change.
+  MASE divides the error of a forecast by this: the mean of
+  |y_t - y_{t - season}| over the history of the series.
+
+  Args:
+    history: [time], NaN where missing.
+    season: time steps in a season; 1 is used if the history is no longer.
+
+  Returns:
+    The mean, or 1 for a series that never changes.
   """
   season = season if len(history) > season else 1
   changes = np.abs(history[season:] - history[:-season])

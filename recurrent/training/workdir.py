@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from recurrent import files
 from recurrent.errors import ConfigError, WorkdirError
 
 _NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -86,9 +87,7 @@ class Workdir:
   def write(self, name: str, text: str) -> None:
     """Writes a small text file atomically."""
     if jax.process_index() == 0:
-      temporary = self.path / f".{name}.tmp"
-      temporary.write_text(text)
-      temporary.replace(self.path / name)
+      files.write_text(self.path / name, text)
 
   def remove(self, name: str) -> None:
     """Removes a small file, if it is there."""

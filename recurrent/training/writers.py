@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import socket
 import time
 from collections.abc import Callable
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
+
+from recurrent import files
 
 
 class MetricsWriter:
@@ -43,9 +43,7 @@ class MetricsWriter:
     path = workdir / "metrics.jsonl"
     keep = keep or (lambda row: row["step"] <= step)
     kept = [json.dumps(row) + "\n" for row in read(path) if keep(row)]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    files.write_text(path, "".join(kept))
     self._file = path.open("a")
     # Not SummaryWriter: on a full disk its thread dies, and then its queue
     # blocks for ever.
@@ -70,7 +68,7 @@ class MetricsWriter:
     """Writes one row to both; numbers that are not finite become null."""
     if self._file is None:
       return
-    self._file.write(json.dumps(finite({"step": step, **values})) + "\n")
+    self._file.write(files.to_json({"step": step, **values}) + "\n")
     self._file.flush()
     self.board(step, values)
 
@@ -95,19 +93,6 @@ class MetricsWriter:
   def _event(self, step, **content):
     event = event_pb2.Event(wall_time=time.time(), step=step, **content)
     self._board.write(event.SerializeToString())
-
-
-def finite(value: Any) -> Any:
-  """Replaces numbers that are not finite by None, as JSON has no NaN."""
-  if isinstance(value, dict):
-    return {key: finite(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [finite(item) for item in value]
-  if isinstance(value, np.generic):
-    value = value.item()
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
 
 
 def read(path: Path) -> list[dict[str, Any]]:

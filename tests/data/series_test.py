@@ -256,3 +256,16 @@ def test_a_share_of_the_observed_values_is_removed(blocks):
   np.testing.assert_array_equal(found[kept], values[kept])
   changes = np.diff(np.isnan(found).astype(int)) == 1
   assert (changes.sum() < 150) == blocks
+
+
+def test_months_that_are_mostly_left_out_are_inserted(tmp_path):
+  path = tmp_path / "months.csv"
+  months = ["2020-01-01", "2020-03-01", "2020-05-01", "2020-06-01"]
+  path.write_text("t,a\n" + "".join(f"{m},{i}\n" for i, m in enumerate(months)))
+  found = series.read_series(path)
+  assert [str(time)[:7] for time in found.times] == [
+    f"2020-{month:02}" for month in range(1, 7)
+  ]
+  assert np.isnan(found.values[0]).tolist() == [
+    False, True, False, True, False, False,
+  ]  # fmt: skip
