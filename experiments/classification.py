@@ -21,7 +21,7 @@ from flax import nnx
 
 from experiments import config as config_lib
 from experiments import figures, missing, network, runner, text
-from recurrent import cells, data, losses
+from recurrent import cells, data, losses, nn
 from recurrent.data import encoding, labelled, labelled_sets, splits, words
 from recurrent.errors import ConfigError
 from recurrent.metrics import Mean, classification
@@ -68,6 +68,8 @@ class Config(
     pooling: how the outputs of all time steps become one vector: last (with
       --bidirectional the last of each direction), mean, max or attention.
     input_dropout: dropout rate of the inputs, with one mask for all time steps.
+      With --missing=decay or model, the share of the variables of a training
+      sequence that are made missing.
     output_dropout: dropout rate of the vectors that are classified.
     class_weights: weights of the classes in the loss: none, or balanced, which
       weighs a class by the inverse of its frequency.
@@ -201,6 +203,9 @@ def run_model(model: Classifier, batch, key=None):
   inputs, mask = batch["inputs"], batch["mask"]
   if "observed" in batch:
     observed = batch["observed"] & mask[..., None]
+    if key is not None:
+      key, drawn = jax.random.split(key)
+      observed = nn.drop_variables(drawn, observed, model.input_dropout)
     elapsed = cells.elapsed_since_observed(batch["times"], observed)
     inputs = cells.Observations(inputs, observed, elapsed)
   return model.run(inputs, mask=mask, key=key)

@@ -80,6 +80,9 @@ class Encoder:
     lower: whether texts are lower-cased.
     stop_words: whether the stop words of texts are left out.
     max_length: time steps after this many are left out.
+    span: the unit of the `times` of examples: the mean time from the first to
+      the last time step of a sequence of the train split. Rates of decay per
+      time are drawn for times of this size.
   """
 
   kind: str
@@ -95,6 +98,7 @@ class Encoder:
   lower: bool
   stop_words: bool
   max_length: int
+  span: float = 1.0
 
   @property
   def reads_gaps(self) -> bool:
@@ -183,10 +187,9 @@ class Encoder:
     values = ((filled.values - self.mean) / self.scale).astype(np.float32)
     example = {"inputs": values}
     if self.reads_gaps:
-      times = np.arange(len(row)) if times is None else times - times[:1]
       example |= {
         "observed": filled.observed,
-        "times": times.astype(np.float32),
+        "times": (_since_start(row, times) / self.span).astype(np.float32),
       }
     # "drop" leaves out time steps.
     places = np.where(filled.keep, np.cumsum(filled.keep) - 1, -1)
@@ -283,7 +286,20 @@ def fit(
     statistics=statistics,
     mean=mean,
     scale=scale,
+    span=_span(train),
   )
+
+
+def _since_start(row, times):
+  """Times of the time steps of a sequence; the first is zero."""
+  return np.arange(len(row)) if times is None else times - times[:1]
+
+
+def _span(data) -> float:
+  times = data.times or [None] * len(data.inputs)
+  pairs = zip(data.inputs, times, strict=True)
+  ends = [_since_start(row, time)[-1] for row, time in pairs if len(row)]
+  return float(np.mean(ends)) or 1.0 if ends else 1.0
 
 
 def _moments(rows, together) -> tuple[np.ndarray, np.ndarray]:

@@ -531,7 +531,8 @@ class Windows:
 
     Returns:
       `inputs` [B, L, D] float32 without NaN, `observed` [B, L, D], `mask`
-      [B, L], `known` [B, L + H, K], `times` [B, L] from 0, `series` [B],
+      [B, L], `known` [B, L + H, K], `times` [B, L] from 0, in units of the
+      context, for which rates of decay are drawn, `series` [B],
       `targets` [B, H] with 0 where missing, `target_mask` [B, H], `weights`
       [B] and `index` [B].
     """
@@ -561,7 +562,7 @@ class Windows:
       "observed": observed,
       "mask": mask,
       "known": self.known[both].astype(np.float32),
-      "times": (times - times[:, :1]).astype(np.float32),
+      "times": ((times - times[:, :1]) / self.context).astype(np.float32),
       "series": self.numbers[series].astype(np.int32),
       "targets": np.where(given, wanted, np.float32(0)),
       "target_mask": given,

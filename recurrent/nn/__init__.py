@@ -9,7 +9,12 @@ from recurrent.nn.attention import (
   SelfAttention,
 )
 from recurrent.nn.bidirectional import Bidirectional, sequence_ends
-from recurrent.nn.dropout import dropout, embedding_dropout, word_dropout
+from recurrent.nn.dropout import (
+  drop_variables,
+  dropout,
+  embedding_dropout,
+  word_dropout,
+)
 from recurrent.nn.imputation import Imputer
 from recurrent.nn.layer import Layer, StepLayer
 from recurrent.nn.pointwise import Affine, FeedForward, Norm
@@ -54,6 +59,7 @@ __all__ = [
   "TransformerCarry",
   "TransformerDecoderBlock",
   "TransformerEncoderBlock",
+  "drop_variables",
   "dropout",
   "embedding_dropout",
   "pool_ends",

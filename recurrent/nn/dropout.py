@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from recurrent.types import Array, Float, PRNGKey, Tokens
+from recurrent.types import Array, Bool, Float, PRNGKey, Tokens
 
 
 def dropout(
@@ -38,6 +38,28 @@ def dropout(
   kept = jax.random.bernoulli(key, 1 - rate, shape)
   kept = jnp.broadcast_to(kept, inputs.shape)
   return jnp.where(kept, inputs / (1 - rate), jnp.zeros_like(inputs))
+
+
+def drop_variables(
+  key: PRNGKey | None, observed: Bool[Array, "B T D"], rate: float
+) -> Bool[Array, "B T D"]:
+  """Makes variables of a sequence missing, each in all of its time steps.
+
+  It is `dropout` for networks that read which inputs are missing.
+
+  Args:
+    key: PRNG key, or None in evaluation: `observed` is returned unchanged.
+    observed: [batch, time, D], True where a variable is observed.
+    rate: probability that a variable of a row is missing, in [0, 1).
+
+  Raises:
+    ValueError: if `rate` is outside [0, 1).
+  """
+  _check(rate)
+  if key is None or rate == 0:
+    return observed
+  batch, _, variables = observed.shape
+  return observed & jax.random.bernoulli(key, 1 - rate, (batch, 1, variables))
 
 
 def embedding_dropout(

@@ -78,7 +78,8 @@ def test_gaps_are_shown_to_networks_that_read_them():
     [False, True],
     [True] * 2,
   ]
-  assert example["times"].tolist() == [0, 1, 4]
+  # The unit of times is the mean span of a training sequence: (4 + 0) / 2.
+  np.testing.assert_allclose(example["times"], [0, 0.5, 2])
   assert encoder.ragged.keys() == {"inputs", "observed", "times"}
 
 

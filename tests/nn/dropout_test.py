@@ -3,7 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recurrent.nn import dropout, embedding_dropout, word_dropout
+from recurrent.nn import (
+  drop_variables,
+  dropout,
+  embedding_dropout,
+  word_dropout,
+)
 
 # Of the generators of keys, "rbg" is the one that compiles fastest.
 KEY, OTHER_KEY = (jax.random.key(seed, impl="rbg") for seed in (0, 1))
@@ -149,3 +154,15 @@ def test_any_rank_is_dropped_with_one_mask_in_time_if_locked(shape, locked):
   if len(shape) > 2:
     same = bool((found == found[:, :1]).all())
     assert same == locked
+
+
+def test_a_dropped_variable_is_missing_in_all_time_steps_of_its_row():
+  observed = jax.random.bernoulli(OTHER_KEY, 0.8, (40, 5, 30))
+  left = np.asarray(drop_variables(KEY, observed, 0.25))
+  gone = ~left.any(axis=1)
+  np.testing.assert_array_equal(left, observed & ~gone[:, None])
+  assert_zeroed(~gone, 0.25, gone.size)
+  assert drop_variables(None, observed, 0.25) is observed
+  assert drop_variables(KEY, observed, 0.0) is observed
+  with pytest.raises(ValueError, match="rate"):
+    drop_variables(KEY, observed, 1.0)
