@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import evaluate, forecasting, missing_values, predict
+from experiments import evaluate, forecasting, predict
 from recurrent import data
 from tests.experiments.scripts import call, refused, result, rows
 
@@ -224,14 +224,3 @@ def test_the_default_data_come_with_statsmodels(capsys):
     found = data.series.load_series(name)
     assert len(found.values[0]) == length
     assert np.isnan(found.values[0]).sum() == gaps
-
-
-def test_the_table_of_missing_values_resumes(tmp_path, capsys, csv_file):
-  flags = (f"--workdir={tmp_path}", f"--csv_file={csv_file}", *SMALL)
-  flags = (*flags, "--steps=1", "--strategies=drop", "--shares=0,30")
-  assert call(missing_values, *flags) == 0
-  found = result(capsys.readouterr().out)["test_mae"]
-  names = {"0", "30 at random", "30 in blocks"}
-  assert found.keys() == {"drop"} and found["drop"].keys() == names
-  assert call(missing_values, *flags) == 0
-  assert result(capsys.readouterr().out)["test_mae"] == found
