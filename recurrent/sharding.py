@@ -4,12 +4,21 @@ Batches and carries are split over `"data"` along their first axis. All other
 arrays are replicated, and the compiler inserts the all-reduce of the gradients.
 """
 
+import logging
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from recurrent.errors import ConfigError
 from recurrent.types import PyTree
+
+LOG = logging.getLogger("recurrent")
+
+DATA = "data"
+ROWS, WHOLE = PartitionSpec(DATA), PartitionSpec()
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
@@ -34,7 +43,7 @@ def make_mesh(devices: int | None = None) -> Mesh:
   # lookup of sharded tokens is a type error.
   return jax.make_mesh(
     (devices or available,),
-    ("data",),
+    (DATA,),
     axis_types=(AxisType.Auto,),
     devices=jax.devices()[: devices or available],
   )
@@ -42,12 +51,73 @@ def make_mesh(devices: int | None = None) -> Mesh:
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """The sharding that puts a copy of an array on every device."""
-  return NamedSharding(mesh, PartitionSpec())
+  return NamedSharding(mesh, WHOLE)
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
   """The sharding that splits the first axis of an array over the devices."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  return NamedSharding(mesh, ROWS)
+
+
+def on_own_rows(
+  run: Callable[..., Any],
+  mesh: Mesh,
+  in_specs: tuple[PartitionSpec, ...],
+  out_specs: Any,
+) -> Callable[..., Any]:
+  """Makes each device run a function on its own rows, by `jax.shard_map`.
+
+  What the devices share must go through `recurrent.rows`, such as `rows.total`
+  or `Mean.value`. JAX checks, by the types of the arrays, that each result with
+  the specification `WHOLE` is the same on all devices.
+
+  Where that cannot be done, `run` is called with the whole arrays and the
+  compiler divides it over the devices, with a warning that says why: if an
+  argument has other rows than the rest, or rows that the devices do not divide;
+  if a result differs between devices, such as a plain mean over the rows; or if
+  the carry of a loop within begins replicated and does not remain so.
+
+  Args:
+    run: a function of pytrees of arrays.
+    mesh: the mesh of devices.
+    in_specs: for each argument `ROWS` or `WHOLE`.
+    out_specs: the same for the results.
+
+  Returns:
+    A function with the arguments and the results of `run`, to be called within
+    `jax.jit`. On a mesh with one device it is `run`.
+  """
+  devices = mesh.shape[DATA]
+  if devices == 1:
+    return run
+  each = jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=in_specs,
+    out_specs=out_specs,
+    axis_names={DATA},
+  )
+
+  def call(*args):
+    split = [a for a, s in zip(args, in_specs, strict=True) if s == ROWS]
+    shapes = [x.shape for x in jax.tree.leaves(split)]
+    counts = {shape[0] if shape else None for shape in shapes}
+    if len(counts) != 1 or None in counts or counts.pop() % devices:
+      why = f"their first axes are not {devices} equal parts: {shapes}"
+    else:
+      try:
+        return each(*args)
+      except (NotImplementedError, TypeError, ValueError) as error:
+        why = str(error)
+    LOG.warning(
+      "The compiler divides the work over %d devices, which may be slower,"
+      " since the devices cannot run on rows of their own: %s",
+      devices,
+      why,
+    )
+    return run(*args)
+
+  return call
 
 
 def put(tree: PyTree, sharding: NamedSharding) -> PyTree:

@@ -20,8 +20,8 @@ from recurrent.cells.noise import unwrapped, unwrapped_cell
 from recurrent.checks import check_carry, check_flags
 from recurrent.executors.fused import CARRIES
 from recurrent.executors.newton import NewtonReport
-from recurrent.kernels.transforms import vary_alike
 from recurrent.masking import TimeSteps, as_mask, at, length, select
+from recurrent.rows import vary_alike
 from recurrent.setting import Setting
 from recurrent.types import Array, Carry, Lengths, Mask, Params, Remat
 

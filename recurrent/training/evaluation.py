@@ -72,13 +72,24 @@ def make_evaluator(
   def start(params, rows):
     return make_carry(nnx.merge(graphdef, params), rows)
 
-  @jax.jit
-  def step(params, carry, batch):
+  def measure(params, carry, batch):
     model = nnx.merge(graphdef, params)
     metrics = {}
     if loss is not None:
       _, (carry, metrics) = loss(model, carry, batch, None)
-    rows = dict(predict(model, batch)) if predict else {}
+    metrics = {name: mean.over_devices() for name, mean in metrics.items()}
+    return metrics, carry, dict(predict(model, batch)) if predict else {}
+
+  measure = sharding.on_own_rows(
+    measure,
+    mesh,
+    (sharding.WHOLE, sharding.ROWS, sharding.ROWS),
+    (sharding.WHOLE, sharding.ROWS, sharding.ROWS),
+  )
+
+  @jax.jit
+  def step(params, carry, batch):
+    metrics, carry, rows = measure(params, carry, batch)
     return carry, metrics, jax.lax.with_sharding_constraint(rows, replicated)
 
   def evaluate(params, batches, interrupted):

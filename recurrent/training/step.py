@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from recurrent import sharding
+from recurrent import rows, sharding
 from recurrent.errors import ConfigError
 from recurrent.metrics import Mean
 from recurrent.training.state import TrainState, join, split
@@ -17,6 +17,9 @@ from recurrent.types import Array, Carry, Float, Int, PRNGKey
 
 # What an experiment gives to the train step:
 # `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
+# Each device computes it on its own rows. A value over all rows, such as the
+# loss itself, is made by `Mean.value()` or `recurrent.rows.total`, and noise
+# that differs from row to row is drawn by `recurrent.rows.bernoulli`.
 Loss = Callable[
   [Any, Carry, Any, PRNGKey | None],
   tuple[Float[Array, ""], tuple[Carry, dict[str, Mean]]],
@@ -93,17 +96,38 @@ def make_train_step(
       than those that the state has sums for.
   """
 
-  def step(state: TrainState, batch):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+  def differentiate(params, variables, key, carry, batch):
+    """Computes loss and gradient, on all rows or on those of one device."""
 
     def objective(params):
-      model = nnx.merge(graphdef, join(params, state.variables))
-      value, (carry, metrics) = loss(model, state.carry, batch, key)
-      return value, (carry, metrics, split(model)[2])
+      model = nnx.merge(graphdef, join(params, variables))
+      value, (after, metrics) = loss(model, carry, batch, key)
+      return value, (after, metrics, split(model)[2])
 
-    (value, (carry, metrics, variables)), grads = jax.value_and_grad(
+    # The gradient of each device's own copy. Otherwise JAX would sum it over
+    # the devices wherever a parameter is used, at every time step of a loop.
+    own = rows.vary(params, rows.axes_of((carry, batch)))
+    (value, (after, metrics, variables)), grads = jax.value_and_grad(
       objective, has_aux=True
-    )(state.params)
+    )(own)
+    metrics = {name: mean.over_devices() for name, mean in metrics.items()}
+    # Counted here, so that it is summed together with the gradient.
+    broken = (~still_finite(carry, after)).astype(jnp.float32)
+    grads, broken = rows.total((grads, broken))
+    return value, metrics, variables, grads, broken, after
+
+  differentiate = sharding.on_own_rows(
+    differentiate,
+    mesh,
+    (*[sharding.WHOLE] * 3, *[sharding.ROWS] * 2),
+    (*[sharding.WHOLE] * 5, sharding.ROWS),
+  )
+
+  def step(state: TrainState, batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    value, metrics, variables, grads, broken, carry = differentiate(
+      state.params, state.variables, key, state.carry, batch
+    )
     check_metrics(state.metrics, metrics)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, value=value
@@ -133,7 +157,10 @@ def make_train_step(
       metrics={k: v.merge(metrics[k]) for k, v in state.metrics.items()},
       skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
-    good = still_finite((state, jnp.zeros_like(value)), (new, value))
+    good = (broken == 0) & still_finite(
+      (state._replace(carry=()), jnp.zeros_like(value)),
+      (new._replace(carry=()), value),
+    )
     new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
     bad = (~good).astype(jnp.int32)
     new = new._replace(
@@ -192,4 +219,4 @@ def still_finite(old, new) -> Array:
     for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
     if jnp.issubdtype(b.dtype, jnp.floating)
   ]
-  return jnp.stack(finite).all()
+  return jnp.stack(rows.vary_alike(finite)).all() if finite else jnp.array(True)
