@@ -108,7 +108,7 @@ def on_own_rows(
       try:
         return each(*args)
       except (NotImplementedError, TypeError, ValueError) as error:
-        why = str(error)
+        why = str(error).splitlines()[0]
     LOG.warning(
       "The compiler divides the work over %d devices, which may be slower,"
       " since the devices cannot run on rows of their own: %s",
