@@ -76,7 +76,7 @@ def total(tree: Any) -> Any:
 
   def add(x):
     own = axes_of(x)
-    others = math.prod(jax.lax.axis_size(axis) for axis in axes - own)
+    others = jax.lax.axis_size(tuple(axes - own))
     x = jax.lax.psum(x, tuple(sorted(own))) if own else x
     return x * jnp.asarray(others, x.dtype) if others > 1 else x
 
@@ -101,12 +101,12 @@ def bernoulli(
   Returns:
     Booleans of the given shape.
   """
-  axes = sorted(axes_of(like))
+  names = jax.sharding.get_abstract_mesh().axis_names
+  axes = tuple(axis for axis in names if axis in axes_of(like))
   if not axes:
     return jax.random.bernoulli(key, p, shape)
-  sizes = [jax.lax.axis_size(axis) for axis in axes]
-  whole = (shape[0] * math.prod(sizes), *shape[1:])
-  device = jax.lax.axis_index(tuple(axes))
+  whole = (shape[0] * jax.lax.axis_size(axes), *shape[1:])
+  device = jax.lax.axis_index(axes)
   if not _by_position(key, math.prod(whole)):
     drawn = jax.random.bernoulli(key, p, whole)
     return jax.lax.dynamic_slice_in_dim(drawn, device * shape[0], shape[0])

@@ -17,6 +17,7 @@ from experiments import (
 )
 from recurrent import optim, sharding
 from recurrent.training import digest, step
+from tests import programs
 from tests.experiments.classification_test import write_arrays, write_tags
 
 pytestmark = [
@@ -159,3 +160,57 @@ def test_several_devices_score_what_one_does(name, places, caplog):
       value = pytest.approx(value, rel=1e-5, abs=1e-5)
     assert found[1][key] == value
   assert "compiler divides" not in caplog.text
+
+
+def compiled(devices, *flags):
+  """The number of parameters of a language model, and its compiled step."""
+  flags = [f"--{flag}" for flag in ("features=8", "batch_size=16", *flags)]
+  argv = ["", "--workdir=x", "--smoke", *flags]
+  config = runner.config_lib.parse(language_model.Config, argv)
+  task = language_model.make_task(config)
+  state, train_step, batch = begin(config, task, devices)
+  text = train_step.lower(state, batch(0)).compile().as_text()
+  return sum(x.size for x in jax.tree.leaves(state.params)), text
+
+
+@pytest.mark.parametrize(
+  ("devices", "flags"),
+  [
+    (2, ["method=auto"]),
+    (4, ["method=scan"]),
+    (8, ["method=fused", "activation_penalty=1"]),
+    (8, ["method=auto", "layers=2", "clip_norm=1"]),
+    (8, ["cell=min_gru", "remat=4"]),
+  ],
+)
+def test_a_step_has_one_all_reduce_after_its_loops(devices, flags):
+  size, text = compiled(devices, *flags)
+  [found] = programs.collectives(text)
+  assert found.kind == "all-reduce" and not found.in_loop
+  # The gradients, and some sums of the loss and of its metrics.
+  assert size < found.numbers <= size + 8
+
+
+def test_a_collective_within_a_loop_is_seen():
+  mesh = sharding.make_mesh(2)
+
+  def run(x):
+    each = lambda x, _: (jax.lax.psum(x, "data") / 3, None)
+    return jax.lax.scan(each, x, length=5)[0]
+
+  sharded = jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=sharding.ROWS,
+    out_specs=sharding.ROWS,
+    check_vma=False,
+  )
+  text = jax.jit(sharded).lower(np.ones((4, 3), np.float32)).compile().as_text()
+  [found] = programs.collectives(text)
+  assert found == ("all-reduce", 6, True)
+
+
+def test_the_loop_in_cpp_runs_on_the_rows_of_each_device():
+  size, text = compiled(8)
+  loops = re.findall(r"custom-call\(.*recurrent_lstm\w*", text)
+  assert len(loops) == 2, "forward and backward"
