@@ -129,9 +129,10 @@ def bernoulli(
 
 def _by_position(key, size) -> bool:
   """Whether JAX draws 32 bits from the key and each number's position."""
+  config: Any = jax.config
   return (
     jax.random.key_impl(key) == "threefry2x32"
-    and jax.config.jax_threefry_partitionable
-    and not jax.config.jax_enable_x64  # `bernoulli` draws 64 bits then.
+    and getattr(config, "jax_threefry_partitionable", True)
+    and not config.jax_enable_x64  # `bernoulli` draws 64 bits then.
     and size < 2**32
   )

@@ -46,8 +46,9 @@ class Setting(NamedTuple):
     """Returns the present setting, with the given dtypes.
 
     Platform and devices are those of the first of these that is set:
-    `compile_for` (its platform only, in `jax.shard_map`); the mesh of `jax.set_mesh` or `jax.shard_map`; the option
-    `jax_default_device` of JAX; JAX's default backend.
+    `compile_for` (its platform only, in `jax.shard_map`); the mesh of
+    `jax.set_mesh` or `jax.shard_map`; the option `jax_default_device` of JAX;
+    JAX's default backend.
 
     Args:
       dtype: the dtype to compute in.

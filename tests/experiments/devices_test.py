@@ -77,9 +77,10 @@ CASES = {
 def places(tmp_path_factory):
   """The files that the flags of the cases name."""
   folder = tmp_path_factory.mktemp("devices")
-  time = np.arange(120)
-  series = np.sin(time / 2) + np.random.default_rng(0).normal(size=120) / 9
-  lines = [f"{t},{'' if t % 7 == 3 else x}" for t, x in zip(time, series)]
+  series = (
+    np.sin(np.arange(120) / 2) + np.random.default_rng(0).normal(size=120) / 9
+  )
+  lines = [f"{t},{'' if t % 7 == 3 else x}" for t, x in enumerate(series)]
   (folder / "days.csv").write_text("\n".join(["t,a", *lines]) + "\n")
   flags = []
   for split, times in (("train", 8), ("valid", 2), ("test", 2)):
