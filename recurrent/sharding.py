@@ -1,11 +1,14 @@
-"""Data parallelism over a mesh of devices with one axis, `"data"`.
+"""Meshes of devices: how batches, parameters and their states are divided.
 
-Batches and carries are split over `"data"` along their first axis. All other
-arrays are replicated, and the compiler inserts the all-reduce of the gradients.
+A mesh has the axis `"data"`. Batches and carries are divided over it along
+their first axis, and each device runs on its own rows (`on_own_rows`). With
+`model_parallel` the mesh has a second axis `"model"`, over which matrices are
+divided by columns (`columns`); there the compiler divides the work. Everything
+else has a copy on each device.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,21 +20,23 @@ from recurrent.types import PyTree
 
 LOG = logging.getLogger("recurrent")
 
-DATA = "data"
+DATA, MODEL = "data", "model"
 ROWS, WHOLE = PartitionSpec(DATA), PartitionSpec()
 
 
-def make_mesh(devices: int | None = None) -> Mesh:
+def make_mesh(devices: int | None = None, model_parallel: int = 1) -> Mesh:
   """Makes a mesh over the first `devices` devices, or over all of them.
 
   Args:
     devices: number of devices to use; None or 0 for all.
+    model_parallel: number of devices over which each matrix is divided.
 
   Returns:
-    A mesh with the axis "data".
+    A mesh with the axis "data", and with `model_parallel` above 1 also "model".
 
   Raises:
-    ConfigError: if there are fewer than `devices` devices.
+    ConfigError: if there are fewer than `devices` devices, or `model_parallel`
+      does not divide them.
   """
   available = jax.device_count()
   if devices and devices > available:
@@ -39,13 +44,28 @@ def make_mesh(devices: int | None = None) -> Mesh:
       f"`devices={devices}`, but there are {available}",
       f"use `devices={available}`, or 0 for all",
     )
+  number = devices or available
+  if number % model_parallel:
+    raise ConfigError(
+      f"`model_parallel={model_parallel}` does not divide {number} devices",
+      "use one of"
+      f" {', '.join(str(n) for n in range(1, number + 1) if not number % n)}",
+    )
+  return mesh_of(jax.devices()[:number], model_parallel)
+
+
+def mesh_of(devices: Sequence[Any], model_parallel: int = 1) -> Mesh:
+  """Makes the mesh of `make_mesh` over the given devices."""
+  axes: dict[str, int] = {DATA: len(devices) // model_parallel}
+  if model_parallel > 1:
+    axes[MODEL] = model_parallel
   # Auto, since under Explicit, the default since jax 0.9, a plain embedding
   # lookup of sharded tokens is a type error.
   return jax.make_mesh(
-    (devices or available,),
-    (DATA,),
-    axis_types=(AxisType.Auto,),
-    devices=jax.devices()[: devices or available],
+    tuple(axes.values()),
+    tuple(axes),
+    axis_types=(AxisType.Auto,) * len(axes),
+    devices=devices,
   )
 
 
@@ -57,6 +77,47 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_batch(mesh: Mesh) -> NamedSharding:
   """The sharding that splits the first axis of an array over the devices."""
   return NamedSharding(mesh, ROWS)
+
+
+def columns(tree: PyTree, mesh: Mesh, *, by_data: bool = False) -> PyTree:
+  """The sharding of parameters, or of the state of an optimiser, on a mesh.
+
+  Matrices, and arrays of more axes, are divided by columns over "model": the
+  embedding by its features, the output layer by the tokens, the weights of a
+  recurrent layer by the units of its gates. The rule knows the shape only, so
+  that the moments of an optimiser are divided as their parameters are.
+
+  Args:
+    tree: arrays, or their shapes.
+    mesh: the mesh of devices.
+    by_data: whether to divide each array over "data" too, by the first of the
+      other axes that allows it, as for the state of an optimiser that no device
+      needs as a whole (ZeRO).
+
+  Returns:
+    For each array a sharding. Axes that the devices do not divide are whole.
+
+  Reference:
+    Rajbhandari et al., "ZeRO: memory optimizations toward training trillion
+    parameter models", 2020.
+  """
+
+  def place(leaf):
+    spec: list[str | None] = [None] * len(leaf.shape)
+    parts = mesh.shape.get(MODEL, 1)
+    if parts > 1 and len(spec) > 1 and not leaf.shape[-1] % parts:
+      spec[-1] = MODEL
+    if by_data:
+      whole = (
+        axis
+        for axis, size in enumerate(leaf.shape)
+        if spec[axis] is None and size and not size % mesh.shape[DATA]
+      )
+      if (axis := next(whole, None)) is not None:
+        spec[axis] = DATA
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree.map(place, tree)
 
 
 def on_own_rows(
@@ -152,7 +213,7 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
     batch_size: rows of the global batch.
     mesh: the mesh of devices.
   """
-  n = mesh.size
+  n = mesh.shape[DATA]
   if batch_size % n == 0:
     return
   below, above = batch_size // n * n, -(-batch_size // n) * n

@@ -66,6 +66,7 @@ def make_evaluator(
     is called before each batch; if it is True the result is None.
   """
   replicated = sharding.replicated(mesh)
+  devices = mesh.shape[sharding.DATA]
   where = sharding.split_batch(mesh)
 
   @functools.partial(jax.jit, static_argnums=1)
@@ -104,8 +105,8 @@ def make_evaluator(
     for batch in batches:
       if interrupted():
         return None
-      places.append(_places(batch, sum(map(len, places)), mesh.size))
-      batch = _padded(batch, mesh.size)
+      places.append(_places(batch, sum(map(len, places)), devices))
+      batch = _padded(batch, devices)
       if sums is None:
         carry = start(params, _count(batch))
       carry, metrics, rows = step(params, carry, sharding.put(batch, where))

@@ -1,5 +1,6 @@
 """The train step: loss, gradient and update, skipped if not finite."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ def make_train_step(
   seed: int,
   ema_decay: float = 0.0,
   learning_rate: Callable[[Any], Array] | None = None,
+  zero: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Status]]:
   """Makes the jitted train step over a mesh; the step donates its state.
 
@@ -85,6 +87,7 @@ def make_train_step(
     learning_rate: a function from the optimiser's state to the learning rate
       of the last update, from `optim.make_learning_rate`. If given, the status
       contains that rate.
+    zero: whether the optimiser state is divided over "data".
 
   Returns:
     `step(state, batch) -> (state, status)`. If the loss or a value of the new
@@ -171,19 +174,39 @@ def make_train_step(
     rate = learning_rate(new.opt_state) if learning_rate else None
     return new, Status(value, new.skipped, new.skipped_in_a_row, rate)
 
-  return jax.jit(
-    step,
-    donate_argnums=0,
-    out_shardings=(state_sharding(mesh), sharding.replicated(mesh)),
-  )
+  def placed_step(state: TrainState, batch):
+    new, status = step(state, batch)
+    everywhere = sharding.replicated(mesh)
+    where = state_sharding(mesh, new, zero=zero), everywhere
+    return jax.lax.with_sharding_constraint((new, status), where)
+
+  return jax.jit(placed_step, donate_argnums=0)
 
 
-def state_sharding(mesh: Mesh) -> TrainState:
-  """Shardings of the state: the carry split by rows, the rest replicated."""
-  parts: dict[str, Any] = dict.fromkeys(
-    TrainState._fields, sharding.replicated(mesh)
+def state_sharding(
+  mesh: Mesh, shapes: TrainState, *, zero: bool = False
+) -> TrainState:
+  """The shardings of a state: of its carry by rows, of its matrices by columns.
+
+  Args:
+    mesh: from `recurrent.sharding`.
+    shapes: the state, or its shapes.
+    zero: whether the optimiser state, and the moving average of the parameters,
+      are divided over "data", since only their update needs them.
+
+  Returns:
+    For each array a sharding. Without a second axis of the mesh and without
+    `zero`, everything but the carry is replicated.
+  """
+  whole, rows_of = sharding.replicated(mesh), sharding.split_batch(mesh)
+  where = jax.tree.map(lambda _: whole, shapes)
+  divided = functools.partial(sharding.columns, mesh=mesh, by_data=zero)
+  return where._replace(
+    params=sharding.columns(shapes.params, mesh),
+    opt_state=divided(shapes.opt_state),
+    ema=divided(shapes.ema),
+    carry=jax.tree.map(lambda _: rows_of, shapes.carry),
   )
-  return TrainState(**{**parts, "carry": sharding.split_batch(mesh)})
 
 
 def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:

@@ -205,6 +205,10 @@ def test_xla_keeps_the_weights_of_the_plain_loop_on_chip_too(tpu, where):
     assert re.findall(r"bf16\[512,2048\]\{[^}]*?(S\(\d\))?\}", loop)[0] == where
 
 
+def placed(array, where):
+  return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
+
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
   "topology", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x2", "v6e:4x4"]
@@ -229,8 +233,10 @@ def test_a_train_step_on_several_tpus_has_one_all_reduce(
   init, graphdef = runner.initialiser(config, task, optimizer)
   devices = ahead.devices(topology)
   mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-  state = runner._template(init, step.state_sharding(mesh))
-  batch = runner._placed(task.batches[0], sharding.split_batch(mesh))
+  shapes = jax.eval_shape(init)
+  state = jax.tree.map(placed, shapes, step.state_sharding(mesh, shapes))
+  rows = sharding.split_batch(mesh)
+  batch = {k: placed(x, rows) for k, x in task.batches[0].items()}
   train_step = step.make_train_step(
     graphdef, task.loss, optimizer, mesh, seed=0
   )

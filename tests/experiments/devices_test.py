@@ -105,22 +105,29 @@ def make(name, places):
   return config, module.make_task(config)
 
 
-def begin(config, task, devices):
+def begin(config, task, devices, model_parallel=1, zero=False):
   """The initial state on a mesh, its step, and what places a batch there."""
-  mesh = sharding.make_mesh(devices)
+  mesh = sharding.make_mesh(devices, model_parallel)
   optimizer = optim.make_optimizer(config, STEPS)
   init, graphdef = runner.initialiser(config, task, optimizer)
-  state = jax.jit(init, out_shardings=step.state_sharding(mesh))()
+  where = step.state_sharding(mesh, jax.eval_shape(init), zero=zero)
+  state = jax.jit(init, out_shardings=where)()
   train_step = step.make_train_step(
-    graphdef, task.loss, optimizer, mesh, seed=0, ema_decay=config.ema
+    graphdef,
+    task.loss,
+    optimizer,
+    mesh,
+    seed=0,
+    ema_decay=config.ema,
+    zero=zero,
   )
   rows = sharding.split_batch(mesh)
   return state, train_step, lambda n: sharding.put(task.batches[n], rows)
 
 
-def trained(config, task, devices):
+def trained(config, task, *layout):
   """All numbers of the state after some steps, and the losses."""
-  state, train_step, batch = begin(config, task, devices)
+  state, train_step, batch = begin(config, task, *layout)
   losses = []
   for number in range(STEPS):
     state, status = train_step(state, batch(number))
@@ -142,6 +149,21 @@ def test_several_devices_compute_what_one_does(name, places, caplog):
       )
   # Each device has run on its own rows.
   assert "compiler divides" not in caplog.text
+
+
+@pytest.mark.parametrize(
+  "layout", [(2, 2), (8, 2), (8, 4), (8, 1, True), (4, 2, True)]
+)
+@pytest.mark.parametrize(
+  "name", ["language model", "language model, penalties"]
+)
+def test_parameters_may_be_divided(name, layout, places):
+  config, task = make(name, places)
+  want, found = trained(config, task, 1), trained(config, task, *layout)
+  for path, array in want.items():
+    np.testing.assert_allclose(
+      found[path], array, rtol=1e-5, atol=1e-5, err_msg=path
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
