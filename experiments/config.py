@@ -134,6 +134,11 @@ class RunConfig(Checked):
     init_from: directory of another run, or of one of its checkpoints. The run
       starts from its parameters wherever they have the same name and shape.
     devices: number of devices to use; 0: all.
+    model_parallel: number of devices over which each matrix of the model is
+      divided, by columns, for models that do not fit one device. It divides
+      --devices; each group of that many devices has its own rows of a batch.
+    zero: divide the state of the optimiser over the devices, instead of a copy
+      on each of them.
     coordinator: address host:port of process 0, for a run of several processes,
       or auto on clusters that JAX can ask for it (TPU pods, SLURM).
     processes: number of processes; not needed with --coordinator=auto.
@@ -152,6 +157,8 @@ class RunConfig(Checked):
   ema: float = 0.0
   init_from: str = ""
   devices: int = 0
+  model_parallel: int = 1
+  zero: bool = False
   coordinator: str = ""
   processes: int = 0
   process: int = 0
@@ -159,11 +166,11 @@ class RunConfig(Checked):
 
   # Flags that may change when a run is resumed in its workdir.
   OPERATIONAL: typing.ClassVar[frozenset[str]] = frozenset(
-    "workdir steps checkpoint_every devices coordinator processes process"
-    " smoke".split()
+    "workdir steps checkpoint_every devices model_parallel zero coordinator"
+    " processes process smoke".split()
   )
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
-    "steps batch_size log_every eval_every".split()
+    "steps batch_size log_every eval_every model_parallel".split()
   )
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(("ema",))
   SMOKE: typing.ClassVar[dict[str, Any]] = {

@@ -158,7 +158,7 @@ def loss(
     losses.cross_entropy(model.logits(dropped), batch["targets"]),
     batch.get("weights"),
   )
-  total = nats.total / nats.weight
+  total = nats.value()
   if activation_penalty:
     total += activation_penalty * losses.activation_penalty(dropped, mask)
   if temporal_penalty:

@@ -195,7 +195,7 @@ def train(
   _show_log()
   join_processes(config)
   with Preemption() as preemption:
-    mesh = sharding.make_mesh(config.devices)
+    mesh = sharding.make_mesh(config.devices, config.model_parallel)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     optim.make_optimizer(config, config.steps)  # Refuses bad flags early.
     if config.init_from and workdir_lib.read_config(config.workdir) is None:
@@ -287,8 +287,9 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
 
   init, graphdef = initialiser(config, task, optimizer)
   unit, count = task.units
-  shardings = step.state_sharding(mesh)
-  template = _template(init, shardings)
+  shapes = jax.eval_shape(init)
+  shardings = step.state_sharding(mesh, shapes, zero=config.zero)
+  template = jax.tree.map(_placed, shapes, shardings)
   train_step = step.make_train_step(
     graphdef,
     task.loss,
@@ -297,6 +298,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
     seed=config.seed,
     ema_decay=config.ema,
     learning_rate=optim.make_learning_rate(config, config.steps),
+    zero=config.zero,
   )
   restored = checkpoints.restore_latest(template)
   if restored is None:
@@ -315,8 +317,20 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
     unit,
   )
   to_evaluate = _evaluated_graphdef(config, task.make_model)
-  evaluate = make_evaluate(task, to_evaluate, mesh)
+  score = make_evaluate(task, to_evaluate, mesh)
   sample = task.make_sample(to_evaluate)
+  as_evaluated = sharding.columns(shapes.evaluated, mesh)
+  place = lambda params, where: (
+    params
+    if config.model_parallel == 1 and not config.zero
+    else jax.jit(lambda tree: tree, out_shardings=where)(params)
+  )
+
+  def evaluate(params, *args):
+    return score(place(params, as_evaluated), *args)
+
+  def show(at_step, params):
+    return sample(place(params, sharding.replicated(mesh)), at_step)
 
   def is_before(row):
     """Whether a row was written before the checkpoint was saved."""
@@ -341,7 +355,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
       loop.Hooks(
         put=lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
         evaluate=lambda params, stop: evaluate(params, "valid", stop),
-        on_evaluation=lambda at_step, params: sample(params, at_step),
+        on_evaluation=show,
         describe=lambda means, at_step: describe_training(task, means),
         units=count,
       ),
@@ -623,7 +637,9 @@ def load_params(
   _, params, variables = state_lib.split(_shapes(config, make_model))
   where = sharding.replicated(sharding.make_mesh(1))
   part = "ema" if config.ema else "params"
-  template = _placed({part: params, "variables": variables}, where)
+  template = jax.tree.map(
+    lambda shape: _placed(shape, where), {part: params, "variables": variables}
+  )
   steps = checkpoints.steps()[::-1]
   if not steps:
     raise CheckpointError(
@@ -713,17 +729,9 @@ def _evaluated_graphdef(config, make_model):
   return nnx.split(model)[0]
 
 
-def _template(init, shardings):
-  """Shapes, dtypes and shardings of a state, as Orbax needs to restore it."""
-  shapes = jax.eval_shape(init)
-  return type(shapes)(*map(_placed, shapes, shardings))
-
-
-def _placed(shapes, where):
-  """Shapes with a sharding."""
-  return jax.tree.map(
-    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes
-  )
+def _placed(shape, where):
+  """A shape with a sharding, as Orbax needs it to restore an array."""
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
 
 def _finished(workdir: Workdir, steps: int) -> dict[str, Any] | None:

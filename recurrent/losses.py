@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from recurrent import numerics
+from recurrent import numerics, rows
 from recurrent.types import Activations, Array, Float, Int, Mask
 
 
@@ -143,6 +143,7 @@ def temporal_activation_penalty(
 def _mean(values, mask):
   """The mean of the values where the mask is True."""
   if mask is None:
-    return values.mean()
+    mask = jnp.ones(values.shape, bool)
   values = jnp.where(mask, values, jnp.zeros_like(values))
-  return values.sum() / jnp.maximum(mask.sum(), 1).astype(values.dtype)
+  value, count = rows.total((values.sum(), mask.sum()))
+  return value / jnp.maximum(count, 1).astype(values.dtype)

@@ -46,8 +46,9 @@ class Setting(NamedTuple):
     """Returns the present setting, with the given dtypes.
 
     Platform and devices are those of the first of these that is set:
-    `compile_for`; the mesh of `jax.set_mesh` or `jax.shard_map`; the option
-    `jax_default_device` of JAX; JAX's default backend.
+    `compile_for` (its platform only, in `jax.shard_map`); the mesh of
+    `jax.set_mesh` or `jax.shard_map`; the option `jax_default_device` of JAX;
+    JAX's default backend.
 
     Args:
       dtype: the dtype to compute in.
@@ -88,7 +89,8 @@ def compile_for(
 
   Args:
     platform: "cpu", "gpu" (or "cuda", "rocm") or "tpu".
-    devices: the number of devices over which arrays are sharded.
+    devices: the number of devices over which arrays are sharded. Within
+      `jax.shard_map` it is that of the axes that are not manual.
 
   Returns:
     A context manager.
@@ -105,19 +107,20 @@ def compile_for(
 
 def _place() -> tuple[str, int]:
   """Returns the present platform and the number of devices."""
+  mesh = jax.sharding.get_abstract_mesh()
+  # Along a manual axis (`jax.shard_map`) each device runs its own program.
+  shared = set(mesh.axis_names) - set(mesh.manual_axes)
+  devices = math.prod(mesh.shape[axis] for axis in shared)
   if _target.value is not None:
-    return _target.value
+    platform, asked = _target.value
+    return platform, devices if mesh.manual_axes else asked
   config: Any = jax.config
   default = config.jax_default_device
   platform = getattr(default, "platform", default) or jax.default_backend()
   platform = _SAME.get(platform, platform)
-  mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
-    # Along a manual axis (`jax.shard_map`) each device runs its own program.
-    shared = set(mesh.axis_names) - set(mesh.manual_axes)
     device = mesh.abstract_device
-    platform = device.platform if device else platform
-    return platform, math.prod(mesh.shape[axis] for axis in shared)
+    return device.platform if device else platform, devices
   if default is None or isinstance(default, str):
     return platform, jax.device_count(default)
   return platform, 1

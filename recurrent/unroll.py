@@ -20,8 +20,8 @@ from recurrent.cells.noise import unwrapped, unwrapped_cell
 from recurrent.checks import check_carry, check_flags
 from recurrent.executors.fused import CARRIES
 from recurrent.executors.newton import NewtonReport
-from recurrent.kernels.transforms import vary_alike
 from recurrent.masking import TimeSteps, as_mask, at, length, select
+from recurrent.rows import vary_alike
 from recurrent.setting import Setting
 from recurrent.types import Array, Carry, Lengths, Mask, Params, Remat
 
@@ -417,9 +417,10 @@ def explain(
       wider.
 
   Returns:
-    A text: one line with the chosen method and the loop that it runs, a second
-    one if a cell with noise runs by another method in evaluation, then one line
-    for every method.
+    A text: one line with the chosen method and the loop that it runs, another
+    one if a cell with noise runs by another method in evaluation, and another
+    one if each of several devices would run it by another method on its own
+    rows (`jax.shard_map`), then one line for every method.
 
   Raises:
     ValueError: as `unroll` does.
@@ -430,6 +431,11 @@ def explain(
   if method == "auto" and plain != inner:
     lines.append(
       f"without noise, as {plain}, {_choice(plain, method, setting)}"
+    )
+  alone = _choice(inner, method, setting._replace(devices=1))
+  if alone != _choice(inner, method, setting):
+    lines.append(
+      f"in `jax.shard_map`, as in the train step, each device runs it {alone}"
     )
   for name, executor in executors.EXECUTORS.items():
     why_not = executor.why_not(inner) or executor.why_not_here(setting)

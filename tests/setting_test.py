@@ -87,7 +87,9 @@ def test_it_follows_the_default_device(monkeypatch):
 def test_a_default_device_is_one_device_and_its_loop_is_in_cpp(with_compiler):
   cell = cells.LSTM(4)
   assert place() == ("cpu", jax.device_count())
-  assert "by 'fused'" in explain(cell)
+  first, second = explain(cell).splitlines()[:2]
+  assert "by 'fused'" in first
+  assert "each device runs it by 'cpu_kernel'" in second
   with jax.default_device(jax.devices()[1]):
     assert place() == ("cpu", 1)
     assert "by 'cpu_kernel'" in explain(cell)
@@ -114,6 +116,10 @@ def test_it_follows_the_mesh_in_use():
     )
     jax.jit(sharded)(jnp.ones(8))
   assert found == [("cpu", 1), ("cpu", 2)]
+  sharded = jax.shard_map(look, mesh=mesh, in_specs=rows, out_specs=rows)
+  with compile_for("tpu", devices=8):
+    jax.jit(sharded).trace(jnp.ones(8))
+  assert found[2:] == [("tpu", 1)]
   one = jax.make_mesh(
     (1,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
   )

@@ -45,7 +45,9 @@ def make_step(config: language_model.Config, devices: int = 0) -> TrainStep:
     step.make_train_step(
       graphdef, task.loss, optimizer, mesh, seed=0, ema_decay=config.ema
     ),
-    jax.jit(init, out_shardings=step.state_sharding(mesh)),
+    jax.jit(
+      init, out_shardings=step.state_sharding(mesh, jax.eval_shape(init))
+    ),
     lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
   )
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from recurrent import rows
 from recurrent.cells import base
 from recurrent.types import Array, Float, Params, PRNGKey
 
@@ -224,7 +225,7 @@ class Zoneout(TimeStepWrapper):
     batch, time = jax.tree.leaves(inputs)[0].shape[:2]
     carry = jax.eval_shape(lambda p: self.cell.initial_carry(p, ()), params)
     keep = tuple(
-      jax.random.bernoulli(k, rate, (batch, time, *leaf.shape))
+      rows.bernoulli(k, rate, (batch, time, *leaf.shape), inputs)
       for k, rate, leaf in zip(
         jax.random.split(key),
         (self.rate, self.memory_rate),
@@ -294,7 +295,7 @@ class UpdateDropout(TimeStepWrapper):
     # The last leaf of the carry is as wide as the candidate.
     width = carry[-1].shape[-1]
     shape = (batch, 1 if self.locked else time, width)
-    keep = jax.random.bernoulli(key, 1 - self.rate, shape)
+    keep = rows.bernoulli(key, 1 - self.rate, shape, inputs)
     return params, Masked(inputs, jnp.broadcast_to(keep, (batch, time, width)))
 
 
@@ -388,7 +389,7 @@ class RecurrentDropout(Wrapper):
   def _draw(self, params, inputs, key):
     batch = jax.tree.leaves(inputs)[0].shape[0]
     ones = jnp.ones((batch, self.features), jnp.float32)
-    keep = jax.random.bernoulli(key, 1 - self.rate, ones.shape)
+    keep = rows.bernoulli(key, 1 - self.rate, ones.shape, inputs)
     return params._replace(keep=_drop(ones, keep, self.rate)), inputs
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from recurrent.decoding.sampling import Step
+from recurrent.rows import vary_alike
 from recurrent.types import Array, Bool, Carry, Float, Int
 
 # In place of minus infinity: differences of two remain numbers.
@@ -200,19 +201,18 @@ def beam_search(
   none = jnp.full((batch, beams), _NEVER)
   empty = jnp.full((batch, beams, num_tokens), stop_token, jnp.int32)
   zeros = jnp.zeros((batch, beams), jnp.int32)
-  search = jax.lax.while_loop(
-    goes_on,
-    extend,
-    _Search(
-      jnp.int32(0),
-      jax.tree.map(repeat, carry),
-      repeat(logits),
-      empty,
-      # All beams are equal at first, so only one of them is live.
-      none.at[:, 0].set(0.0),
-      Beams(empty, zeros, none, none),
-    ),
+  start = _Search(
+    jnp.int32(0),
+    jax.tree.map(repeat, carry),
+    repeat(logits),
+    empty,
+    # All beams are equal at first, so only one of them is live.
+    none.at[:, 0].set(0.0),
+    Beams(empty, zeros, none, none),
   )
+  # Within `jax.shard_map` the carry of a loop must vary as its results do.
+  start = vary_alike(start)
+  search = jax.lax.while_loop(goes_on, extend, start)
   # Those that have not ended count if the search was not cut short.
   unended = search.log_probabilities
   ripe = (search.number >= num_tokens) & (unended > _NEVER / 2)

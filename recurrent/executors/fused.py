@@ -326,6 +326,8 @@ def _used_by_gate(cell, params, carries, projected, mixed) -> list[bool]:
   args = jax.eval_shape(
     lambda: (params, *(at(x, 0) for x in (carries, projected, mixed)))
   )
+  # Without the mesh axes over which the arrays vary in `jax.shard_map`.
+  args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
   jaxpr = jax.make_jaxpr(cell.gate)(*args).jaxpr
   # An argument that is only passed to an inner `jit` which does not read it
   # does not count as read: dead code elimination removes it.

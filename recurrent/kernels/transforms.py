@@ -22,6 +22,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
+from recurrent.rows import vary_alike
+
 Static = tuple[Any, ...]  # hashable values
 
 
@@ -443,33 +445,6 @@ ad.primitive_jvps[kernel_p] = _kernel_jvp
 batching.primitive_batchers[kernel_p] = _kernel_batch
 
 
-def vary_alike(tree: Any) -> Any:
-  """Makes all arrays vary over each mesh axis that any of them varies over.
-
-  Within `jax.shard_map` the type of an array says over which mesh axes it
-  varies. The carry of a loop must keep its type, but a carry that starts with
-  replicated zeros varies once sharded inputs are added to it.
-
-  Args:
-    tree: a pytree of arrays.
-
-  Returns:
-    The same arrays with such types; outside `jax.shard_map`, `tree` itself.
-  """
-  over = [_varies_over(x) for x in jax.tree.leaves(tree)]
-  axes = frozenset().union(*over)
-  if not axes:
-    return tree
-
-  def cast(x):
-    missing = tuple(sorted(axes - _varies_over(x)))
-    if not missing or jnp.result_type(x) == jax.dtypes.float0:
-      return x
-    return jax.lax.pcast(jnp.asarray(x), missing, to="varying")
-
-  return jax.tree.map(cast, tree)
-
-
 def each_device(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
   """Marks the shape of a kernel's result as varying over no mesh axis.
 
@@ -479,11 +454,3 @@ def each_device(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
   """
   none = {"manual_axis_type": jax.sharding.ManualAxisType()}
   return jax.ShapeDtypeStruct(shape.shape, shape.dtype, **none)
-
-
-def _varies_over(x) -> frozenset[str]:
-  kind = jax.typeof(x)
-  # JAX before 0.10 has another name for it.
-  kind = getattr(kind, "manual_axis_type", kind)
-  over = getattr(kind, "varying", None)
-  return getattr(kind, "vma", frozenset()) if over is None else over

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from recurrent import rows
 from recurrent.types import Array, Float
 
 
@@ -43,10 +44,17 @@ class Mean(NamedTuple):
     """The mean over the values of both."""
     return Mean(self.total + other.total, self.weight + other.weight)
 
+  def over_devices(self) -> "Mean":
+    """The mean over the rows of all devices, within `jax.shard_map`."""
+    return Mean(*rows.total(tuple(self)))
+
   def value(self) -> Float[Array, ""]:
-    """Divides, on the device; zero if the weight is zero, as for a loss."""
-    zero = self.weight == 0
-    return self.total / jnp.where(zero, jnp.ones_like(self.weight), self.weight)
+    """Divides, on the device; zero if the weight is zero, as for a loss.
+
+    Within `jax.shard_map` it is the mean over the rows of all devices.
+    """
+    total, weight = self.over_devices()
+    return total / jnp.where(weight == 0, jnp.ones_like(weight), weight)
 
   def compute(self) -> float:
     """Divides, on the host; returns NaN if the weight is zero."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from recurrent import rows
 from recurrent.types import Array, Bool, Float, PRNGKey, Tokens
 
 
@@ -35,7 +36,7 @@ def dropout(
   shape = inputs.shape
   if locked and len(shape) > 2:
     shape = (shape[0], 1, *shape[2:])
-  kept = jax.random.bernoulli(key, 1 - rate, shape)
+  kept = rows.bernoulli(key, 1 - rate, shape, inputs)
   kept = jnp.broadcast_to(kept, inputs.shape)
   return jnp.where(kept, inputs / (1 - rate), jnp.zeros_like(inputs))
 
@@ -59,7 +60,8 @@ def drop_variables(
   if key is None or rate == 0:
     return observed
   batch, _, variables = observed.shape
-  return observed & jax.random.bernoulli(key, 1 - rate, (batch, 1, variables))
+  kept = rows.bernoulli(key, 1 - rate, (batch, 1, variables), observed)
+  return observed & kept
 
 
 def embedding_dropout(
@@ -114,7 +116,7 @@ def word_dropout(
   _check(rate)
   if key is None or rate == 0:
     return tokens
-  dropped = jax.random.bernoulli(key, rate, tokens.shape)
+  dropped = rows.bernoulli(key, rate, tokens.shape, tokens)
   return jnp.where(dropped, jnp.full_like(tokens, unknown), tokens)
 
 

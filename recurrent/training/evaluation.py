@@ -66,19 +66,31 @@ def make_evaluator(
     is called before each batch; if it is True the result is None.
   """
   replicated = sharding.replicated(mesh)
+  devices = mesh.shape[sharding.DATA]
   where = sharding.split_batch(mesh)
 
   @functools.partial(jax.jit, static_argnums=1)
   def start(params, rows):
     return make_carry(nnx.merge(graphdef, params), rows)
 
-  @jax.jit
-  def step(params, carry, batch):
+  def measure(params, carry, batch):
     model = nnx.merge(graphdef, params)
     metrics = {}
     if loss is not None:
       _, (carry, metrics) = loss(model, carry, batch, None)
-    rows = dict(predict(model, batch)) if predict else {}
+    metrics = {name: mean.over_devices() for name, mean in metrics.items()}
+    return metrics, carry, dict(predict(model, batch)) if predict else {}
+
+  measure = sharding.on_own_rows(
+    measure,
+    mesh,
+    (sharding.WHOLE, sharding.ROWS, sharding.ROWS),
+    (sharding.WHOLE, sharding.ROWS, sharding.ROWS),
+  )
+
+  @jax.jit
+  def step(params, carry, batch):
+    metrics, carry, rows = measure(params, carry, batch)
     return carry, metrics, jax.lax.with_sharding_constraint(rows, replicated)
 
   def evaluate(params, batches, interrupted):
@@ -93,8 +105,8 @@ def make_evaluator(
     for batch in batches:
       if interrupted():
         return None
-      places.append(_places(batch, sum(map(len, places)), mesh.size))
-      batch = _padded(batch, mesh.size)
+      places.append(_places(batch, sum(map(len, places)), devices))
+      batch = _padded(batch, devices)
       if sums is None:
         carry = start(params, _count(batch))
       carry, metrics, rows = step(params, carry, sharding.put(batch, where))

@@ -1,5 +1,6 @@
 """The train step: loss, gradient and update, skipped if not finite."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from recurrent import sharding
+from recurrent import rows, sharding
 from recurrent.errors import ConfigError
 from recurrent.metrics import Mean
 from recurrent.training.state import TrainState, join, split
@@ -17,6 +18,9 @@ from recurrent.types import Array, Carry, Float, Int, PRNGKey
 
 # What an experiment gives to the train step:
 # `loss(model, carry, batch, key) -> (loss, (carry, metrics))`.
+# Each device computes it on its own rows. A value over all rows, such as the
+# loss itself, is made by `Mean.value()` or `recurrent.rows.total`, and noise
+# that differs from row to row is drawn by `recurrent.rows.bernoulli`.
 Loss = Callable[
   [Any, Carry, Any, PRNGKey | None],
   tuple[Float[Array, ""], tuple[Carry, dict[str, Mean]]],
@@ -67,6 +71,7 @@ def make_train_step(
   seed: int,
   ema_decay: float = 0.0,
   learning_rate: Callable[[Any], Array] | None = None,
+  zero: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Status]]:
   """Makes the jitted train step over a mesh; the step donates its state.
 
@@ -82,6 +87,7 @@ def make_train_step(
     learning_rate: a function from the optimiser's state to the learning rate
       of the last update, from `optim.make_learning_rate`. If given, the status
       contains that rate.
+    zero: whether the optimiser state is divided over "data".
 
   Returns:
     `step(state, batch) -> (state, status)`. If the loss or a value of the new
@@ -93,17 +99,38 @@ def make_train_step(
       than those that the state has sums for.
   """
 
-  def step(state: TrainState, batch):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+  def differentiate(params, variables, key, carry, batch):
+    """Computes loss and gradient, on all rows or on those of one device."""
 
     def objective(params):
-      model = nnx.merge(graphdef, join(params, state.variables))
-      value, (carry, metrics) = loss(model, state.carry, batch, key)
-      return value, (carry, metrics, split(model)[2])
+      model = nnx.merge(graphdef, join(params, variables))
+      value, (after, metrics) = loss(model, carry, batch, key)
+      return value, (after, metrics, split(model)[2])
 
-    (value, (carry, metrics, variables)), grads = jax.value_and_grad(
+    # The gradient of each device's own copy. Otherwise JAX would sum it over
+    # the devices wherever a parameter is used, at every time step of a loop.
+    own = rows.vary(params, rows.axes_of((carry, batch)))
+    (value, (after, metrics, variables)), grads = jax.value_and_grad(
       objective, has_aux=True
-    )(state.params)
+    )(own)
+    metrics = {name: mean.over_devices() for name, mean in metrics.items()}
+    # Counted here, so that it is summed together with the gradient.
+    broken = (~still_finite(carry, after)).astype(jnp.float32)
+    grads, broken = rows.total((grads, broken))
+    return value, metrics, variables, grads, broken, after
+
+  differentiate = sharding.on_own_rows(
+    differentiate,
+    mesh,
+    (*[sharding.WHOLE] * 3, *[sharding.ROWS] * 2),
+    (*[sharding.WHOLE] * 5, sharding.ROWS),
+  )
+
+  def step(state: TrainState, batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    value, metrics, variables, grads, broken, carry = differentiate(
+      state.params, state.variables, key, state.carry, batch
+    )
     check_metrics(state.metrics, metrics)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, value=value
@@ -133,7 +160,10 @@ def make_train_step(
       metrics={k: v.merge(metrics[k]) for k, v in state.metrics.items()},
       skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
-    good = still_finite((state, jnp.zeros_like(value)), (new, value))
+    good = (broken == 0) & still_finite(
+      (state._replace(carry=()), jnp.zeros_like(value)),
+      (new._replace(carry=()), value),
+    )
     new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
     bad = (~good).astype(jnp.int32)
     new = new._replace(
@@ -144,19 +174,39 @@ def make_train_step(
     rate = learning_rate(new.opt_state) if learning_rate else None
     return new, Status(value, new.skipped, new.skipped_in_a_row, rate)
 
-  return jax.jit(
-    step,
-    donate_argnums=0,
-    out_shardings=(state_sharding(mesh), sharding.replicated(mesh)),
-  )
+  def placed_step(state: TrainState, batch):
+    new, status = step(state, batch)
+    everywhere = sharding.replicated(mesh)
+    where = state_sharding(mesh, new, zero=zero), everywhere
+    return jax.lax.with_sharding_constraint((new, status), where)
+
+  return jax.jit(placed_step, donate_argnums=0)
 
 
-def state_sharding(mesh: Mesh) -> TrainState:
-  """Shardings of the state: the carry split by rows, the rest replicated."""
-  parts: dict[str, Any] = dict.fromkeys(
-    TrainState._fields, sharding.replicated(mesh)
+def state_sharding(
+  mesh: Mesh, shapes: TrainState, *, zero: bool = False
+) -> TrainState:
+  """The shardings of a state: of its carry by rows, of its matrices by columns.
+
+  Args:
+    mesh: from `recurrent.sharding`.
+    shapes: the state, or its shapes.
+    zero: whether the optimiser state, and the moving average of the parameters,
+      are divided over "data", since only their update needs them.
+
+  Returns:
+    For each array a sharding. Without a second axis of the mesh and without
+    `zero`, everything but the carry is replicated.
+  """
+  whole, rows_of = sharding.replicated(mesh), sharding.split_batch(mesh)
+  where = jax.tree.map(lambda _: whole, shapes)
+  divided = functools.partial(sharding.columns, mesh=mesh, by_data=zero)
+  return where._replace(
+    params=sharding.columns(shapes.params, mesh),
+    opt_state=divided(shapes.opt_state),
+    ema=divided(shapes.ema),
+    carry=jax.tree.map(lambda _: rows_of, shapes.carry),
   )
-  return TrainState(**{**parts, "carry": sharding.split_batch(mesh)})
 
 
 def check_metrics(wanted: Iterable[str], found: Iterable[str]) -> None:
@@ -192,4 +242,4 @@ def still_finite(old, new) -> Array:
     for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
     if jnp.issubdtype(b.dtype, jnp.floating)
   ]
-  return jnp.stack(finite).all()
+  return jnp.stack(rows.vary_alike(finite)).all() if finite else jnp.array(True)

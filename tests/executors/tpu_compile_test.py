@@ -8,13 +8,17 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from experiments import language_model, runner
 from experiments.benchmarks import ahead
-from recurrent import kernels, unroll
+from recurrent import kernels, optim, sharding, unroll
 from recurrent.cells import CELLS
 from recurrent.executors import EXECUTORS
+from recurrent.training import step
+from tests import programs
 
 pytest.importorskip(
   "libtpu", reason="needs libtpu, some 700 MB: make tpu-compile"
@@ -199,3 +203,46 @@ def test_xla_keeps_the_weights_of_the_plain_loop_on_chip_too(tpu, where):
   assert len(loops) == 2
   for loop in loops:
     assert re.findall(r"bf16\[512,2048\]\{[^}]*?(S\(\d\))?\}", loop)[0] == where
+
+
+def placed(array, where):
+  return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+  "topology", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x2", "v6e:4x4"]
+)
+@pytest.mark.parametrize("method", ["auto", "tpu_kernel"])
+def test_a_train_step_on_several_tpus_has_one_all_reduce(
+  topology, method, tmp_path
+):
+  file = tmp_path / "text.txt"
+  file.write_text("the quick brown fox jumps over the lazy dog\n" * 2000)
+  config = language_model.Config(
+    workdir="x",
+    smoke=True,
+    text_file=str(file),
+    cell="lstm",
+    batch_size=128,
+    features=128,
+    method=method,
+  )
+  task = language_model.make_task(config)
+  optimizer = optim.make_optimizer(config, 1)
+  init, graphdef = runner.initialiser(config, task, optimizer)
+  devices = ahead.devices(topology)
+  mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+  shapes = jax.eval_shape(init)
+  state = jax.tree.map(placed, shapes, step.state_sharding(mesh, shapes))
+  rows = sharding.split_batch(mesh)
+  batch = {k: placed(x, rows) for k, x in task.batches[0].items()}
+  train_step = step.make_train_step(
+    graphdef, task.loss, optimizer, mesh, seed=0
+  )
+  text = train_step.lower(state, batch).compile().as_text()
+  [found] = programs.collectives(text)
+  assert found.kind == "all-reduce" and not found.in_loop
+  size = sum(x.size for x in jax.tree.leaves(state.params))
+  assert size < found.numbers <= size + 8
+  assert len(vmem(text)) == (2 if method == "tpu_kernel" else 0)
