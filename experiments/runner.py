@@ -33,6 +33,7 @@ from recurrent.training import digest, evaluation, loop, step
 from recurrent.training import state as state_lib
 from recurrent.training import workdir as workdir_lib
 from recurrent.training.preemption import Preemption
+from recurrent.training.watchdog import Watchdog
 from recurrent.training.workdir import Workdir
 from recurrent.types import Carry, PyTree
 
@@ -193,8 +194,15 @@ def train(
 
   config.check()
   _show_log()
-  join_processes(config)
-  with Preemption() as preemption:
+  hang = Path(config.workdir) / f"hang.{config.process}.txt"
+  with (
+    Watchdog(config.heartbeat_seconds, hang) as watchdog,
+    Preemption(watchdog) as preemption,
+  ):
+    join_processes(config)
+    if jax.process_count() > 1:
+      preemption.hold()  # The processes have to end together.
+    watchdog.beat("reading the data")
     mesh = sharding.make_mesh(config.devices)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     optim.make_optimizer(config, config.steps)  # Refuses bad flags early.
@@ -226,8 +234,16 @@ def train(
         workdir.checkpoints, workdir_lib.fingerprint(identity)
       ) as checkpoints:
         result = _fit(
-          config, task, mesh, optimizer, workdir, checkpoints, preemption
+          config,
+          task,
+          mesh,
+          optimizer,
+          workdir,
+          checkpoints,
+          preemption,
+          watchdog,
         )
+      watchdog.beat("drawing the figures")
       if jax.process_index() == 0:
         _conclude(config, task, workdir, result)
       return result
@@ -280,7 +296,9 @@ def join_processes(config):
     )
 
 
-def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
+def _fit(
+  config, task, mesh, optimizer, workdir, checkpoints, preemption, watchdog
+):
   """Restores or initialises the state, trains, and scores the best step."""
   from recurrent.training.progress import Progress
   from recurrent.training.writers import MetricsWriter
@@ -298,6 +316,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
     ema_decay=config.ema,
     learning_rate=optim.make_learning_rate(config, config.steps),
   )
+  watchdog.beat("restoring or initialising")
   restored = checkpoints.restore_latest(template)
   if restored is None:
     state, outcome = jax.jit(init, out_shardings=shardings)(), loop.Outcome()
@@ -324,6 +343,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
       outcome.evaluated_step if task.objective in row else outcome.logged_step
     )
 
+  watchdog.beat("training")
   begun = int(state.step)
   if begun >= config.steps:
     LOG.info("At step %d already: no steps are left.", begun)
@@ -362,6 +382,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   last_step = int(state.step)
   best_step = outcome.best_step if outcome.best_step > 0 else last_step
   checkpoints.wait()
+  watchdog.beat("scoring the best step")
   if best_step != last_step:
     state = checkpoints.restore(best_step, template).state
   scores = {}
