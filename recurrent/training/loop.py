@@ -170,9 +170,7 @@ def fit(
       _refuse_divergence(row, values["train_loss"], outcome.first_loss)
       row = None
 
-  with Feed(
-    batches, hooks.put, hooks.units, step, schedule.steps
-  ) as source:
+  with Feed(batches, hooks.put, hooks.units, step, schedule.steps) as source:
     while True:
       if (
         _due(step, schedule.log_every, schedule.steps)

@@ -151,7 +151,7 @@ class Preemption:
             timer.daemon = True
             timer.start()
 
-    threading.Thread(target=listen, daemon=True).start()
+    threading.Thread(target=listen, name="signals", daemon=True).start()
 
   def _give_up(self):
     """Ends the process, if it is still where there is nothing to save."""

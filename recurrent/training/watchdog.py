@@ -13,7 +13,8 @@ import threading
 import time
 from pathlib import Path
 
-EXIT_CODE = 7
+from recurrent.errors import PeerError
+
 # Seconds in which the stacks are to be written; the disk may be what hangs.
 WRITING = 5.0
 # Python's own timer ends the process after so many times the limit, where a
@@ -79,7 +80,7 @@ class Watchdog:
       faulthandler.cancel_dump_traceback_later()
 
   def _end(self, idle):
-    timer = threading.Timer(WRITING, os._exit, (EXIT_CODE,))
+    timer = threading.Timer(WRITING, os._exit, (PeerError.exit_code,))
     timer.daemon = True
     timer.start()
     with tempfile.TemporaryFile("w+") as stacks:
@@ -95,4 +96,4 @@ class Watchdog:
     if self._file is not None:
       with contextlib.suppress(OSError):
         self._file.write_text(f"{said}\n\n{text}")
-    os._exit(EXIT_CODE)
+    os._exit(PeerError.exit_code)
