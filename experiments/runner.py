@@ -11,13 +11,16 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import shlex
 import sys
+import time
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +31,18 @@ from jax.sharding import Mesh
 from experiments import config as config_lib
 from experiments import figures
 from recurrent import files, memory, optim, sharding
-from recurrent.errors import CheckpointError, ConfigError, Preempted, UserError
+from recurrent.errors import (
+  CheckpointError,
+  ConfigError,
+  PeerError,
+  Preempted,
+  UserError,
+)
 from recurrent.training import digest, evaluation, loop, step
 from recurrent.training import state as state_lib
 from recurrent.training import workdir as workdir_lib
 from recurrent.training.preemption import Preemption
+from recurrent.training.watchdog import Watchdog
 from recurrent.training.workdir import Workdir
 from recurrent.types import Carry, PyTree
 
@@ -44,6 +54,18 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("recurrent")
 
 RESULT = "result.json"
+
+# Seconds without a sign of life after which a process counts as dead.
+PEER_TIMEOUT = 30
+# Seconds in which all processes have to start.
+JOINING = 300
+# Seconds that process 0 waits after an error before it ends.
+LAST_WORDS = 2.0
+# Errors of collectives and of the coordination service without the other side.
+_PEER = re.compile(
+  "closed by peer|Gloo|NCCL|oordination|eartbeat|Barrier|barrier|UNAVAILABLE"
+  "|DEADLINE_EXCEEDED"
+)
 
 Interrupted = Callable[[], bool]
 
@@ -162,15 +184,54 @@ def main(run: Callable[[Any], dict[str, Any]], config_class: type) -> None:
     if jax.process_index() == 0:
       print(files.to_json(result), flush=True)
   except UserError as error:
-    print(config_lib.as_flags(str(error), config_class), file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(error.exit_code)
+    _leave(error, config_class)
   except BrokenPipeError:
     # The reader of stdout has closed it, as `head` does. Python would flush
     # stdout again at its exit and fail.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
+  except Exception as error:
+    if not jax.distributed.is_initialized():
+      raise
+    if isinstance(error, jax.errors.JaxRuntimeError) and _PEER.search(
+      str(error)
+    ):
+      lost = PeerError(
+        f"another process has ended or does not answer: {_first_line(error)}",
+        "see what the others say, then run the same command again",
+      )
+      _leave(lost, config_class)
+    traceback.print_exc()
+    _end_alone(1)
+
+
+def _leave(error: UserError, config_class: type) -> NoReturn:
+  """Prints a user's error and ends the process with its exit code."""
+  print(config_lib.as_flags(str(error), config_class), file=sys.stderr)
+  if jax.distributed.is_initialized() and not isinstance(error, Preempted):
+    _end_alone(error.exit_code)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  sys.exit(error.exit_code)
+
+
+def _end_alone(code: int) -> NoReturn:
+  """Ends a process of several at once, and so the others that wait for it.
+
+  At its usual end a process of JAX waits minutes for all others. They learn
+  that it is gone when a collective fails, or after `PEER_TIMEOUT`.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if jax.process_index() == 0:
+    # Without process 0 JAX aborts the others, which may still have to print
+    # the same error.
+    time.sleep(LAST_WORDS)
+  os._exit(code)
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).splitlines()[0]
 
 
 def train(
@@ -193,8 +254,15 @@ def train(
 
   config.check()
   _show_log()
-  join_processes(config)
-  with Preemption() as preemption:
+  hang = Path(config.workdir) / f"hang.{config.process}.txt"
+  with (
+    Watchdog(config.heartbeat_seconds, hang) as watchdog,
+    Preemption(watchdog) as preemption,
+  ):
+    join_processes(config)
+    if jax.process_count() > 1:
+      preemption.hold()  # The processes have to end together.
+    watchdog.beat("reading the data")
     mesh = sharding.make_mesh(config.devices, config.model_parallel)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     optim.make_optimizer(config, config.steps)  # Refuses bad flags early.
@@ -226,8 +294,16 @@ def train(
         workdir.checkpoints, workdir_lib.fingerprint(identity)
       ) as checkpoints:
         result = _fit(
-          config, task, mesh, optimizer, workdir, checkpoints, preemption
+          config,
+          task,
+          mesh,
+          optimizer,
+          workdir,
+          checkpoints,
+          preemption,
+          watchdog,
         )
+      watchdog.beat("drawing the figures")
       if jax.process_index() == 0:
         _conclude(config, task, workdir, result)
       return result
@@ -272,15 +348,32 @@ def join_processes(config):
   # `Preemption` handles SIGTERM, so JAX's own preemption service is not needed.
   # Orbax would poll it with step numbers of its own, and it answers only once.
   jax.config.update("jax_enable_preemption_service", False)
-  if config.coordinator == "auto":
-    jax.distributed.initialize()
-  else:
+  known = (
+    {}
+    if config.coordinator == "auto"
+    else {
+      "coordinator_address": config.coordinator,
+      "num_processes": config.processes,
+      "process_id": config.process,
+    }
+  )
+  try:
     jax.distributed.initialize(
-      config.coordinator, config.processes, config.process
+      **known,
+      heartbeat_timeout_seconds=PEER_TIMEOUT,
+      initialization_timeout=JOINING,
     )
+  except (RuntimeError, ValueError) as error:
+    raise PeerError(
+      f"cannot join the other processes: {_first_line(error)}",
+      f"start all of them within {JOINING} s, with a --coordinator that they"
+      " can reach, the same --processes, and each its own --process",
+    ) from error
 
 
-def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
+def _fit(
+  config, task, mesh, optimizer, workdir, checkpoints, preemption, watchdog
+):
   """Restores or initialises the state, trains, and scores the best step."""
   from recurrent.training.progress import Progress
   from recurrent.training.writers import MetricsWriter
@@ -300,6 +393,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
     learning_rate=optim.make_learning_rate(config, config.steps),
     zero=config.zero,
   )
+  watchdog.beat("restoring or initialising")
   restored = checkpoints.restore_latest(template)
   if restored is None:
     state, outcome = jax.jit(init, out_shardings=shardings)(), loop.Outcome()
@@ -338,6 +432,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
       outcome.evaluated_step if task.objective in row else outcome.logged_step
     )
 
+  watchdog.beat("training")
   begun = int(state.step)
   if begun >= config.steps:
     LOG.info("At step %d already: no steps are left.", begun)
@@ -376,6 +471,7 @@ def _fit(config, task, mesh, optimizer, workdir, checkpoints, preemption):
   last_step = int(state.step)
   best_step = outcome.best_step if outcome.best_step > 0 else last_step
   checkpoints.wait()
+  watchdog.beat("scoring the best step")
   if best_step != last_step:
     state = checkpoints.restore(best_step, template).state
   scores = {}

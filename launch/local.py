@@ -5,10 +5,11 @@
 
 Each process gets the same flags, and its own number. A SIGTERM, SIGINT or
 SIGHUP is forwarded to all of them. If one process fails, the others are killed
-some seconds later, since they would wait for it. The exit code is the first one
-that is not zero.
+some seconds later, since they would wait for it; if one has saved and stopped,
+they get a minute to do so. The exit code is the first one that is not zero.
 """
 
+import math
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ PORT = flags.DEFINE_integer("port", 0, "of process 0; 0: one that is free")
 
 PREEMPTED = 75  # exit code of a process that was told to stop and has saved
 GRACE = 5.0  # seconds in which the others may end by themselves
+SAVING = 60.0  # the same, after the first one that has saved and stopped
 
 
 def commands(arguments: list[str], processes: int, port: int) -> list[list]:
@@ -85,18 +87,21 @@ def main(argv: list[str]) -> int:
   return wait(running)
 
 
-def wait(running: list[subprocess.Popen], grace: float = GRACE) -> int:
+def wait(
+  running: list[subprocess.Popen], grace: float = GRACE, saving: float = SAVING
+) -> int:
   """Waits for all processes, and kills the others when one has failed.
 
   Args:
     running: the processes.
     grace: seconds in which the others may end by themselves.
+    saving: the same, after the first one that has saved and stopped.
 
   Returns:
     The first exit code that is not zero, or 0. A process that was killed by
     signal N has the code 128 + N, as in a shell.
   """
-  found, deadline = 0, None
+  found, deadline = 0, math.inf
   waiting = list(running)
   while waiting:
     for process in list(waiting):
@@ -105,9 +110,10 @@ def wait(running: list[subprocess.Popen], grace: float = GRACE) -> int:
         continue
       waiting.remove(process)
       found = found or (128 - code if code < 0 else code)
-      if code not in (0, PREEMPTED) and deadline is None:
-        deadline = time.monotonic() + grace
-    if deadline is not None and time.monotonic() > deadline:
+      if code:
+        allowed = saving if code == PREEMPTED else grace
+        deadline = min(deadline, time.monotonic() + allowed)
+    if time.monotonic() > deadline:
       for process in waiting:
         process.kill()
     time.sleep(0.05)

@@ -58,6 +58,16 @@ class DivergedError(UserError):
   exit_code = 6
 
 
+class PeerError(UserError):
+  """Another process of the run has ended or does not answer.
+
+  Its exit code is also that of a process that makes no progress (see
+  `recurrent.training.watchdog`): the same command, run again, continues both.
+  """
+
+  exit_code = 7
+
+
 class Preempted(UserError):  # noqa: N818 - nothing went wrong
   """The run was stopped by a signal and has saved its state.
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers, checkpoint_utils
 
 from recurrent.errors import CheckpointError, UserError, WorkdirError
@@ -32,6 +33,7 @@ LOG = logging.getLogger("recurrent")
 
 FORMAT = 1
 KEEP_LATEST = 2
+SEEN = 16  # newest steps that processes compare
 
 
 class Restored(NamedTuple):
@@ -129,12 +131,16 @@ class Checkpoints:
       CheckpointError: if there are checkpoints but all are damaged, or they
         are those of another configuration.
     """
-    steps = self.steps()
+    steps = _common(self.steps())
     for step in reversed(steps):
+      restored, why = None, ""
       try:
-        return self._read(step, template)
+        restored = self._read(step, template)
       except _Damaged as error:
-        self._set_aside(step, str(error))
+        why = str(error)
+      if _on_all(restored is not None) and restored is not None:
+        return restored
+      self._set_aside(step, why or "another process cannot read it")
     if steps:
       raise CheckpointError(
         f"none of the checkpoints {steps} in {self._directory} can be read",
@@ -238,7 +244,7 @@ class Checkpoints:
     """Turns any error of a save into a `WorkdirError`."""
     try:
       yield
-    except UserError:
+    except (UserError, jax.errors.JaxRuntimeError):  # e.g. a peer has ended
       raise
     except Exception as error:  # TensorStore raises ValueErrors
       said = re.search(r"OS error \d+: ([^\]\n]*)", str(error))
@@ -293,6 +299,8 @@ class Checkpoints:
           wanted, restore_args=restore_args, partial_restore=True
         ),
       )
+    except jax.errors.JaxRuntimeError:  # Not the file: e.g. a peer has ended.
+      raise
     except Exception as error:  # Orbax passes its libraries' errors on
       why = _first_line(error)
       error.__traceback__ = None
@@ -338,6 +346,25 @@ class Checkpoints:
         shutil.rmtree(target)
       source.rename(target)
       LOG.warning("Moved it to %s; trying the one before.", target)
+
+
+def _common(steps: list[int]) -> list[int]:
+  """The newest steps that all processes see; all must call it."""
+  if jax.process_count() == 1:
+    return steps
+  newest = np.full(SEEN, -1)
+  newest[: len(steps[-SEEN:])] = steps[-SEEN:]
+  seen = [
+    set(row.tolist()) for row in multihost_utils.process_allgather(newest)
+  ]
+  return sorted(set.intersection(*seen) - {-1})
+
+
+def _on_all(good: bool) -> bool:
+  """Whether something is true on all processes; all must call it."""
+  if jax.process_count() == 1:
+    return good
+  return bool(multihost_utils.process_allgather(np.array(good)).all())
 
 
 class _Damaged(Exception):

@@ -16,6 +16,7 @@ import jax
 
 from recurrent.errors import DivergedError, Preempted
 from recurrent.metrics import Mean
+from recurrent.training.feed import Feed
 from recurrent.training.preemption import Preemption
 from recurrent.training.state import TrainState
 from recurrent.training.step import Status
@@ -169,70 +170,74 @@ def fit(
       _refuse_divergence(row, values["train_loss"], outcome.first_loss)
       row = None
 
-  while True:
-    if (
-      _due(step, schedule.log_every, schedule.steps)
-      and step > outcome.logged_step
-      and in_flight  # otherwise this session has made no step yet
-    ):
-      write_row()
-      # The sums are taken out of the state, so that the next step does not
-      # donate them and the host can read them later.
-      row = _Row(step, state.metrics, in_flight[-1])
-      state = state._replace(metrics=_zeros(state.metrics))
-      outcome.logged_step = step
-    interrupted = False
-    checkpoints.check()
-    if (
-      _due(step, schedule.eval_every, schedule.steps)
-      and step > outcome.evaluated_step
-    ):
-      write_row()
-      found = hooks.evaluate(state.evaluated, preemption.agreed)
-      interrupted = found is None
-      if found is not None:
-        writer.write(step, found)
-        progress.note(step, found)
-        progress.say(hooks.on_evaluation(step, state.evaluated))
-        _judge(outcome, step, found[objective])
-    stopped = 0 < schedule.patience <= outcome.stale
-    ended = not interrupted and (step >= schedule.steps or stopped)
-    interrupted = not ended and (interrupted or preemption.agreed())
-    record = dataclasses.asdict(outcome)
-    # After a resume, an evaluation that was interrupted is made again. It
-    # changes the record of a step whose arrays are saved already.
-    if (step, record) != saved and (
-      step == saved[0]
-      or interrupted
-      or ended
-      or step % (schedule.checkpoint_every or schedule.eval_every) == 0
-      or outcome.best_step == step
-    ):
-      write_row()
-      checkpoints.save(step, state, record, outcome.best_step)
-      saved = (step, record)
-    if interrupted:
-      checkpoints.wait()
-      raise Preempted(
-        f"told to stop at step {step}; saved",
-        "run the same command again to go on",
-      )
-    if ended:
-      if stopped:
-        LOG.info("No better evaluation in %d: stopping.", outcome.stale)
-      return state, outcome
+  with Feed(batches, hooks.put, hooks.units, step, schedule.steps) as source:
+    while True:
+      if (
+        _due(step, schedule.log_every, schedule.steps)
+        and step > outcome.logged_step
+        and in_flight  # otherwise this session has made no step yet
+      ):
+        write_row()
+        # The sums are taken out of the state, so that the next step does not
+        # donate them and the host can read them later.
+        row = _Row(step, state.metrics, in_flight[-1])
+        state = state._replace(metrics=_zeros(state.metrics))
+        outcome.logged_step = step
+      interrupted = False
+      checkpoints.check()
+      if (
+        _due(step, schedule.eval_every, schedule.steps)
+        and step > outcome.evaluated_step
+      ):
+        write_row()
+        found = hooks.evaluate(state.evaluated, preemption.agreed)
+        interrupted = found is None
+        if found is not None:
+          writer.write(step, found)
+          progress.note(step, found)
+          progress.say(hooks.on_evaluation(step, state.evaluated))
+          _judge(outcome, step, found[objective])
+      stopped = 0 < schedule.patience <= outcome.stale
+      ended = not interrupted and (step >= schedule.steps or stopped)
+      interrupted = not ended and (interrupted or preemption.agreed())
+      record = dataclasses.asdict(outcome)
+      # After a resume, an evaluation that was interrupted is made again. It
+      # changes the record of a step whose arrays are saved already.
+      if (step, record) != saved and (
+        step == saved[0]
+        or interrupted
+        or ended
+        or step % (schedule.checkpoint_every or schedule.eval_every) == 0
+        or outcome.best_step == step
+      ):
+        write_row()
+        checkpoints.save(step, state, record, outcome.best_step)
+        saved = (step, record)
+      if interrupted:
+        checkpoints.wait()
+        raise Preempted(
+          f"told to stop at step {step}; saved",
+          "run the same command again to go on",
+        )
+      if ended:
+        if stopped:
+          LOG.info("No better evaluation in %d: stopping.", outcome.stale)
+        return state, outcome
 
-    batch = batches[step]
-    state, status = train_step(state, hooks.put(batch))
-    step += 1
-    progress.update(step, hooks.units(batch))
-    in_flight.append(status)
-    if len(in_flight) > IN_FLIGHT:
-      jax.block_until_ready(in_flight.popleft())
-    if not math.isfinite(outcome.first_loss):
-      outcome.first_loss = float(status.loss)
-    if row is not None and step >= row.step + IN_FLIGHT:
-      write_row()
+      fed = source.get(step, lambda: preemption.caught)
+      if fed is None:
+        continue  # The signal is seen above.
+      state, status = train_step(state, fed.batch)
+      preemption.hold()
+      step += 1
+      progress.update(step, fed.units, fed.waited)
+      in_flight.append(status)
+      if len(in_flight) > IN_FLIGHT:
+        jax.block_until_ready(in_flight.popleft())
+      if not math.isfinite(outcome.first_loss):
+        outcome.first_loss = float(status.loss)
+      if row is not None and step >= row.step + IN_FLIGHT:
+        write_row()
 
 
 def _due(step: int, every: int, steps: int) -> bool:

@@ -31,9 +31,10 @@ class Progress:
   ):
     self._units = units
     self._consumed = 0
+    self._waited = 0.0
     self._steps = steps
     self._evaluated = f" ({evaluated})" if evaluated else ""
-    self._last = (time.monotonic(), step, 0)
+    self._last = (time.monotonic(), step, 0, 0.0)
     self._bar = None
     if sys.stderr.isatty() and jax.process_index() == 0:
       self._bar = tqdm.tqdm(
@@ -46,16 +47,26 @@ class Progress:
   def __exit__(self, *_):
     self.close()
 
-  def update(self, step: int, units: int) -> None:
-    """Moves the bar to a step that was dispatched and consumes `units`."""
+  def update(self, step: int, units: int, waited: float = 0.0) -> None:
+    """Moves the bar to a step that was dispatched.
+
+    Args:
+      step: number of steps dispatched so far.
+      units: what the step consumes.
+      waited: seconds that the loop waited for the step's batch.
+    """
     self._consumed += units
+    self._waited += waited
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
 
   def report(self, step: int, values: dict[str, float]) -> dict[str, float]:
-    """Shows metrics of training; returns the speed since the last report."""
-    now = (time.monotonic(), step, self._consumed)
-    seconds, steps, units = (
+    """Shows metrics of training; returns the speed since the last report.
+
+    `data_wait` is the share of the time in which the loop waited for batches.
+    """
+    now = (time.monotonic(), step, self._consumed, self._waited)
+    seconds, steps, units, waited = (
       a - b for a, b in zip(now, self._last, strict=True)
     )
     self._last = now
@@ -64,16 +75,18 @@ class Progress:
     speed = {
       "steps_per_second": rate,
       f"{self._units}_per_second": unit_rate,
+      "data_wait": waited / max(seconds, 1e-9),
     }
     per_second = f"{unit_rate:,.0f} {self._units.replace('_', ' ')}/s"
     left = tqdm.tqdm.format_interval((self._steps - step) / max(rate, 1e-9))
-    self._show(step, f"{per_second}, ETA {left}, {_text(values)}")
+    waiting = f", data wait {speed['data_wait']:.1%}"
+    self._show(step, f"{per_second}{waiting}, ETA {left}, {_text(values)}")
     return speed
 
   def note(self, step: int, values: dict[str, Any]) -> None:
     """Shows metrics of an evaluation; excludes its time from the speed."""
     self._show(step, _text(values) + self._evaluated)
-    self._last = (time.monotonic(), step, self._consumed)
+    self._last = (time.monotonic(), step, self._consumed, self._waited)
 
   def _show(self, step, text):
     if self._bar is not None:

@@ -69,8 +69,10 @@ class Workdir:
       about: further JSON values to record: versions, device, command line.
 
     Raises:
-      ConfigError: if the directory holds a run of another configuration.
+      ConfigError: if the directory holds a run of another configuration, or
+        the processes have different ones.
     """
+    _refuse_differences(config)
     old = self.config()
     if old is not None:
       lines = difference(old["config"], config)
@@ -135,6 +137,20 @@ def full_disks(path: str | os.PathLike) -> Iterator[None]:
       "free some space or mend the disk, then run the same command again;"
       " what was saved before is kept",
     ) from error
+
+
+def _refuse_differences(config: dict[str, Any]) -> None:
+  """Raises ConfigError on all processes unless all have one configuration."""
+  if jax.process_count() == 1:
+    return
+  own = np.frombuffer(bytes.fromhex(fingerprint(config)), np.uint8)
+  digests = multihost_utils.process_allgather(own)
+  others = [n for n, d in enumerate(digests) if (d != digests[0]).any()]
+  if others:
+    raise ConfigError(
+      f"the flags or data of process {others[0]} are not those of process 0",
+      "give all processes the same flags, files and version of the code",
+    )
 
 
 def _raise_on_all(failure: WorkdirError | None) -> None:

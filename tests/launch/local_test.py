@@ -45,6 +45,12 @@ def test_a_process_that_has_saved_waits_for_the_others_to_do_so():
   assert running[1].returncode == 75
 
 
+def test_a_process_that_never_saves_does_not_keep_the_others():
+  running = processes("raise SystemExit(75)", "import time; time.sleep(600)")
+  assert local.wait(running, saving=0.1) == 75
+  assert running[1].returncode == -signal.SIGKILL
+
+
 def test_a_signal_that_ended_a_process_is_told_as_shells_do():
   code = "import os; os.kill(os.getpid(), 9)"
   assert local.wait(processes(code, code)) == 128 + 9

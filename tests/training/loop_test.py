@@ -47,12 +47,17 @@ class Rows:
 class Signal:
   """Stands in for preemption, where the loop alone polls it."""
 
+  caught = False
+
   def __init__(self, at=math.inf):
     self.at, self.polls = at, 0
 
   def agreed(self):
     self.polls += 1
     return self.polls > self.at
+
+  def hold(self):
+    pass
 
 
 def state(step=0):
