@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -22,7 +23,7 @@ from experiments import evaluate, language_model, runner
 from recurrent import errors
 from recurrent.errors import ConfigError, Preempted
 from recurrent.metrics import Mean
-from recurrent.training import checkpoint, digest, step
+from recurrent.training import checkpoint, digest, feed, step
 from tests.experiments.scripts import rows
 
 
@@ -198,7 +199,13 @@ def test_a_longer_run_has_no_result_until_its_end(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [2, 4, 5, 8])
-def test_fewer_steps_than_were_taken_end_with_a_result(tmp_path, steps, caplog):
+def test_fewer_steps_than_were_taken_end_with_a_result(
+  tmp_path, steps, caplog, monkeypatch
+):
+  # No batch is read ahead, so that the signal comes at the fifth step.
+  source = functools.partial(feed.Feed, ahead=0)
+  monkeypatch.setattr(runner.loop, "Feed", source)
+
   def stop_at_5(config):
     class Stopping(Batches):
       def __getitem__(self, step):
