@@ -33,6 +33,7 @@ from recurrent.masking import (
   zeros,
 )
 from recurrent.numerics import wide_dtype
+from recurrent.rows import undivided
 
 # The name (`checkpoint_name`) of the carries before each time step. With
 # `remat="gates"`, `unroll` stores only the arrays of this name.
@@ -75,10 +76,12 @@ def plain_loop(time_step, fixed, rows, carry, xs, reverse):
   that the slice is split into gates afterwards. If all arrays are as wide as
   the carry, as in an RNN, nothing is split and a plain scan runs.
   """
-  time_step = functools.partial(time_step, fixed, rows)
+
+  def step(carry, now):
+    return undivided(time_step(fixed, rows, *undivided((carry, now))))
 
   def plain(carry, xs):
-    return jax.lax.scan(time_step, carry, xs, reverse=reverse)
+    return jax.lax.scan(step, carry, xs, reverse=reverse)
 
   def apart(carry, xs):
     # XLA would move an array of one value, such as the cotangent of outputs
@@ -89,7 +92,7 @@ def plain_loop(time_step, fixed, rows, carry, xs, reverse):
     def body(carry, index):
       with set_xla_metadata(inlineable="false"):
         now = _cut(xs, index)
-      return time_step(carry, now)
+      return step(carry, now)
 
     time_steps = jnp.arange(length(xs))
     return jax.lax.scan(body, carry, time_steps, reverse=reverse)
@@ -117,7 +120,7 @@ def forward(
 
   def time_step(params, initial, carry, now):
     carry = restart(now.resets, initial, carry)
-    mixed = cell.recur(params, carry)
+    mixed = undivided(cell.recur(params, carry))
     stepped, outputs = cell.gate(params, carry, now.projected, mixed)
     saved = (carry, None if recompute else mixed)
     return (
@@ -221,7 +224,7 @@ def reverse_loop(
     )
     recur = lambda carry: cell.recur(params, whole(carry))
     pull_recur = jax.vjp(recur, carry)[1]
-    d_previous = add(d_previous, pull_recur(d_mixed)[0])
+    d_previous = add(d_previous, undivided(pull_recur(d_mixed)[0]))
     if now.mask is not None:
       d_previous = hold(now.mask, d_previous, d_carry)
     if now.resets is not None:
