@@ -76,6 +76,7 @@ def plain_loop(time_step, fixed, rows, carry, xs, reverse):
   that the slice is split into gates afterwards. If all arrays are as wide as
   the carry, as in an RNN, nothing is split and a plain scan runs.
   """
+  carry, xs = undivided((carry, xs))
 
   def step(carry, now):
     return undivided(time_step(fixed, rows, *undivided((carry, now))))
@@ -222,6 +223,11 @@ def reverse_loop(
     d_params, d_previous, d_projected, d_mixed = pull_gate(
       (d_stepped, blank(now.mask, d_outputs))
     )
+    # If `gate` only adds `projected` and `mixed`, their cotangents are one
+    # array, which is saved once.
+    same = len(d_projected) == 1 and d_projected[0] is d_mixed
+    d_mixed = undivided(d_mixed)
+    d_projected = [d_mixed] if same else undivided(d_projected)
     recur = lambda carry: cell.recur(params, whole(carry))
     pull_recur = jax.vjp(recur, carry)[1]
     d_previous = add(d_previous, undivided(pull_recur(d_mixed)[0]))
@@ -233,9 +239,6 @@ def reverse_loop(
       )
       d_previous = blank(now.resets, d_previous, keep=False)
     accumulated = (d_previous, d_initial, add_wide(d_gate_params, d_params))
-    # If `gate` only adds `projected` and `mixed`, their cotangents are one
-    # array, which is saved once.
-    same = len(d_projected) == 1 and d_projected[0] is d_mixed
     saved = (
       d_projected,
       None if same else d_mixed,
