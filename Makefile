@@ -19,7 +19,7 @@ WORKDIR ?= runs/pydoc
 LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; \
   print("%d%d" % sys.version_info[:2])' 2>/dev/null).txt
 
-.PHONY: train test lint unit laws mutants faults sanitize tpu-compile \
+.PHONY: train test lint unit laws mutants faults layouts sanitize tpu-compile \
   tpu-costs benchmark-loop lock clean
 
 train: $(VENV)/installed
@@ -53,6 +53,11 @@ mutants: $(VENV)/installed
 # Twenty runs killed at random instants; about ten minutes.
 faults: $(VENV)/installed
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.experiments.interruption_test --trials=20
+
+# Checkpoints of all layouts of devices and processes, restored on all layouts;
+# about five minutes.
+layouts: $(VENV)/installed
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.experiments.layouts_test
 
 # 10,000 random calls of the loops in C++ under AddressSanitizer and UBSan; some
 # minutes, most of them for the compiler.

@@ -13,10 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
+from jax.sharding import PartitionSpec
 
 from recurrent.types import Array, Bool, PRNGKey
 
 Axes = frozenset[str]
+
+# The axes of a mesh, see `recurrent.sharding`.
+DATA, MODEL = "data", "model"
 
 
 def axes_of(tree: Any) -> Axes:
@@ -81,6 +85,33 @@ def total(tree: Any) -> Any:
     return x * jnp.asarray(others, x.dtype) if others > 1 else x
 
   return jax.tree.map(add, tree) if axes else tree
+
+
+def undivided(tree: Any) -> Any:
+  """Keeps arrays whole where the compiler divides matrices over devices.
+
+  Within a part of a program that each group of devices runs on rows of its own,
+  with matrices divided over the group, the compiler would else divide a sum by
+  gates as its matrix is, and move its parts from device to device for each
+  gate.
+
+  Args:
+    tree: a pytree of arrays.
+
+  Returns:
+    The same arrays, each whole on every device of the group; `tree` itself
+    unless the axis "model" is the only one that the compiler divides.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if [x for x in mesh.auto_axes if mesh.shape[x] > 1] != [MODEL]:
+    return tree
+
+  def keep(x):
+    if jnp.result_type(x) == jax.dtypes.float0:
+      return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+  return jax.tree.map(keep, tree)
 
 
 def bernoulli(

@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from recurrent.errors import ConfigError
+from recurrent.rows import DATA, MODEL
 from recurrent.types import PyTree
 
 LOG = logging.getLogger("recurrent")
 
-DATA, MODEL = "data", "model"
 ROWS, WHOLE = PartitionSpec(DATA), PartitionSpec()
 
 
@@ -149,8 +149,16 @@ def on_own_rows(
     `jax.jit`. On a mesh with one device it is `run`.
   """
   devices = mesh.shape[DATA]
-  if devices == 1:
+  if mesh.size == 1:
     return run
+  if devices == 1:
+    # XLA does not compile sums over a manual axis with one device.
+    def alone(*args):
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return run(*args)
+
+    return alone
+
   each = jax.shard_map(
     run,
     mesh=mesh,

@@ -33,6 +33,7 @@ from recurrent.masking import (
   zeros,
 )
 from recurrent.numerics import wide_dtype
+from recurrent.rows import undivided
 
 # The name (`checkpoint_name`) of the carries before each time step. With
 # `remat="gates"`, `unroll` stores only the arrays of this name.
@@ -75,10 +76,13 @@ def plain_loop(time_step, fixed, rows, carry, xs, reverse):
   that the slice is split into gates afterwards. If all arrays are as wide as
   the carry, as in an RNN, nothing is split and a plain scan runs.
   """
-  time_step = functools.partial(time_step, fixed, rows)
+  carry, xs = undivided((carry, xs))
+
+  def step(carry, now):
+    return undivided(time_step(fixed, rows, *undivided((carry, now))))
 
   def plain(carry, xs):
-    return jax.lax.scan(time_step, carry, xs, reverse=reverse)
+    return jax.lax.scan(step, carry, xs, reverse=reverse)
 
   def apart(carry, xs):
     # XLA would move an array of one value, such as the cotangent of outputs
@@ -89,7 +93,7 @@ def plain_loop(time_step, fixed, rows, carry, xs, reverse):
     def body(carry, index):
       with set_xla_metadata(inlineable="false"):
         now = _cut(xs, index)
-      return time_step(carry, now)
+      return step(carry, now)
 
     time_steps = jnp.arange(length(xs))
     return jax.lax.scan(body, carry, time_steps, reverse=reverse)
@@ -117,7 +121,7 @@ def forward(
 
   def time_step(params, initial, carry, now):
     carry = restart(now.resets, initial, carry)
-    mixed = cell.recur(params, carry)
+    mixed = undivided(cell.recur(params, carry))
     stepped, outputs = cell.gate(params, carry, now.projected, mixed)
     saved = (carry, None if recompute else mixed)
     return (
@@ -219,9 +223,14 @@ def reverse_loop(
     d_params, d_previous, d_projected, d_mixed = pull_gate(
       (d_stepped, blank(now.mask, d_outputs))
     )
+    # If `gate` only adds `projected` and `mixed`, their cotangents are one
+    # array, which is saved once.
+    same = len(d_projected) == 1 and d_projected[0] is d_mixed
+    d_mixed = undivided(d_mixed)
+    d_projected = [d_mixed] if same else undivided(d_projected)
     recur = lambda carry: cell.recur(params, whole(carry))
     pull_recur = jax.vjp(recur, carry)[1]
-    d_previous = add(d_previous, pull_recur(d_mixed)[0])
+    d_previous = add(d_previous, undivided(pull_recur(d_mixed)[0]))
     if now.mask is not None:
       d_previous = hold(now.mask, d_previous, d_carry)
     if now.resets is not None:
@@ -230,9 +239,6 @@ def reverse_loop(
       )
       d_previous = blank(now.resets, d_previous, keep=False)
     accumulated = (d_previous, d_initial, add_wide(d_gate_params, d_params))
-    # If `gate` only adds `projected` and `mixed`, their cotangents are one
-    # array, which is saved once.
-    same = len(d_projected) == 1 and d_projected[0] is d_mixed
     saved = (
       d_projected,
       None if same else d_mixed,
