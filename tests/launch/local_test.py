@@ -1,8 +1,10 @@
 """Tests of the local launcher; interruption_test.py runs two processes."""
 
+import os
 import signal
 import subprocess
 import sys
+import time
 
 from launch import local
 
@@ -54,3 +56,72 @@ def test_a_process_that_never_saves_does_not_keep_the_others():
 def test_a_signal_that_ended_a_process_is_told_as_shells_do():
   code = "import os; os.kill(os.getpid(), 9)"
   assert local.wait(processes(code, code)) == 128 + 9
+
+
+FAKE = """
+import pathlib, sys
+flag = [x for x in sys.argv if x.startswith("--workdir=")][-1]
+workdir = pathlib.Path(flag.partition("=")[2])
+folder = workdir / "checkpoints"
+number = len(list(folder.iterdir())) + 1
+(folder / str(number)).mkdir()
+sys.exit(CODES[number - 1])
+"""
+
+
+def restart(tmp_path, codes, *flags):
+  (tmp_path / "checkpoints").mkdir()
+  (tmp_path / "fake.py").write_text(FAKE.replace("CODES", repr(codes)))
+  return subprocess.run(
+    [
+      *(sys.executable, "-m", "launch.local", "--processes=1", *flags),
+      *("--", "fake", f"--workdir={tmp_path}"),
+    ],
+    env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_a_preempted_run_is_started_again_by_the_same_command(tmp_path):
+  done = restart(tmp_path, [75, 75, 75, 0], "--restart", "--retries=0")
+  assert done.returncode == 0, done.stderr
+  assert len(list((tmp_path / "checkpoints").iterdir())) == 4
+
+
+def test_nothing_is_started_again_unless_it_is_asked_for(tmp_path):
+  assert restart(tmp_path, [75, 0]).returncode == 75
+
+
+def test_failures_are_told_apart_from_preemptions(tmp_path):
+  done = restart(tmp_path, [75, 3, 0], "--restart", "--retries=0")
+  assert done.returncode == 3
+  assert "failure 1 since the checkpoint of step 2 (exit code 3)" in done.stderr
+
+
+def test_a_failure_counts_though_another_process_has_saved():
+  assert (
+    local.wait(processes("raise SystemExit(75)", "raise SystemExit(3)")) == 3
+  )
+
+
+def test_a_signal_is_forwarded_once_to_every_process(tmp_path):
+  program = (
+    "import pathlib, signal, sys, time\n"
+    "def save(*_):\n"
+    "  signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+    "  time.sleep(0.3)\n"
+    "  sys.exit(75)\n"
+    "signal.signal(signal.SIGTERM, save)\n"
+    f"pathlib.Path({str(tmp_path)!r}, str(__import__('os').getpid())).touch()\n"
+    "time.sleep(60)\n"
+  )
+  running = processes(program, program)
+  end = time.monotonic() + 30
+  while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < end:
+    time.sleep(0.02)
+  signals = [signal.SIGTERM]
+  assert local.wait(running, signals=signals) == 75
+  assert [process.returncode for process in running] == [75, 75]
+  assert signals == []
