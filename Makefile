@@ -20,7 +20,7 @@ LOCK = requirements/py$(shell $(PYTHON) -c 'import sys; \
   print("%d%d" % sys.version_info[:2])' 2>/dev/null).txt
 
 .PHONY: train test lint unit laws mutants faults layouts sanitize tpu-compile \
-  tpu-costs benchmark-loop lock clean
+  tpu-costs benchmark-loop audit lock clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m experiments.language_model --workdir=$(WORKDIR)
@@ -68,7 +68,7 @@ sanitize: $(VENV)/installed
 # and 700 MB for libtpu, which stays apart from the environment.
 tpu-compile: $(VENV)/libtpu
 	JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/libtpu $(BIN)/python -m pytest -s \
-	  tests/executors/tpu_compile_test.py
+	  tests/executors/tpu_compile_test.py tests/experiments/plan_test.py
 
 # XLA's cost analysis of layers compiled for TPUs, without a TPU.
 tpu-costs: $(VENV)/libtpu
@@ -85,6 +85,15 @@ $(VENV)/libtpu: $(VENV)/installed
 # What the training loop costs over the bare step, and generation speed.
 benchmark-loop: $(VENV)/installed
 	$(BIN)/python -m experiments.benchmark --suite=loop,generation
+
+# Known vulnerabilities of the locked packages; needs a network. pip-audit stays
+# apart from the environment.
+audit: $(VENV)/audit
+	$(VENV)/audit/bin/pip-audit --require-hashes --disable-pip -r $(LOCK)
+
+$(VENV)/audit: $(VENV)/installed
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet pip-audit
 
 $(VENV)/installed: $(wildcard requirements/py*.txt) setup.cfg
 	@test -f "$(LOCK)" || { \

@@ -129,6 +129,9 @@ def main(argv: list[str]) -> int:
   except LaunchError as error:
     print(error, file=sys.stderr)
     return error.code
+  except KeyboardInterrupt:
+    runner.say("no longer waiting; what was started goes on")
+    return 130
 
 
 def make_job(arguments: list[str]) -> job.Job:

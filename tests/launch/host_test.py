@@ -257,6 +257,29 @@ def test_a_host_reports_versions_and_devices(run, capsys):
     made.preflight()
 
 
+@pytest.mark.processes
+def test_an_environment_is_made_once_for_a_lock_file(run, tmp_path, capfd):
+  made = run([])
+  made.job["python"] = ""
+  (tmp_path / "requirements").mkdir()
+  for minor in range(11, 15):
+    lock = tmp_path / "requirements" / f"py3{minor}.txt"
+    lock.write_text("# nothing\n")
+  made.setup()
+  version = [
+    made.python(),
+    "-c",
+    "import sys; print(sys.version_info >= (3, 11))",
+  ]
+  assert subprocess.check_output(version, text=True) == "True\n"
+  assert "has made" in capfd.readouterr().out
+  made.setup()
+  assert "uses" in capfd.readouterr().out
+  first = made.environment()
+  lock.write_text("# other\n")
+  assert made.environment() != first
+
+
 def test_an_unknown_command_is_an_error(run):
   folder = run([]).folder
   done = subprocess.run(
