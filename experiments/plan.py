@@ -267,7 +267,12 @@ def _exceeded(message: str) -> tuple[float, float]:
   Raises:
     UserError: if the error is about something else.
   """
-  found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
+  number = r"([\d.]+)([KMGT])"
+  found = re.search(rf"Used {number} of {number} hbm", message) or re.search(
+    # What it calls temporaries contains the arguments.
+    rf"temporaries \({number}\) exceeds available HBM \({number}\)",
+    message,
+  )
   if not found:
     lines = message.strip().splitlines() or [""]
     raise UserError(
@@ -275,8 +280,8 @@ def _exceeded(message: str) -> tuple[float, float]:
       "use another --method, or other sizes",
     )
   units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-  number = lambda i: float(found[i]) * units[found[i + 1]]
-  return number(1), number(3)
+  amount = lambda i: float(found[i]) * units[found[i + 1]]
+  return amount(1), amount(3)
 
 
 def _parts(state: Any, batch: Any) -> dict[str, float]:
@@ -338,7 +343,7 @@ class Cost(NamedTuple):
     fixed: what does not depend on the rows.
     each: for each row.
     update: bytes of the update of the parameters.
-    gradients: bytes of the gradients, which are summed over the chips.
+    gradients: bytes that are summed over the chips: those of the gradients.
   """
 
   fixed: programs.Counts
@@ -360,13 +365,15 @@ class Cost(NamedTuple):
     }
 
 
-def cost(experiment: Experiment, target: Machine, parts: dict, rows: int):
+def cost(
+  experiment: Experiment, target: Machine, memory: Memory, rows: int
+) -> Cost:
   """Counts what a step costs on a chip, from the traced step.
 
   Args:
     experiment: the experiment, with a method in plain JAX.
     target: the chips.
-    parts: bytes of the arguments, from `Memory`.
+    memory: that of a step.
     rows: rows of a chip.
   """
 
@@ -380,13 +387,17 @@ def cost(experiment: Experiment, target: Machine, parts: dict, rows: int):
   less, more = count(rows), count(2 * rows)
   each = more.plus(less.times(-1)).times(1 / rows)
   fixed = less.plus(each.times(-rows))
+  parts = memory.parts
   kept = sum(parts.get(k, 0) for k in ("parameters", "optimiser", "average"))
   gradients = parts["parameters"]
+  # XLA may sum them in the narrow dtype of the computation.
+  found = programs.collectives(memory.text)
+  summed = sum(c.bytes for c in found if not c.in_loop) or gradients
   return Cost(
     fixed._replace(unknown=less.unknown),
     each._replace(unknown=0),
     2 * kept + 2 * gradients,
-    gradients,
+    summed,
   )
 
 
@@ -502,7 +513,7 @@ def run(config: Config) -> dict[str, Any]:
   plain = experiment
   if experiment.config.method != "auto":
     plain = find(config.experiment, target, method="auto")
-  spent = cost(plain, target, memory.parts, max(1, rows // target.chips))
+  spent = cost(plain, target, memory, max(1, rows // target.chips))
   result = _describe(config, target, experiment, memory, spent)
   most = 0
   if config.largest_batch:

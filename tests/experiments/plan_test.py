@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from experiments import plan, programs
-from recurrent.errors import ConfigError
+from recurrent.errors import ConfigError, UserError
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
@@ -127,13 +127,23 @@ def test_more_chips_stop_to_pay():
   )
 
 
-def test_the_error_of_the_compiler_is_read():
-  said = (
+@pytest.mark.parametrize(
+  "said",
+  [
     "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in"
-    " memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by"
-  )
+    " memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by",
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required"
+    " for HLO temporaries (20.50G) exceeds available HBM (15.75G).",
+  ],
+)
+def test_the_error_of_the_compiler_is_read(said):
   used, limit = plan._exceeded(said)
   assert (used, limit) == (20.5 * 2**30, 15.75 * 2**30)
+
+
+def test_another_error_of_the_compiler_is_told():
+  with pytest.raises(UserError, match="Mosaic failed"):
+    plan._exceeded("INTERNAL: Mosaic failed\nstack")
 
 
 @pytest.mark.processes
