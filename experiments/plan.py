@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh
 
 from experiments import config as config_lib
 from experiments import programs, runner
@@ -174,17 +174,21 @@ class Experiment(NamedTuple):
       seed=config.seed,
       ema_decay=config.ema,
       learning_rate=optim.make_learning_rate(config, config.steps),
+      zero=config.zero,
     )
     shapes = jax.eval_shape(init)
-    state = type(shapes)(*map(_placed, shapes, step.state_sharding(mesh)))
-    return train_step, state, _placed(batch, sharding.split_batch(mesh))
+    where = step.state_sharding(mesh, shapes, zero=config.zero)
+    rows_of = sharding.split_batch(mesh)
+    return (
+      train_step,
+      jax.tree.map(_placed, shapes, where),
+      jax.tree.map(lambda x: _placed(x, rows_of), batch),
+    )
 
 
-def _placed(tree, where):
-  """The shapes of arrays, with a sharding."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree
-  )
+def _placed(array, where):
+  """The shape of an array, with a sharding."""
+  return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
 
 
 def find(text: str, target: Machine, **changes: Any) -> Experiment:
@@ -314,7 +318,8 @@ def traced(
   parts = _parts(state, batch)
   with _plain():
     one = _one_device()
-    train_step, *shapes = experiment.step(one, max(1, rows // target.chips))
+    each = max(1, rows // mesh.shape[sharding.DATA])
+    train_step, *shapes = experiment.step(one, each)
     jaxpr = train_step.trace(*shapes).jaxpr.jaxpr
   parts["temporary"] = programs.temporary(jaxpr)
   return Memory(sum(parts.values()), target.limit, parts)
@@ -328,12 +333,7 @@ def _plain() -> Iterator[None]:
 
 
 def _one_device() -> Any:
-  return jax.make_mesh(
-    (1,),
-    ("data",),
-    axis_types=(AxisType.Auto,),
-    devices=jax.devices("cpu")[:1],
-  )
+  return sharding.mesh_of(jax.devices("cpu")[:1])
 
 
 class Cost(NamedTuple):
@@ -356,7 +356,13 @@ class Cost(NamedTuple):
     return self.fixed.plus(self.each.times(rows))
 
   def seconds(self, target: Machine, rows: float, chips: int) -> dict:
-    """Estimates the time of a step, by what takes it."""
+    """Estimates the time of a step, by what takes it.
+
+    Args:
+      target: the kind of chips.
+      rows: rows of a chip.
+      chips: number of chips that sum their gradients.
+    """
     peak, counts = target.peak, self.at(rows)
     return {
       "products": counts.narrow / peak.narrow + counts.wide / peak.single,
@@ -375,14 +381,18 @@ def cost(
     target: the chips.
     memory: that of a step.
     rows: rows of a chip.
+
+  Returns:
+    The cost. Chips that share matrices share their products evenly.
   """
+  model_parallel = experiment.config.model_parallel
 
   def count(number):
     with _plain():
       train_step, *shapes = experiment.step(_one_device(), number)
       jaxpr = train_step.trace(*shapes).jaxpr.jaxpr
-    total, once = programs.count(jaxpr, target.peak.on_chip)
-    return total.plus(once)
+    total, once = programs.count(jaxpr, model_parallel * target.peak.on_chip)
+    return total.plus(once).times(1 / model_parallel)
 
   less, more = count(rows), count(2 * rows)
   each = more.plus(less.times(-1)).times(1 / rows)
@@ -407,22 +417,31 @@ def total(seconds: dict) -> float:
   return both + seconds["communication"]
 
 
-def scaling(target: Machine, spent: Cost, rows: int) -> list[dict[str, Any]]:
-  """Estimates the step of one global batch on more and more chips."""
+def scaling(
+  target: Machine, spent: Cost, rows: int, parts: int = 1
+) -> list[dict[str, Any]]:
+  """Estimates the step of one global batch on more and more chips.
+
+  Args:
+    target: the kind of chips; there are up to four times as many in the table.
+    spent: what a step costs.
+    rows: rows of the global batch.
+    parts: number of chips that share the matrices of a model.
+  """
   found: list[dict[str, Any]] = []
-  chips = 1
-  while chips <= min(rows, 4 * target.chips):
-    seconds = total(spent.seconds(target, rows / chips, chips))
+  groups = 1
+  while groups <= min(rows, 4 * target.chips // parts):
+    seconds = total(spent.seconds(target, rows / groups, groups))
     first = found[0]["ms a step"] if found else 1e3 * seconds
     found.append(
       {
-        "chips": chips,
-        "rows a chip": rows / chips,
+        "chips": groups * parts,
+        "rows a chip": rows / groups,
         "ms a step": 1e3 * seconds,
-        "efficiency": first / (chips * 1e3 * seconds),
+        "efficiency": first / (groups * 1e3 * seconds),
       }
     )
-    chips *= 2
+    groups *= 2
   return found
 
 
@@ -461,7 +480,7 @@ def largest(
     tries -= 1
     fits = max((n for n, m in known.items() if _fits(m)), default=0)
     too_many = min((n for n, m in known.items() if not _fits(m)), default=None)
-    if fits and known[fits].used > 0.95 * first.limit:
+    if fits and known[fits].used > 0.97 * first.limit:
       break
     guess = 16.0 * fits if too_many is None else (fits + too_many) / 2
     if len(known) > 1:
@@ -495,7 +514,15 @@ def run(config: Config) -> dict[str, Any]:
   target = machine(config.topology)
   experiment = find(config.experiment, target)
   rows = experiment.config.batch_size
+  parts = experiment.config.model_parallel
+  if target.chips % parts:
+    raise ConfigError(
+      f"--model_parallel={parts} does not divide {target.chips} chips",
+      "use a number that does",
+    )
+  groups = target.chips // parts  # each of which has rows of its own
   measure: Callable[[int], Memory]
+  mesh: Any
   if target.platform == "tpu":
     if importlib.util.find_spec("libtpu") is None:
       raise UserError(
@@ -503,26 +530,27 @@ def run(config: Config) -> dict[str, Any]:
         "run `make .venv/libtpu` once, then with PYTHONPATH=.venv/libtpu",
       )
     devices = ahead.devices(config.topology)
-    mesh = _mesh(devices)
+    mesh = sharding.mesh_of(devices, parts)
     measure = lambda rows: compiled(experiment, target, mesh, rows)
   else:
-    mesh = jax.sharding.AbstractMesh((target.chips,), ("data",))
+    sides = {sharding.DATA: target.chips // parts, sharding.MODEL: parts}
+    mesh = AbstractMesh(tuple(sides.values()), tuple(sides))
     measure = lambda rows: traced(experiment, target, mesh, rows)
   sharding.check_batch_size("batch_size", rows, mesh)
   memory = measure(rows)
   plain = experiment
   if experiment.config.method != "auto":
     plain = find(config.experiment, target, method="auto")
-  spent = cost(plain, target, memory, max(1, rows // target.chips))
+  spent = cost(plain, target, memory, max(1, rows // groups))
   result = _describe(config, target, experiment, memory, spent)
   most = 0
   if config.largest_batch:
     tries = 4 if target.platform == "tpu" else 16
-    most = largest(measure, memory, rows, target.chips, tries)
+    most = largest(measure, memory, rows, groups, tries)
     result["largest_batch_size"] = most
     print(
       f"The largest batch that fits is about {most:,} rows,"
-      f" {most // target.chips:,} a chip."
+      f" {most // groups:,} a chip."
       if most
       else "Not even a batch of one row a chip fits."
     )
@@ -532,22 +560,18 @@ def run(config: Config) -> dict[str, Any]:
       f" {config.topology} has {memory.limit / GIB:.2f} GiB for it",
       f"use --batch_size={most}"
       if most
-      else "use a smaller model, shorter sequences, --ema=0, or an --optimizer"
-      " with less state",
+      else "divide the state by --zero or --model_parallel, or use a smaller"
+      " model, shorter sequences, --ema=0, or an --optimizer with less state",
     )
   return result
-
-
-def _mesh(devices):
-  return jax.make_mesh(
-    (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
-  )
 
 
 def _describe(config, target, experiment, memory, spent):
   """Prints the plan and returns its figures."""
   rows = experiment.config.batch_size
-  each = rows / target.chips
+  parts = experiment.config.model_parallel
+  groups = target.chips // parts
+  each = rows / groups
   unit, units = experiment.task.units
   print(f"{config.experiment}\non {target.chips} x {target.topology}\n")
   by = "compiled" if target.platform == "tpu" else "by formula"
@@ -561,7 +585,7 @@ def _describe(config, target, experiment, memory, spent):
   )
   print(report.table(table[0], (row.values() for row in table)), f"({by})\n")
   counts = spent.at(each)
-  seconds = spent.seconds(target, each, target.chips)
+  seconds = spent.seconds(target, each, groups)
   per_step = units(experiment.task.batches[0])
   found = programs.collectives(memory.text)
   for c in found:
@@ -579,6 +603,8 @@ def _describe(config, target, experiment, memory, spent):
     f"\nproducts: {flops / 1e9:.1f} GFLOP a chip and step, and"
     f" {(counts.bytes + spent.update) / GIB:.2f} GiB to read and write"
   )
+  if parts > 1:
+    print("(communication in the loop over time is not in the estimate)")
   if counts.unknown:
     print(f"({counts.unknown} loops of unknown length are counted once)")
   time = total(seconds)
@@ -587,7 +613,7 @@ def _describe(config, target, experiment, memory, spent):
     f"ESTIMATE of a step: at least {1e3 * time:.2f} ms ({told}), so at most"
     f" {per_step / time:,.0f} {unit} a second; not measured\n"
   )
-  more = scaling(target, spent, rows)
+  more = scaling(target, spent, rows, parts)
   shown = [
     {
       "chips": row["chips"],

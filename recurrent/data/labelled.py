@@ -270,7 +270,9 @@ def _read_arrays(path, labelled, flag) -> Labelled:
 def _load_arrays(path, flag) -> dict[str, np.ndarray]:
   try:
     with np.load(path, allow_pickle=False) as file:
-      return {name: file[name] for name in file.files}
+      arrays = {name: file[name] for name in file.files}
+      # NumPy returns the bytes of a member that is no array.
+      return {k: x for k, x in arrays.items() if isinstance(x, np.ndarray)}
   except OSError as error:
     raise DataError(
       f"cannot read {path}: {error.strerror or error}",
