@@ -343,13 +343,13 @@ class Cost(NamedTuple):
     fixed: what does not depend on the rows.
     each: for each row.
     update: bytes of the update of the parameters.
-    gradients: bytes that are summed over the chips: those of the gradients.
+    summed: bytes that are summed over the chips, such as the gradients.
   """
 
   fixed: programs.Counts
   each: programs.Counts
   update: float
-  gradients: float
+  summed: float
 
   def at(self, rows: float) -> programs.Counts:
     """The cost with a number of rows."""
@@ -367,7 +367,7 @@ class Cost(NamedTuple):
     return {
       "products": counts.narrow / peak.narrow + counts.wide / peak.single,
       "memory": (counts.bytes + self.update) / peak.memory,
-      "communication": target.transfer(self.gradients, chips),
+      "communication": target.transfer(self.summed, chips),
     }
 
 
@@ -400,9 +400,14 @@ def cost(
   parts = memory.parts
   kept = sum(parts.get(k, 0) for k in ("parameters", "optimiser", "average"))
   gradients = parts["parameters"]
-  # XLA may sum them in the narrow dtype of the computation.
-  found = programs.collectives(memory.text)
-  summed = sum(c.bytes for c in found if not c.in_loop) or gradients
+  # An all-reduce sends everything twice, other communication once.
+  summed = gradients
+  if memory.text:
+    summed = sum(
+      c.bytes * (1.0 if c.kind == "all-reduce" else 0.5)
+      for c in programs.collectives(memory.text)
+      if not c.in_loop
+    )
   return Cost(
     fixed._replace(unknown=less.unknown),
     each._replace(unknown=0),
@@ -459,6 +464,7 @@ def largest(
   rows: int,
   chips: int,
   tries: int,
+  slope: float = 0.0,
 ) -> int:
   """Finds about the largest batch that fits.
 
@@ -471,6 +477,7 @@ def largest(
     rows: rows of the global batch.
     chips: number of chips, which divides the rows.
     tries: how often to measure.
+    slope: about the bytes of a row, for the first guess; 0: unknown.
 
   Returns:
     Rows that fit; 0 if not even one row a chip was found to.
@@ -483,14 +490,14 @@ def largest(
     if fits and known[fits].used > 0.97 * first.limit:
       break
     guess = 16.0 * fits if too_many is None else (fits + too_many) / 2
-    if len(known) > 1:
-      # The two that are nearest to the limit.
-      near = sorted(known, key=lambda n: abs(known[n].used - first.limit))[:2]
-      a, b = sorted(near)
+    # The two that are nearest to the limit.
+    near = sorted(known, key=lambda n: abs(known[n].used - first.limit))[:2]
+    a, b = min(near), max(near)
+    if a < b:
       slope = (known[b].used - known[a].used) / (b - a)
-      if slope > 0:
-        line = a + (0.98 * first.limit - known[a].used) / slope
-        guess = min(line, 16.0 * (fits or too_many or 1))
+    if slope > 0:
+      line = a + (0.98 * first.limit - known[a].used) / slope
+      guess = min(line, 16.0 * (fits or too_many or 1))
     number = max(int(guess) // chips, 1) * chips
     if too_many is not None:
       number = min(number, too_many - chips)
@@ -545,8 +552,12 @@ def run(config: Config) -> dict[str, Any]:
   result = _describe(config, target, experiment, memory, spent)
   most = 0
   if config.largest_batch:
-    tries = 4 if target.platform == "tpu" else 16
-    most = largest(measure, memory, rows, groups, tries)
+    tries, slope = 16, 0.0
+    if target.platform == "tpu":
+      # Compilations take long, and begin with a guess by formula.
+      guesses = [traced(plain, target, mesh, n * rows).used for n in (64, 128)]
+      tries, slope = 3, (guesses[1] - guesses[0]) / (64 * rows)
+    most = largest(measure, memory, rows, groups, tries, slope)
     result["largest_batch_size"] = most
     print(
       f"The largest batch that fits is about {most:,} rows,"
@@ -589,14 +600,12 @@ def _describe(config, target, experiment, memory, spent):
   per_step = units(experiment.task.batches[0])
   found = programs.collectives(memory.text)
   for c in found:
-    print(
-      f"{c.number} {c.kind}{' in a loop' if c.in_loop else ''}:"
-      f" {c.bytes / 2**20:.2f} MiB a chip"
-    )
+    where = " in a loop, at each iteration" if c.in_loop else ""
+    print(f"{c.number} {c.kind}{where}: {c.bytes / 2**20:.2f} MiB a chip")
   if not found and target.chips > 1:
     print(
       f"one all-reduce of the gradients (by formula):"
-      f" {spent.gradients / 2**20:.2f} MiB a chip"
+      f" {spent.summed / 2**20:.2f} MiB a chip"
     )
   flops = counts.narrow + counts.wide
   print(
@@ -604,7 +613,7 @@ def _describe(config, target, experiment, memory, spent):
     f" {(counts.bytes + spent.update) / GIB:.2f} GiB to read and write"
   )
   if parts > 1:
-    print("(communication in the loop over time is not in the estimate)")
+    print("(communication in loops is not in the estimate)")
   if counts.unknown:
     print(f"({counts.unknown} loops of unknown length are counted once)")
   time = total(seconds)
