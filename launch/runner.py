@@ -160,27 +160,29 @@ def wait(
       lost = 0
       continue
     lost = 0
-    if any(state["state"] == "running" for state in states):
+    gone = any(state["state"] == "lost" for state in states)
+    running = any(state["state"] == "running" for state in states)
+    if running and not gone:
       time.sleep(poll)
       continue
-    codes = [state.get("code", 1) for state in states]
-    bad = [code for code in codes if code]
     for state in states:
       say(f"{state['host']}: {state['state']}, exit code {state.get('code')}")
-    steps = [s["step"] for s in states if s.get("step") is not None]
+    steps = [state["step"] for state in states if state["step"] is not None]
     step = max(steps, default=None)
+    codes = [state.get("code", 1) for state in states]
+    bad = next((code for code in codes if code), 0)
     if not bad:
       return 0
-    stopped = any(state.get("stopped") for state in states)
-    if stopped or all(state["state"] != "lost" for state in states):
-      why = "; ".join(s["why"] for s in states if s.get("why"))
+    if not gone or any(state.get("stopped") for state in states):
+      why = "; ".join(state["why"] for state in states if state.get("why"))
       say(f"{why or 'ended'}; newest checkpoint: step {step}")
-      return bad[0]
-    # A host was restarted, or its supervisor was killed.
-    decision = counter.after(bad[0], step)
+      return bad
+    # A host was restarted, or its supervisor was killed. The other hosts go on,
+    # and wait for it.
+    decision = counter.after(128 + 9, step)
     say(decision.why)
     if not decision.rerun:
-      return bad[0]
+      return bad
     time.sleep(decision.delay)
     start(job)
 

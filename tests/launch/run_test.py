@@ -252,3 +252,55 @@ def test_waiting_ends_when_the_machines_have_failed(capsys):
   runner.execute([states], pause=0)
   with pytest.raises(LaunchError, match="FAILED"):
     runner.execute([Command(("echo", "FAILED"), until="ACTIVE")], pause=0)
+
+
+def waited(monkeypatch, *answers, **changes):
+  """The exit code of a wait, and how often the run was started again."""
+  answers = list(answers)
+  asked = lambda job: answers.pop(0) if len(answers) > 1 else answers[0]
+  monkeypatch.setattr(runner, "question", asked)
+  monkeypatch.setattr(runner, "ask", lambda command: changes.get("state", ""))
+  monkeypatch.setattr(runner.retry, "FIRST_DELAY", 0.0)
+  starts = []
+  name = changes.get("backend", "ssh")
+  job = jobs.make(name, retries=2)
+  code = runner.wait(job, poll=0.0, start=starts.append)
+  return code, len(starts)
+
+
+def state_of(name, code=0, step=1):
+  return {"host": "a", "state": name, "code": code, "step": step}
+
+
+@pytest.mark.parametrize(
+  ("answers", "wanted"),
+  [
+    ([[state_of("running")], [state_of("ended")]], (0, 0)),
+    ([None, None, [state_of("ended")]], (0, 0)),
+    ([[state_of("ended", 1)]], (1, 0)),
+    # One host was restarted, and the other waits for it.
+    (
+      [
+        [state_of("lost", 137), state_of("running")],
+        [state_of("running")] * 2,
+        [state_of("ended")] * 2,
+      ],
+      (0, 1),
+    ),
+    # It is restarted again and again.
+    ([[state_of("lost", 137), state_of("running")]], (137, 2)),
+  ],
+)
+def test_a_run_is_waited_for(answers, wanted, monkeypatch):
+  assert waited(monkeypatch, *answers) == wanted
+
+
+def test_hosts_that_never_answer_are_given_up(monkeypatch):
+  with pytest.raises(LaunchError, match="have not answered 10 times"):
+    waited(monkeypatch, None)
+
+
+def test_tpus_that_are_suspended_are_got_again(monkeypatch):
+  answers = (None, [state_of("ended")])
+  options = {"backend": "tpu_vm", "state": "SUSPENDED"}
+  assert waited(monkeypatch, *answers, **options) == (0, 1)
