@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from recurrent import sharding
 from recurrent.errors import ConfigError
@@ -131,3 +131,85 @@ def test_a_split_batch_and_a_replicated_kernel_multiply_to_a_split_product():
   # Halves of small integers: exact.
   np.testing.assert_array_equal(outputs, inputs @ kernel)
   assert outputs.addressable_shards[0].data.shape == (1, 2)
+
+
+# A second axis.
+
+
+@pytest.mark.parametrize("model_parallel", [2, 4, 8])
+def test_a_divided_model_has_an_axis_of_its_own(model_parallel):
+  mesh = sharding.make_mesh(8, model_parallel)
+  assert dict(mesh.shape) == {
+    "data": 8 // model_parallel,
+    "model": model_parallel,
+  }
+  sharding.check_batch_size("batch_size", 8 // model_parallel, mesh)
+
+
+def test_a_division_that_does_not_divide_the_devices_is_refused():
+  with pytest.raises(ConfigError, match="`model_parallel=3` does not") as info:
+    sharding.make_mesh(8, 3)
+  assert info.value.remedy == "use one of 1, 2, 4, 8"
+
+
+SHAPES = {
+  "embedding": (100, 16),
+  "recurrent": (16, 64),
+  "bias": (64,),
+  "heads": (2, 3, 8),
+  "odd": (5, 7),
+  "count": (),
+  "empty": (0, 8),
+}
+
+
+@pytest.mark.parametrize(
+  ("mesh", "by_data", "want"),
+  [
+    ((4, 1), False, dict.fromkeys(SHAPES, ())),
+    (
+      (8, 2),
+      False,
+      {
+        "embedding": (None, "model"),
+        "recurrent": (None, "model"),
+        "heads": (None, None, "model"),
+        "empty": (None, "model"),
+      },
+    ),
+    (
+      (8, 2),
+      True,
+      {
+        "embedding": ("data", "model"),
+        "recurrent": ("data", "model"),
+        "bias": ("data",),
+        "heads": (None, None, "model"),
+        "empty": (None, "model"),
+      },
+    ),
+    (
+      (2, 1),
+      True,
+      {
+        "embedding": ("data",),
+        "recurrent": ("data",),
+        "bias": ("data",),
+        "heads": ("data",),
+        "empty": (None, "data"),
+      },
+    ),
+  ],
+)
+def test_matrices_are_divided_by_columns_and_what_is_by_data_by_rows(
+  mesh, by_data, want
+):
+  shapes = {
+    name: jax.ShapeDtypeStruct(shape, np.float32)
+    for name, shape in SHAPES.items()
+  }
+  mesh = sharding.make_mesh(*mesh)
+  for name, where in sharding.columns(shapes, mesh, by_data=by_data).items():
+    wanted = PartitionSpec(*want.get(name, ()))
+    rank = len(SHAPES[name])
+    assert where.is_equivalent_to(NamedSharding(mesh, wanted), rank), name

@@ -209,15 +209,9 @@ def placed(array, where):
   return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
 
 
-@pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(
-  "topology", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x2", "v6e:4x4"]
-)
-@pytest.mark.parametrize("method", ["auto", "tpu_kernel"])
-def test_a_train_step_on_several_tpus_has_one_all_reduce(
-  topology, method, tmp_path
-):
-  file = tmp_path / "text.txt"
+def compiled_step(topology, folder, model_parallel=1, zero=False, **flags):
+  """The train step of a language model, and the number of its parameters."""
+  file = folder / "text.txt"
   file.write_text("the quick brown fox jumps over the lazy dog\n" * 2000)
   config = language_model.Config(
     workdir="x",
@@ -226,23 +220,64 @@ def test_a_train_step_on_several_tpus_has_one_all_reduce(
     cell="lstm",
     batch_size=128,
     features=128,
-    method=method,
+    **flags,
   )
   task = language_model.make_task(config)
   optimizer = optim.make_optimizer(config, 1)
   init, graphdef = runner.initialiser(config, task, optimizer)
-  devices = ahead.devices(topology)
-  mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+  devices = np.array(ahead.devices(topology)).reshape(-1, model_parallel)
+  axes = ("data", "model") if model_parallel > 1 else ("data",)
+  mesh = Mesh(
+    devices if model_parallel > 1 else devices.ravel(),
+    axes,
+    axis_types=(AxisType.Auto,) * len(axes),
+  )
   shapes = jax.eval_shape(init)
-  state = jax.tree.map(placed, shapes, step.state_sharding(mesh, shapes))
+  where = step.state_sharding(mesh, shapes, zero=zero)
+  state = jax.tree.map(placed, shapes, where)
   rows = sharding.split_batch(mesh)
   batch = {k: placed(x, rows) for k, x in task.batches[0].items()}
   train_step = step.make_train_step(
-    graphdef, task.loss, optimizer, mesh, seed=0
+    graphdef, task.loss, optimizer, mesh, seed=0, zero=zero
   )
-  text = train_step.lower(state, batch).compile().as_text()
+  program = train_step.lower(state, batch).compile()
+  return program, sum(x.size for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+  "topology", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x2", "v6e:4x4"]
+)
+@pytest.mark.parametrize("method", ["auto", "tpu_kernel"])
+def test_a_train_step_on_several_tpus_has_one_all_reduce(
+  topology, method, tmp_path
+):
+  program, size = compiled_step(topology, tmp_path, method=method)
+  text = program.as_text()
   [found] = programs.collectives(text)
   assert found.kind == "all-reduce" and not found.in_loop
-  size = sum(x.size for x in jax.tree.leaves(state.params))
   assert size < found.numbers <= size + 8
   assert len(vmem(text)) == (2 if method == "tpu_kernel" else 0)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_divided_model_takes_less_of_each_tpu(tmp_path):
+  ways = {
+    "whole": {},
+    "optimiser divided": {"zero": True},
+    "matrices divided": {"model_parallel": 4},
+    "both": {"model_parallel": 4, "zero": True},
+  }
+  taken = {}
+  for name, flags in ways.items():
+    program, _ = compiled_step("v5e:4x4", tmp_path, ema=0.9, **flags)
+    taken[name] = program.memory_analysis().argument_size_in_bytes
+    loop = [
+      c.kind for c in programs.collectives(program.as_text()) if c.in_loop
+    ]
+    print(f"\n| {name} | {taken[name]} |", loop)
+    # The hidden states: forward, and their gradients.
+    assert len(loop) <= 2 * ("model_parallel" in flags)
+  assert taken["optimiser divided"] < taken["whole"] / 2
+  assert taken["matrices divided"] < taken["whole"] / 2
+  assert taken["both"] < taken["matrices divided"] / 1.5

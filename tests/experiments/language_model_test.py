@@ -185,6 +185,20 @@ def test_any_number_of_devices_gives_the_same_curve(tmp_path, capsys, devices):
     assert one == pytest.approx(many, rel=1e-5)
 
 
+@pytest.mark.several_devices
+def test_a_divided_model_gives_the_same_curve_and_resumes_as_a_whole_one(
+  tmp_path, capsys
+):
+  whole = ("--ema=0.9", "--schedule=constant")
+  divided = ("--devices=4", "--model_parallel=2", "--zero")
+  one = train(capsys, tmp_path / "1", "--devices=1", *whole)
+  train(capsys, tmp_path / "n", *divided, *whole, "--steps=6")
+  many = train(capsys, tmp_path / "n", "--devices=2", *whole)
+  for a, b in zip(rows(tmp_path / "1"), rows(tmp_path / "n"), strict=True):
+    assert a == pytest.approx(b, rel=1e-5)
+  assert one["test_bpc"] == pytest.approx(many["test_bpc"], rel=1e-5)
+
+
 def test_generate_draws_what_was_asked_for(tmp_path, capsys):
   train(capsys, tmp_path)
   flags = (f"--workdir={tmp_path}", "--prompt=The", "--num_tokens=300")
