@@ -258,8 +258,8 @@ def compiled(
     - found.alias_size_in_bytes
   )
   parts["program"] = found.generated_code_size_in_bytes
-  # Arrays are padded to whole tiles.
-  parts["padding"] = found.argument_size_in_bytes - sum(
+  # Counters, and the padding of arrays to whole tiles.
+  parts["rest"] = found.argument_size_in_bytes - sum(
     x for k, x in parts.items() if k not in ("temporary", "program")
   )
   return Memory(sum(parts.values()), target.limit, parts, executable.as_text())
