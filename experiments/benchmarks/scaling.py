@@ -6,6 +6,8 @@ time: forward and backward of LSTM layers against time steps, rows, width,
   layers.
 devices: a train step of the language model, with the same global batch split
   over the devices of one process, or over several processes.
+weak: a train step over several processes with a core each, and the same number
+  of rows each, and the bytes that a process gives to the all-reduces of a step.
 memory: temporary memory of the compiled forward and backward against time
   steps, for several choices of what is kept for the backward pass.
 recompute: time and memory with and without recomputation, at a few sizes.
@@ -19,6 +21,7 @@ import contextlib
 import functools
 import itertools
 import math
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -65,6 +68,9 @@ class Sizes(NamedTuple):
   processes: tuple[int, ...] = (1, 2, 4)
   train: tuple[str, ...] = ("--batch_size=32", "--features=256")
   steps: int = 2
+  # Part `weak`: numbers of processes, and the rows of each.
+  weak: tuple[int, ...] = (1, 2)
+  rows: int = 16
   # Part `memory`: rows and width of the layer, and numbers of time steps.
   memory: tuple[int, int] = (8, 128)
   memory_times: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
@@ -94,7 +100,7 @@ SIZES = Sizes()
 def measure(config: Any, machine: dict[str, Any]) -> dict[str, Any]:
   """Measures all parts, prints and draws them; returns rows and exponents."""
   rows: list[Row] = []
-  for part in (times, devices, memory, recompute, compilation):
+  for part in (times, devices, weak, memory, recompute, compilation):
     found = part(SIZES, config.repeats)
     print(f"\n{show(found)}", flush=True)
     rows += found
@@ -187,6 +193,38 @@ def devices(sizes: Sizes, repeats: int) -> list[Row]:
     ms = [1e3 * seconds / sizes.steps for seconds in found]
     point = row("devices", kind, f"{kind}, the same batch", n, ms, "ms")
     rows.append({**point, "over_one": timing.ratio(found, taken[kind, 1])})
+  return rows
+
+
+def weak(sizes: Sizes, repeats: int) -> list[Row]:
+  """Times a train step of more and more processes, with the same rows each."""
+  numbers = [n for n in sizes.weak if n <= len(os.sched_getaffinity(0))]
+  with contextlib.ExitStack() as stack:
+    workers = {
+      n: stack.enter_context(
+        training.Workers(
+          n, 1, (*sizes.train, f"--batch_size={n * sizes.rows}"), one_core=True
+        )
+      )
+      for n in numbers
+    }
+    calls = {
+      n: functools.partial(some.seconds, n, sizes.steps)
+      for n, some in workers.items()
+    }
+    taken = timing.in_turn(calls, repeats, sizes.seconds, warm_up=False)
+    reduced = {n: some.bytes_reduced(n) for n, some in workers.items()}
+  rows = []
+  for n, found in taken.items():
+    ms = [1e3 * seconds / sizes.steps for seconds in found]
+    rows.append(
+      {
+        **row("weak", "", "the same rows each", n, ms, "ms"),
+        "over_one": timing.ratio(found, taken[1]),
+        "efficiency": 1 / timing.ratio(found, taken[1]),
+        "bytes_reduced": reduced[n],
+      }
+    )
   return rows
 
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 
 from experiments import config as config_lib
 from experiments import language_model, runner
-from experiments.benchmarks import processes, timing
+from experiments.benchmarks import collectives, processes, timing
 from launch import local
 from recurrent import optim, sharding
 from recurrent.errors import UserError
@@ -71,9 +72,25 @@ class Workers:
     number: number of processes.
     devices: number of CPU devices of each process.
     flags: flags of the language model, the same for all processes.
+    one_core: whether each process runs on a core of its own.
+
+  Raises:
+    UserError: if there are fewer cores than processes that need one.
   """
 
-  def __init__(self, number: int, devices: int, flags: Sequence[str]):
+  def __init__(
+    self,
+    number: int,
+    devices: int,
+    flags: Sequence[str],
+    *,
+    one_core: bool = False,
+  ):
+    cores = sorted(os.sched_getaffinity(0)) if one_core else []
+    if one_core and len(cores) < number:
+      raise UserError(
+        f"{number} processes, but {len(cores)} cores", "use fewer processes"
+      )
     argv = ["", *flags, "--workdir=unused"]
     config = config_lib.parse(language_model.Config, argv)
     address = f"127.0.0.1:{local.free_port()}" if number > 1 else ""
@@ -90,6 +107,10 @@ class Workers:
       )
       for process in range(number)
     ]
+    if one_core:
+      # Before XLA starts its threads, of which it has one for each core.
+      for (pool, _), core in zip(self._workers, cores, strict=False):
+        processes.submit(pool, os.sched_setaffinity, 0, {core}).result()
 
   def __enter__(self) -> "Workers":
     return self
@@ -113,8 +134,23 @@ class Workers:
     Raises:
       UserError: if a process fails.
     """
+    return max(self._ask(_seconds, devices, steps))
+
+  def bytes_reduced(self, devices: int) -> int:
+    """The bytes that each device gives to all-reduces in a step.
+
+    Args:
+      devices: number of devices, of all processes together.
+
+    Raises:
+      UserError: if a process fails.
+    """
+    return self._ask(_bytes_reduced, devices)[0]
+
+  def _ask(self, function, *args):
+    """Calls a function in all processes; returns their results."""
     futures = [
-      processes.submit(pool, _seconds, config, devices, steps)
+      processes.submit(pool, function, config, *args)
       for pool, config in self._workers
     ]
     # If one process fails, the others wait for ever.
@@ -125,12 +161,20 @@ class Workers:
         f"a process of {len(self._workers)} failed: {error}",
         "see whether the language model trains in as many processes",
       ) from error
-    return max(future.result() for future in futures)
+    return [future.result() for future in futures]
 
 
 def _seconds(config, devices, steps):
   call = _compiled(config, devices)
   return timing.timed(lambda: call(steps))
+
+
+def _bytes_reduced(config, devices):
+  _join(config)
+  made = make_step(config, devices)
+  lowered = made.run.lower(made.start(), made.put(made.task.batches[0]))
+  found = collectives.find(lowered.compile().as_text())
+  return sum(x.bytes for x in found if x.kind == "all-reduce")
 
 
 @functools.cache

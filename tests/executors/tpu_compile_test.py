@@ -13,12 +13,11 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments import language_model, runner
-from experiments.benchmarks import ahead
+from experiments.benchmarks import ahead, collectives
 from recurrent import kernels, optim, sharding, unroll
 from recurrent.cells import CELLS
 from recurrent.executors import EXECUTORS
 from recurrent.training import step
-from tests import programs
 
 pytest.importorskip(
   "libtpu", reason="needs libtpu, some 700 MB: make tpu-compile"
@@ -254,7 +253,7 @@ def test_a_train_step_on_several_tpus_has_one_all_reduce(
 ):
   program, size = compiled_step(topology, tmp_path, method=method)
   text = program.as_text()
-  [found] = programs.collectives(text)
+  [found] = collectives.find(text)
   assert found.kind == "all-reduce" and not found.in_loop
   assert size < found.numbers <= size + 8
   assert len(vmem(text)) == (2 if method == "tpu_kernel" else 0)
@@ -272,9 +271,7 @@ def test_a_divided_model_takes_less_of_each_tpu(tmp_path):
   for name, flags in ways.items():
     program, _ = compiled_step("v5e:4x4", tmp_path, ema=0.9, **flags)
     taken[name] = program.memory_analysis().argument_size_in_bytes
-    loop = [
-      c.kind for c in programs.collectives(program.as_text()) if c.in_loop
-    ]
+    loop = [c.kind for c in collectives.find(program.as_text()) if c.in_loop]
     print(f"\n| {name} | {taken[name]} |", loop)
     # The hidden states: forward, and their gradients.
     assert len(loop) <= 2 * ("model_parallel" in flags)

@@ -15,9 +15,9 @@ from experiments import (
   runner,
   translation,
 )
+from experiments.benchmarks import collectives
 from recurrent import optim, sharding
 from recurrent.training import digest, step
-from tests import programs
 from tests.experiments.classification_test import write_arrays, write_tags
 
 pytestmark = [
@@ -208,7 +208,7 @@ def compiled(devices, *flags):
 )
 def test_a_step_has_one_all_reduce_after_its_loops(devices, flags):
   size, text = compiled(devices, *flags)
-  [found] = programs.collectives(text)
+  [found] = collectives.find(text)
   assert found.kind == "all-reduce" and not found.in_loop
   # The gradients, and some sums of the loss and of its metrics.
   assert size < found.numbers <= size + 8
@@ -229,8 +229,8 @@ def test_a_collective_within_a_loop_is_seen():
     check_vma=False,
   )
   text = jax.jit(sharded).lower(np.ones((4, 3), np.float32)).compile().as_text()
-  [found] = programs.collectives(text)
-  assert found == ("all-reduce", 6, True)
+  [found] = collectives.find(text)
+  assert found == ("all-reduce", 6, 24, True)
 
 
 def test_the_loop_in_cpp_runs_on_the_rows_of_each_device():

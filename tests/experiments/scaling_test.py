@@ -22,6 +22,8 @@ TINY = Sizes(
     *("--seq_len=8", "--batch_size=8"),
   ),
   steps=1,
+  weak=(1, 2),
+  rows=4,
   memory_times=(256, 1024, 4096),
   memory=(2, 16),
   recompute=(Layers(2, 9, 8),),
@@ -99,6 +101,10 @@ def test_the_suite_ends_in_rows_exponents_and_a_plot(
   for kind in ("processes", "devices"):
     shared = rows["devices", kind, f"{kind}, the same batch"]
     assert list(shared) == [1, 2] and shared[1]["over_one"] == 1
+  weak = rows["weak", "", "the same rows each"]
+  assert [x["bytes_reduced"] > 0 for x in weak.values()] == [False, True][
+    : len(weak)
+  ]
   program = rows["compile", "time_steps", "lru, linear_scan"]
   assert all(row["instructions"] > 100 for row in program.values())
   fits = {(f["part"], f["axis"], f["implementation"]): f for f in last}

@@ -1,4 +1,4 @@
-"""Reads the collectives of a compiled program, for tests."""
+"""Reads the collectives of a compiled program."""
 
 import math
 import re
@@ -12,14 +12,22 @@ _CALLED = re.compile(r"(?:body|condition|calls|to_apply|computations)=")
 
 
 class Collective(NamedTuple):
-  """A collective operation: its kind, its size, and whether a loop has it."""
+  """A collective operation.
+
+  Attributes:
+    kind: its name in HLO, such as "all-reduce".
+    numbers: elements of all its results, on one device.
+    bytes: the bytes of these.
+    in_loop: whether it is within a loop.
+  """
 
   kind: str
-  numbers: int  # elements of all its results
+  numbers: int
+  bytes: int
   in_loop: bool
 
 
-def collectives(text: str) -> list[Collective]:
+def find(text: str) -> list[Collective]:
   """Finds the collectives of a program, from its text in HLO.
 
   Args:
@@ -51,9 +59,12 @@ def collectives(text: str) -> list[Collective]:
   for name, body in computations.items():
     for line in body:
       if operation := _OPERATION.search(line):
-        shapes = re.findall(r"\w+\[([\d,]*)\]", operation[1])
-        numbers = [
-          math.prod(map(int, filter(None, s.split(",")))) for s in shapes
-        ]
-        found.append(Collective(operation[2], sum(numbers), name in inside))
+        numbers = size = 0
+        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", operation[1]):
+          number = math.prod(map(int, re.findall(r"\d+", shape)))
+          bits = re.search(r"\d+", kind)  # "pred" has none
+          numbers += number
+          size += number * max(8, int(bits[0]) if bits else 8) // 8
+        inner = name in inside
+        found.append(Collective(operation[2], numbers, size, inner))
   return found
