@@ -23,6 +23,7 @@ from recurrent.executors import Setting
 from recurrent.unroll import METHODS, check_method, check_remat, resolve_method
 
 TRANSFORMER = "transformer"
+ATTENTIONS = "none", "dot", "general", "additive", "multi_head"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +275,7 @@ def make_attention(
   heads: int,
   rngs: nnx.Rngs,
 ) -> nn.Attention | None:
-  """Makes attention of a kind: none, dot, general, additive or multi_head."""
+  """Makes attention of a kind in `ATTENTIONS`; None for "none"."""
   widths = query_features, encoded_features
   if kind == "none":
     return None

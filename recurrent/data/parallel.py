@@ -1,8 +1,12 @@
 """Pairs of a source and a target text, such as sentences and translations."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from recurrent.data import tokenizers
 from recurrent.data.text import read_text
 from recurrent.errors import DataError
 
@@ -12,6 +16,54 @@ class Pairs(NamedTuple):
 
   sources: list[str]
   targets: list[str]
+
+
+class Vocabulary(NamedTuple):
+  """The tokenizers of both sides; the id after the last one ends a target.
+
+  The same id is the first input of a decoder.
+  """
+
+  source: tokenizers.Tokenizer
+  target: tokenizers.Tokenizer
+
+  @staticmethod
+  def file(side: str) -> str:
+    """The name of the file that holds the tokenizer of a side."""
+    return f"{side}_tokenizer.json"
+
+  @property
+  def stop(self) -> int:
+    """The id that begins and ends a target."""
+    return self.target.vocab_size
+
+  def encode(self, source: str) -> np.ndarray:
+    """The ids of a source, int32 [tokens]."""
+    return self.source.encode(source).astype(np.int32)
+
+  def examples(self, pairs: Pairs) -> list[dict[str, np.ndarray]]:
+    """The ids of pairs; targets end with `stop`, and inputs begin with it."""
+    found = []
+    for source, target in zip(*pairs, strict=True):
+      ids = np.append(self.target.encode(target).astype(np.int32), self.stop)
+      found.append(
+        {
+          "source": self.encode(source),
+          "inputs": np.roll(ids, 1),
+          "targets": ids,
+        }
+      )
+    return found
+
+  def save(self, folder: Path) -> None:
+    """Writes both tokenizers to a folder."""
+    for side, tokenizer in self._asdict().items():
+      tokenizer.save(folder / self.file(side))
+
+  @classmethod
+  def load(cls, folder: Path) -> "Vocabulary":
+    """Reads what `save` wrote."""
+    return cls(*(tokenizers.load(folder / cls.file(x)) for x in cls._fields))
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:

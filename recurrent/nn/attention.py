@@ -74,6 +74,11 @@ class Attention(nnx.Module):
     self.query_features = check_positive("query_features", query_features)
     self.encoded_features = check_positive("encoded_features", encoded_features)
 
+  @property
+  def context_features(self) -> int:
+    """Width C of the context: that of the encoded sequence by default."""
+    return self.encoded_features
+
   def precompute(
     self,
     encoded: Float[Array, "*B S E"],
@@ -306,6 +311,11 @@ class MultiHeadAttention(Attention):
     self.query = drawn(rngs, query_features, features)
     self.key_value = drawn(rngs, encoded_features, 2 * features)
     self.output = drawn(rngs, features, features)
+
+  @property
+  def context_features(self) -> int:
+    """Width C of the context, that of all heads together."""
+    return self.output.shape[-1]
 
   def _keys_and_values(self, encoded):
     return _heads(_product(encoded, self.key_value), 2, self.heads)
