@@ -26,7 +26,7 @@ class Labels:
     from matplotlib import font_manager, ft2font
 
     missing = {ord(char) for text in texts for char in text}
-    self.fonts = []
+    self.fonts: list[str] = []
     self._covered: set[int] = set()
     installed = font_manager.fontManager.ttflist
     # The default font comes first, then the others by name.

@@ -80,7 +80,7 @@ def parse(source: bytes) -> Iterator[tuple[str, str]]:
   are taken.
 
   Args:
-    source: source code of Python, in any declared encoding; nothing is yielded if it cannot be parsed.
+    source: source code of Python; nothing is yielded if it cannot be parsed.
   """
   if not any(quotes in source for quotes in (b'"""', b"'''")):
     return  # A docstring of several lines needs them.
