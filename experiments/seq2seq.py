@@ -45,7 +45,15 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
   Args:
     joint: one vocabulary and one embedding for source and target.
     attention: attention after the decoder's layers: none, dot, general,
-      additive or multi_head. A transformer has its own.
+      additive, multi_head, or to a window of the source whose centre moves by
+      one token a time step (local_m) or is predicted (local_p). A transformer
+      has its own.
+    attention_window: with local_m and local_p, the number of source tokens on
+      each side of the centre.
+    coverage: let the scores of additive attention depend on the attention that
+      each source token has received before; slower.
+    coverage_loss: weight of the loss on attention to source tokens that have
+      received attention before; needs attention.
     feeding: feed the attentional state back into the decoder; slower.
     copying: allow to copy tokens of the source; needs --joint.
     bidirectional: let the encoder read in both directions.
@@ -71,6 +79,9 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
 
   joint: bool = False
   attention: str = "additive"
+  attention_window: int = 10
+  coverage: bool = False
+  coverage_loss: float = 0.0
   feeding: bool = False
   copying: bool = False
   bidirectional: bool = True
@@ -89,7 +100,8 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
   min_tokens: int = 0
 
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
-    "embedding_features max_length max_target_length beams".split()
+    "embedding_features attention_window max_length max_target_length"
+    " beams".split()
   )
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(
     "embedding_dropout output_dropout label_smoothing"
@@ -102,12 +114,12 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
   NEEDS: typing.ClassVar[dict[str, tuple[str, Sequence[Any]]]] = {
     "embedding_features": ("tied", (False,)),
     "copying": ("joint", (True,)),
+    "attention_window": ("attention", ("local_m", "local_p")),
+    "coverage": ("attention", ("additive",)),
   }
   # Flags that need attention after recurrent layers.
-  ATTENDING: typing.ClassVar[tuple[str, ...]] = (
-    "feeding",
-    "copying",
-    "coverage_penalty",
+  ATTENDING: typing.ClassVar[Sequence[str]] = (
+    "feeding copying coverage coverage_loss coverage_penalty".split()
   )
 
   def check(self):
@@ -119,6 +131,12 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
           f"--{name} needs attention after recurrent layers",
           "leave it out, or choose --attention and a recurrent --cell",
         )
+    if self.copying and self.attention == "local_p":
+      raise ConfigError(
+        "--copying needs attention weights that sum to one, and those of"
+        " --attention=local_p do not",
+        "choose another --attention",
+      )
 
   @property
   def attends(self) -> bool:
@@ -161,6 +179,8 @@ def make_model(
       decoder.features,
       encoder.features,
       heads=config.heads,
+      window=config.attention_window,
+      coverage=config.coverage,
       rngs=rngs,
     ),
     feeding=config.feeding,
@@ -181,8 +201,9 @@ def measure(
   *,
   label_smoothing: float = 0.0,
   scheduled_sampling: float = 0.0,
+  coverage_loss: float = 0.0,
 ) -> dict[str, Mean]:
-  """Cross-entropy per target token: the one to minimise, and in plain nats.
+  """Per target token: the loss, the cross-entropy in nats, and the coverage.
 
   With scheduled sampling the model runs twice: its most likely tokens of the
   first run replace some inputs of the second.
@@ -201,14 +222,19 @@ def measure(
       jax.random.fold_in(key, 1), scheduled_sampling, inputs.shape
     )
     inputs = jnp.where(drawn, guess, inputs)
-  logits, _ = run(inputs, key=key)
+  logits, weights = run(inputs, key=key)
   nats = losses.cross_entropy(logits, batch["targets"])
   found = {"nats": Mean.of(nats, batch["mask"])}
+  loss = nats
   if key is not None and label_smoothing:
-    nats = losses.cross_entropy(
+    loss = losses.cross_entropy(
       logits, batch["targets"], label_smoothing=label_smoothing
     )
-  return {"smoothed": Mean.of(nats, batch["mask"]), **found}
+  if coverage_loss and weights is not None:
+    again = losses.coverage(weights)
+    found["coverage_loss"] = Mean.of(again, batch["mask"])
+    loss += coverage_loss * again
+  return {"loss": Mean.of(loss, batch["mask"]), **found}
 
 
 def search(
@@ -261,7 +287,8 @@ def make_task(
   scored = functools.partial(data.EvalBatches, masks=MASKS, buckets=2)
 
   def describe(split: str, scores: Scores) -> dict[str, Any]:
-    found = {f"{split}_nats": scores.means["nats"]}
+    means = {f"{split}_{name}": x for name, x in scores.means.items()}
+    found = {k: v for k, v in means.items() if k != f"{split}_loss"}
     if split == "train":
       return found
     best = zip(
@@ -294,8 +321,9 @@ def make_task(
         measure,
         label_smoothing=config.label_smoothing,
         scheduled_sampling=config.scheduled_sampling,
+        coverage_loss=config.coverage_loss,
       ),
-      "smoothed",
+      "loss",
     ),
     batches=batches(train, config.batch_size, seed=config.seed),
     splits={

@@ -10,7 +10,7 @@ from flax import nnx
 from recurrent import nn
 from recurrent.masking import hold
 from recurrent.models.token_model import TokenModel
-from recurrent.nn.attention import Attention
+from recurrent.nn.attention import Attention, Past
 from recurrent.types import (
   Activations,
   Array,
@@ -49,8 +49,7 @@ class DecoderState(NamedTuple):
     layers: the carries of the decoder's layers.
     keys: the attention's `Keys`, or () without attention.
     source: [batch, S] ids of the source.
-    attended: [batch, S], the sum of the attention weights of all time steps, as
-      a coverage penalty takes it; it stays zero without attention.
+    past: the attention's `Past`; without attention it does not change.
     fed: [batch, H], the last attentional hidden state with input feeding, else
       ().
   """
@@ -58,8 +57,16 @@ class DecoderState(NamedTuple):
   layers: tuple[Carry, ...]
   keys: Any
   source: Tokens
-  attended: Float[Array, "B S"]
+  past: Past
   fed: Any
+
+  @property
+  def attended(self) -> Float[Array, "B S"]:
+    """The sum of the attention weights so far, as a coverage penalty takes it.
+
+    It is zero without attention.
+    """
+    return self.past.attended
 
 
 class EncoderDecoder(TokenModel):
@@ -153,6 +160,8 @@ class EncoderDecoder(TokenModel):
     width = decoder.in_features - (features if feeding else 0)
     if attention is None and (feeding or copying):
       raise ValueError("feeding and copying need attention, which is missing")
+    if copying and attention is not None and not attention.normalised:
+      raise ValueError("copying needs attention weights that sum to one")
     if copying and source_size != target_size:
       raise ValueError(
         f"copying needs one vocabulary, got {source_size} source tokens and"
@@ -259,7 +268,7 @@ class EncoderDecoder(TokenModel):
       if self.attention is None
       else self.attention.precompute(encoded.outputs, encoded.mask),
       source=encoded.source,
-      attended=jnp.zeros(encoded.source.shape, jnp.float32),
+      past=Past.none(encoded.mask),
       fed=jnp.zeros((batch, self.decoder_stack.features), jnp.float32)
       if self.feeding
       else (),
@@ -346,14 +355,14 @@ class EncoderDecoder(TokenModel):
   def _attended(self, carry, weights):
     if weights is None:
       return carry
-    return carry._replace(attended=carry.attended + weights)
+    return carry._replace(past=carry.past.after(weights))
 
   def _read(self, carry: DecoderState, outputs, key=None):
     """Logits, attention weights, and the vector they are computed from."""
     if self.attention is None:
       state = nn.dropout(key, outputs, self.output_dropout)
       return self.logits(state), None, state
-    context, weights = self.attention(carry.keys, outputs)
+    context, weights = self.attention(carry.keys, outputs, carry.past)
     if weights.ndim == outputs.ndim + 1:
       weights = weights.mean(axis=-2)
     both = jnp.concatenate([outputs, context], axis=-1)
