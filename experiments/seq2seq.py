@@ -67,7 +67,7 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
       the model itself finds most likely there.
     max_length: longest source, in tokens. A longer one is cut.
     max_target_length: longest target, in tokens; pairs with a longer one are
-      left out of training.
+      left out of training. 0: the same as --max_length.
     beams: number of beams of the search.
     length_penalty: exponent of the length penalty of the search.
     coverage_penalty: weight of the coverage penalty of the search, on sources
@@ -92,7 +92,7 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
   label_smoothing: float = 0.0
   scheduled_sampling: float = 0.0
   max_length: int = 64
-  max_target_length: int = 64
+  max_target_length: int = 0
   beams: int = 4
   length_penalty: float = 0.6
   coverage_penalty: float = 0.0
@@ -100,8 +100,7 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
   min_tokens: int = 0
 
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
-    "embedding_features attention_window max_length max_target_length"
-    " beams".split()
+    "embedding_features attention_window max_length beams".split()
   )
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset(
     "embedding_dropout output_dropout label_smoothing"
@@ -142,6 +141,11 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
   def attends(self) -> bool:
     """Whether attention follows the decoder's layers."""
     return self.attention != "none" and self.cell != network.TRANSFORMER
+
+  @property
+  def longest_target(self) -> int:
+    """The largest number of tokens of a target."""
+    return self.max_target_length or self.max_length
 
   def build_vocabulary(self, train: Pairs) -> Vocabulary:
     """Builds the tokenizers of both sides, or one with --joint."""
@@ -203,7 +207,7 @@ def measure(
   scheduled_sampling: float = 0.0,
   coverage_loss: float = 0.0,
 ) -> dict[str, Mean]:
-  """Per target token: the loss, the cross-entropy in nats, and the coverage.
+  """Per target token: the objective, the cross-entropy, and the coverage loss.
 
   With scheduled sampling the model runs twice: its most likely tokens of the
   first run replace some inputs of the second.
@@ -234,7 +238,7 @@ def measure(
     again = losses.coverage(weights)
     found["coverage_loss"] = Mean.of(again, batch["mask"])
     loss += coverage_loss * again
-  return {"loss": Mean.of(loss, batch["mask"]), **found}
+  return {"objective": Mean.of(loss, batch["mask"]), **found}
 
 
 def search(
@@ -250,7 +254,7 @@ def search(
     carry,
     logits,
     beams=config.beams,
-    num_tokens=config.max_target_length,
+    num_tokens=config.longest_target,
     stop_token=stop,
     min_tokens=config.min_tokens,
     length_penalty=config.length_penalty,
@@ -288,7 +292,7 @@ def make_task(
 
   def describe(split: str, scores: Scores) -> dict[str, Any]:
     means = {f"{split}_{name}": x for name, x in scores.means.items()}
-    found = {k: v for k, v in means.items() if k != f"{split}_loss"}
+    found = {k: v for k, v in means.items() if k != f"{split}_objective"}
     if split == "train":
       return found
     best = zip(
@@ -323,7 +327,7 @@ def make_task(
         scheduled_sampling=config.scheduled_sampling,
         coverage_loss=config.coverage_loss,
       ),
-      "loss",
+      "objective",
     ),
     batches=batches(train, config.batch_size, seed=config.seed),
     splits={
@@ -353,21 +357,21 @@ def _prepare(config, examples, cut) -> list[dict[str, np.ndarray]]:
         row["source"] = row["source"][: config.max_length]
         fits = True
       if split == "train" and fits:
-        if 0 < source and 0 < target <= config.max_target_length:
+        if 0 < source and 0 < target <= config.longest_target:
           train.append(row)
   if not train:
     raise DataError(
       f"no pair of train has from 1 to {config.max_length} source tokens and"
-      f" from 1 to {config.max_target_length} target tokens",
+      f" from 1 to {config.longest_target} target tokens",
       "use a larger --max_length and --max_target_length",
     )
   LOG.info(
-    "%d of %d train pairs are left out: empty or too long (--max_length=%d,"
-    " --max_target_length=%d). %d sources are cut.",
+    "%d of %d train pairs are left out: empty, or longer than %d and %d tokens"
+    " (--max_length, --max_target_length). %d sources are cut.",
     len(examples["train"]) - len(train),
     len(examples["train"]),
     config.max_length,
-    config.max_target_length,
+    config.longest_target,
     long,
   )
   return train
