@@ -170,10 +170,11 @@ def attention(path: Path, maps: Sequence[AttentionMap]) -> None:
       [labels.show(token) for token in side]
       for side in (each.source, each.target)
     )
-    axis.set_xticks(range(len(source)), source, rotation=90, **style)
+    turn = 90 if max(map(len, source)) > 2 else 0
+    axis.set_xticks(range(len(source)), source, rotation=turn, **style)
     axis.set_yticks(range(len(target)), target, **style)
     axis.xaxis.tick_top()
-  figure.savefig(path, dpi=120)
+  figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> Path:

@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Iterable
 
 DEFAULT = "DejaVu Sans"  # The font that comes with matplotlib.
+BOXES = "Last Resort", ".LastResort"  # Fonts that draw a box for any character.
 WHITE_SPACE = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}  # Signs for it.
 
 
@@ -33,7 +34,7 @@ class Labels:
     for font in sorted(installed, key=lambda x: (x.name != DEFAULT, x.name)):
       if not missing:
         break
-      if font.style != "normal" or font.name == "Last Resort":
+      if font.style != "normal" or font.name.startswith(BOXES):
         continue
       has = missing & ft2font.FT2Font(font.fname).get_charmap().keys()
       if has or font.name == DEFAULT:
@@ -44,7 +45,7 @@ class Labels:
   def show(self, text: str) -> str:
     """Returns the label of a token."""
     label = "".join(map(self._show, text))
-    if text and unicodedata.category(text[0]).startswith("M"):
+    if label and unicodedata.category(label[0]).startswith("M"):
       label = "\u25cc" + label
     # matplotlib would read what is between two dollar signs as mathematics.
     return label.replace("$", r"\$")
