@@ -280,6 +280,7 @@ def make_attention(
   query_features: int,
   encoded_features: int,
   *,
+  features: int,
   heads: int,
   window: int,
   coverage: bool,
@@ -291,6 +292,7 @@ def make_attention(
     kind: the kind.
     query_features: width of the queries.
     encoded_features: width of the encoded sequence.
+    features: width inside additive attention.
     heads: number of heads of multi_head.
     window: largest distance of local_m and local_p from their centre.
     coverage: whether additive attention knows what it has attended to.
@@ -300,9 +302,7 @@ def make_attention(
   if kind == "none":
     return None
   if kind == "additive":
-    return nn.AdditiveAttention(
-      *widths, query_features, coverage=coverage, rngs=rngs
-    )
+    return nn.AdditiveAttention(*widths, features, coverage=coverage, rngs=rngs)
   if kind == "multi_head":
     return nn.MultiHeadAttention(
       *widths, query_features, heads=heads, rngs=rngs

@@ -48,6 +48,8 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
       additive, multi_head, or to a window of the source whose centre moves by
       one token a time step (local_m) or is predicted (local_p). A transformer
       has its own.
+    attention_features: width inside additive attention; 0: --features. Most of
+      the time of additive attention is proportional to it.
     attention_window: with local_m and local_p, the number of source tokens on
       each side of the centre.
     coverage: let the scores of additive attention depend on the attention that
@@ -79,6 +81,7 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
 
   joint: bool = False
   attention: str = "additive"
+  attention_features: int = 0
   attention_window: int = 10
   coverage: bool = False
   coverage_loss: float = 0.0
@@ -114,6 +117,7 @@ class Seq2SeqConfig(text.TokenizerConfig, network.NetworkConfig):
     "embedding_features": ("tied", (False,)),
     "copying": ("joint", (True,)),
     "attention_window": ("attention", ("local_m", "local_p")),
+    "attention_features": ("attention", ("additive",)),
     "coverage": ("attention", ("additive",)),
   }
   # Flags that need attention after recurrent layers.
@@ -182,6 +186,7 @@ def make_model(
       config.attention if config.attends else "none",
       decoder.features,
       encoder.features,
+      features=config.attention_features or config.features,
       heads=config.heads,
       window=config.attention_window,
       coverage=config.coverage,

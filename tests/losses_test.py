@@ -5,6 +5,7 @@ import pytest
 
 from recurrent.losses import (
   activation_penalty,
+  coverage,
   cross_entropy,
   temporal_activation_penalty,
 )
@@ -140,5 +141,5 @@ def test_coverage_is_the_attention_to_what_was_attended_to_before():
   for t in range(4):
     want[:, t] = np.minimum(weights[:, t], seen).sum(axis=-1)
     seen += weights[:, t]
-  found = losses.coverage(jnp.asarray(weights, jnp.float32))
+  found = coverage(jnp.asarray(weights, jnp.float32))
   np.testing.assert_allclose(found, want, rtol=1e-5)
