@@ -592,6 +592,8 @@ def make_evaluate(
     predict=task.predict,
   )
 
+  gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+
   def evaluate(params, split, interrupted, folder=None):
     if split not in task.splits:
       raise ConfigError(
@@ -601,12 +603,14 @@ def make_evaluate(
     scores = score(params, task.splits[split], interrupted)
     if scores is None:
       return None
-    if folder is not None and jax.process_index() == 0:
-      folder.mkdir(exist_ok=True)
-      here = jax.tree.map(lambda x: x.addressable_data(0), params)
-      model = nnx.merge(graphdef, here)
-      if text := task.report(split, scores, folder, model):
-        LOG.info("%s", text)
+    if folder is not None:
+      whole = gather(params)
+      if jax.process_index() == 0:
+        folder.mkdir(exist_ok=True)
+        here = jax.tree.map(lambda x: x.addressable_data(0), whole)
+        model = nnx.merge(graphdef, here)
+        if text := task.report(split, scores, folder, model):
+          LOG.info("%s", text)
     return task.describe(split, scores)
 
   return evaluate

@@ -26,6 +26,7 @@ from recurrent import data, decoding, losses, models
 from recurrent.data.parallel import Pairs, Vocabulary
 from recurrent.errors import ConfigError, DataError
 from recurrent.metrics import Mean
+from recurrent.rows import bernoulli
 from recurrent.training.evaluation import Scores
 from recurrent.training.step import loss_of
 from recurrent.types import PRNGKey
@@ -227,8 +228,8 @@ def measure(
   if key is not None and scheduled_sampling:
     guess = run(inputs, key=key)[0].argmax(axis=-1).astype(inputs.dtype)
     guess = jnp.concatenate([inputs[:, :1], guess[:, :-1]], axis=1)
-    drawn = jax.random.bernoulli(
-      jax.random.fold_in(key, 1), scheduled_sampling, inputs.shape
+    drawn = bernoulli(
+      jax.random.fold_in(key, 1), scheduled_sampling, inputs.shape, inputs
     )
     inputs = jnp.where(drawn, guess, inputs)
   logits, weights = run(inputs, key=key)

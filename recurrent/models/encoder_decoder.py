@@ -11,6 +11,7 @@ from recurrent import nn
 from recurrent.masking import hold
 from recurrent.models.token_model import TokenModel
 from recurrent.nn.attention import Attention, Past
+from recurrent.rows import vary_alike
 from recurrent.types import (
   Activations,
   Array,
@@ -262,7 +263,7 @@ class EncoderDecoder(TokenModel):
       return jax.tree.unflatten(structure, leaves)
 
     layers = zip(self.decoder_stack.layers, self.bridge, strict=True)
-    return DecoderState(
+    carry = DecoderState(
       layers=tuple(first(layer, maps) for layer, maps in layers),
       keys=()
       if self.attention is None
@@ -273,6 +274,8 @@ class EncoderDecoder(TokenModel):
       if self.feeding
       else (),
     )
+    # Within `jax.shard_map` zeros must vary as what is added to them.
+    return vary_alike(carry)
 
   def __call__(
     self,

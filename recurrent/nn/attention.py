@@ -30,6 +30,7 @@ from recurrent.checks import (
 )
 from recurrent.kernels import chunks
 from recurrent.masking import blank
+from recurrent.rows import vary_alike
 from recurrent.types import (
   Activations,
   Array,
@@ -256,6 +257,7 @@ class AdditiveAttention(Attention):
       past = past.after(weights[..., 0, :].astype(past.attended.dtype))
       return past, (context[..., 0, :], weights[..., 0, :])
 
+    past, query = vary_alike((past, query))
     _, found = jax.lax.scan(read_next, past, jnp.moveaxis(query, -2, 0))
     context, weights = (jnp.moveaxis(x, 0, -2) for x in found)
     return context, weights
