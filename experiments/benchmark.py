@@ -29,6 +29,8 @@ loop: the training loop, against the bare compiled step on one batch.
 generation: decoding on the device, against one compiled call per token that
   also chooses the token, and against a compiled step with a choice outside.
 methods: every cell by every method that can run it.
+seq2seq: beam search on the device against a compiled step for each token, and
+  training of a translator against one of torch, if it is installed.
 accelerator: correctness and time of everything on a GPU or TPU, the most
   important first, within --minutes (see `experiments.benchmarks.accelerator`).
 scaling: time, memory and compilation against sizes and devices, with fitted
@@ -68,7 +70,7 @@ class Config(config_lib.Checked):
   Args:
     workdir: directory for benchmark.json and the plots.
     suite: suites to run, separated by commas: cells, linear, newton, decode,
-      train, loop, generation, methods, accelerator, scaling.
+      train, loop, generation, methods, accelerator, scaling, seq2seq.
     peers: implementations to run in the suites cells, linear, newton and
       decode, separated by commas; empty: all.
     shapes: shapes to measure in the suites cells, linear, newton and decode.
@@ -81,11 +83,12 @@ class Config(config_lib.Checked):
     threads: threads per process in the suites cells, linear, newton and decode;
       0: one per processor.
     repeats: largest number of repeats of each measurement.
-    steps: training steps per repeat of the suite loop.
+    steps: training steps per repeat of the suites loop and seq2seq.
     tokens: tokens per repeat of the suite generation.
-    features: width of the model in the suite generation.
+    features: width of the model in the suites generation and seq2seq.
     minutes: time limit of the suite accelerator. What it leaves out is listed.
-    smoke: measures toy sizes in the suite accelerator, to test that it works.
+    smoke: measures toy sizes in the suites accelerator and seq2seq, to test
+      that they work.
     compile_for: topologies of TPUs, separated by commas, such as
       v5e:2x2,v6e:2x2. The suite accelerator then compiles for them and needs
       libtpu, but no TPU.
@@ -145,6 +148,7 @@ SUITES = {
   "methods": ("methods", "measure"),
   "accelerator": ("accelerator", "measure"),
   "scaling": ("scaling", "measure"),
+  "seq2seq": ("sequences", "measure"),
 }
 
 

@@ -306,7 +306,8 @@ def make_task(config: Config) -> runner.Task:
       )
     return means | {f"{split}_{name}": x for name, x in metrics.items()}
 
-  def report(split, scores, folder):
+  def report(split, scores, folder, model):
+    del model
     flat = encoded[split].flatten(scores.predictions["probabilities"])
     predicted = flat.argmax(axis=1)
     counts = classification.confusion(targets[split], predicted, len(names))

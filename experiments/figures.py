@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 COLUMNS = 4  # panels side by side
 # Beginnings of the names of metrics whose largest value is the best.
 RISING = tuple(
-  "accuracy auc f1 precision recall slot_f1 exact_match bleu chrf".split()
+  "accuracy auc f1 precision recall slot_f1 exact_match bleu chrf rouge".split()
 )
 
 
@@ -124,6 +124,57 @@ def forecasts(path: Path, panels: Sequence[ForecastPanel]) -> None:
     axis.grid(alpha=0.3)
     axis.legend(loc="upper left", fontsize=8)
   figure.savefig(path, dpi=120)
+
+
+class AttentionMap(NamedTuple):
+  """The attention of a sequence to its source.
+
+  Attributes:
+    weights: [T, S], the weight of each source token for each token.
+    source: the S tokens of the source.
+    target: the T tokens.
+  """
+
+  weights: np.ndarray
+  source: Sequence[str]
+  target: Sequence[str]
+
+
+def attention(path: Path, maps: Sequence[AttentionMap]) -> None:
+  """Draws attention weights, one map below the other.
+
+  Characters that no installed font has are written as their code points.
+
+  Args:
+    path: the PNG to write.
+    maps: what to draw.
+  """
+  from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
+
+  from experiments import glyphs
+
+  cell = 0.17  # inches
+  rows = [len(each.target) for each in maps]
+  width = max(len(each.source) for each in maps)
+  tokens = [token for each in maps for token in (*each.source, *each.target)]
+  labels = glyphs.Labels(tokens)
+  style: Any = {"fontfamily": labels.fonts, "fontsize": 8}
+  figure = Figure(
+    figsize=(2 + cell * width, sum(1.2 + cell * row for row in rows)),
+    layout="constrained",
+  )
+  axes = figure.subplots(len(maps), 1, squeeze=False, height_ratios=rows)
+  for axis, each in zip(axes[:, 0], maps, strict=True):
+    axis.imshow(each.weights, cmap="Blues", vmin=0)
+    source, target = (
+      [labels.show(token) for token in side]
+      for side in (each.source, each.target)
+    )
+    turn = 90 if max(map(len, source)) > 2 else 0
+    axis.set_xticks(range(len(source)), source, rotation=turn, **style)
+    axis.set_yticks(range(len(target)), target, **style)
+    axis.xaxis.tick_top()
+  figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> Path:

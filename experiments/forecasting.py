@@ -221,7 +221,8 @@ def make_task(config: Config) -> runner.Task:
     named = {f"{split}_{name}": value for name, value in found.items()}
     return {"horizon": prepared.horizon, **named} if split == "test" else named
 
-  def report(split, scores, folder):
+  def report(split, scores, folder, model):
+    del model
     params = scores.predictions["params"]
     scorers(split).draw(params, folder / "forecast.png")
     return f"{split}, {len(params)} forecasts:\n{scorers(split).table(params)}"

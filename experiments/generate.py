@@ -1,11 +1,12 @@
-"""Samples text from a trained language model, or translates what is typed.
+"""Samples text from a language model; translates or summarises what is typed.
 
   python -m experiments.generate --workdir=runs/pydoc --prompt='The '
   python -m experiments.generate --workdir=runs/pydoc --weights=int8
 
 The text is printed to stdout while it is drawn; the last line is a JSON object.
-With the workdir of a translator, the prompt is translated, or without a prompt
-every line of stdin; flags of sampling have no effect then and are refused.
+With the workdir of a translator or summariser, the answer to the prompt is
+printed, or without a prompt the answer to every line of stdin; the JSON object
+has all that the beams found, with scores. Flags of sampling are refused then.
 """
 
 import dataclasses
@@ -168,13 +169,16 @@ def _answer(config: Config, experiment: ModuleType) -> dict[str, Any]:
       "leave it out",
     )
   answer = experiment.make_answer(config.workdir)
-  texts = []
+  answers = []
   lines = [config.prompt] if "prompt" in given else sys.stdin
   for line in lines:
     for found in answer([line.rstrip("\n")]):
-      texts.append(found["text"])
+      answers.append(found)
       print(found["text"], flush=True)
-  return {"texts": texts}
+  return {
+    "texts": [found["text"] for found in answers],
+    "n_best": [found["n_best"] for found in answers],
+  }
 
 
 if __name__ == "__main__":

@@ -266,8 +266,11 @@ def make_task(config: Config) -> runner.Task:
   )
 
 
-def report(config: Config, split: str, scores: Any, folder: Path) -> str:
+def report(
+  config: Config, split: str, scores: Any, folder: Path, model: Any
+) -> str:
   """Draws loss and accuracy against the length, as `lengths.png`."""
+  del model
   if split != "test":
     return ""
   by_length = describe(config, split, scores)["test_by_length"]

@@ -23,6 +23,15 @@ from recurrent.executors import Setting
 from recurrent.unroll import METHODS, check_method, check_remat, resolve_method
 
 TRANSFORMER = "transformer"
+ATTENTIONS = (
+  "none",
+  "dot",
+  "general",
+  "additive",
+  "multi_head",
+  "local_m",
+  "local_p",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,18 +280,36 @@ def make_attention(
   query_features: int,
   encoded_features: int,
   *,
+  features: int,
   heads: int,
+  window: int,
+  coverage: bool,
   rngs: nnx.Rngs,
 ) -> nn.Attention | None:
-  """Makes attention of a kind: none, dot, general, additive or multi_head."""
+  """Makes attention of a kind in `ATTENTIONS`; None for "none".
+
+  Args:
+    kind: the kind.
+    query_features: width of the queries.
+    encoded_features: width of the encoded sequence.
+    features: width inside additive attention.
+    heads: number of heads of multi_head.
+    window: largest distance of local_m and local_p from their centre.
+    coverage: whether additive attention knows what it has attended to.
+    rngs: source of the keys that draw the parameters.
+  """
   widths = query_features, encoded_features
   if kind == "none":
     return None
   if kind == "additive":
-    return nn.AdditiveAttention(*widths, query_features, rngs=rngs)
+    return nn.AdditiveAttention(*widths, features, coverage=coverage, rngs=rngs)
   if kind == "multi_head":
     return nn.MultiHeadAttention(
       *widths, query_features, heads=heads, rngs=rngs
+    )
+  if kind.startswith("local"):
+    return nn.LocalAttention(
+      *widths, window=window, predicted=kind == "local_p", rngs=rngs
     )
   return nn.MultiplicativeAttention(*widths, score=kind, rngs=rngs)
 

@@ -124,10 +124,11 @@ class Task(NamedTuple):
     make_sample: `make_sample(graphdef) -> sample`, where `sample(params, step)`
       returns a text that shows what the model does; by default no text.
       `nnx.merge(graphdef, params)` is the model in evaluation mode.
-    report: `report(split, scores, folder) -> text`; draws figures of a split
-      into the folder, and returns a text to show, such as a table. It is called
-      after the test split is scored at the end, and by `evaluate`. By default
-      an empty text.
+    report: `report(split, scores, folder, model) -> text`; draws figures of a
+      split into the folder, and returns a text to show, such as a table. The
+      model is in evaluation mode, with its parameters on one device. It is
+      called after the test split is scored at the end, and by `evaluate`. By
+      default an empty text.
     scored: names of the splits to score at the end.
     save: `save(path)`; saves files that belong to the data, such as a
       tokenizer, in the workdir.
@@ -157,8 +158,8 @@ class Task(NamedTuple):
   make_sample: Callable[[nnx.GraphDef], Callable[[PyTree, int], str]] = (
     lambda graphdef: lambda params, step: ""
   )
-  report: Callable[[str, evaluation.Scores, Path], str] = (
-    lambda split, scores, folder: ""
+  report: Callable[[str, evaluation.Scores, Path, Any], str] = (
+    lambda split, scores, folder, model: ""
   )
   scored: tuple[str, ...] = ("valid", "test")
   save: Callable[[Path], None] = lambda path: None
@@ -591,6 +592,8 @@ def make_evaluate(
     predict=task.predict,
   )
 
+  gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+
   def evaluate(params, split, interrupted, folder=None):
     if split not in task.splits:
       raise ConfigError(
@@ -600,10 +603,14 @@ def make_evaluate(
     scores = score(params, task.splits[split], interrupted)
     if scores is None:
       return None
-    if folder is not None and jax.process_index() == 0:
-      folder.mkdir(exist_ok=True)
-      if text := task.report(split, scores, folder):
-        LOG.info("%s", text)
+    if folder is not None:
+      whole = gather(params)
+      if jax.process_index() == 0:
+        folder.mkdir(exist_ok=True)
+        here = jax.tree.map(lambda x: x.addressable_data(0), whole)
+        model = nnx.merge(graphdef, here)
+        if text := task.report(split, scores, folder, model):
+          LOG.info("%s", text)
     return task.describe(split, scores)
 
   return evaluate

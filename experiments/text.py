@@ -19,10 +19,11 @@ from recurrent.data import tokenizers
 from recurrent.errors import ConfigError
 
 SAMPLE_TOKENS = 200
+TOKENIZER = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerConfig(config_lib.Checked):
+class TokenizerConfig(config_lib.RunConfig):
   """Flags of a tokenizer.
 
   Args:
@@ -45,16 +46,22 @@ class TokenizerConfig(config_lib.Checked):
     "min_count": ("tokenizer", ("word",)),
   }
 
-  def build_tokenizer(self, text: str) -> tokenizers.Tokenizer:
+  def build_tokenizer(
+    self, text: str, file: str = TOKENIZER
+  ) -> tokenizers.Tokenizer:
     """Builds the tokenizer that the flags describe from the train text.
 
-    With --init_from it is that of the other run, whose parameters stand for its
-    tokens.
+    If the workdir has one already, it is that one; and with --init_from it is
+    that of the other run, whose parameters stand for its tokens.
+
+    Args:
+      text: the train text.
+      file: name of the file in a workdir that holds this tokenizer.
     """
-    if init_from := getattr(self, "init_from", ""):
-      path = Path(self.workdir) / "tokenizer.json"
-      if not path.exists():
-        path = runner.find_source(init_from).workdir / "tokenizer.json"
+    path = Path(self.workdir) / file
+    if self.init_from and not path.exists():
+      path = runner.find_source(self.init_from).workdir / file
+    if self.init_from or path.exists():
       return tokenizers.load(path)
     return tokenizers.build(
       self.tokenizer,

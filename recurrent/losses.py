@@ -40,6 +40,25 @@ def cross_entropy(
   return (1 - label_smoothing) * nats + label_smoothing * even
 
 
+def coverage(weights: Float[Array, "*B T S"]) -> Float[Array, "*B T"]:
+  """Attention to what was attended to before: sum_s min(w_ts, c_ts).
+
+  c_t is the sum of the weights of all time steps before t.
+
+  Args:
+    weights: [*batch, T, S], attention weights.
+
+  Returns:
+    [*batch, T].
+
+  Reference:
+    See, Liu & Manning, "Get to the point: summarization with pointer-generator
+    networks", 2017.
+  """
+  before = jnp.cumsum(weights, axis=-2) - weights
+  return jnp.minimum(weights, before).sum(axis=-1)
+
+
 def pinball(
   quantiles: Float[Array, "*B Q"],
   targets: Float[Array, "*B"],

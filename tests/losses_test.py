@@ -5,6 +5,7 @@ import pytest
 
 from recurrent.losses import (
   activation_penalty,
+  coverage,
   cross_entropy,
   temporal_activation_penalty,
 )
@@ -132,3 +133,13 @@ def test_label_smoothing_is_the_cross_entropy_of_a_smoothed_target():
   want = -(smooth * np.asarray(jax.nn.log_softmax(logits))).sum(axis=-1)
   got = cross_entropy(logits, targets, label_smoothing=0.1)
   np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_coverage_is_the_attention_to_what_was_attended_to_before():
+  weights = np.random.default_rng(0).dirichlet(np.ones(5), (2, 4))
+  want, seen = np.zeros((2, 4)), np.zeros((2, 5))
+  for t in range(4):
+    want[:, t] = np.minimum(weights[:, t], seen).sum(axis=-1)
+    seen += weights[:, t]
+  found = coverage(jnp.asarray(weights, jnp.float32))
+  np.testing.assert_allclose(found, want, rtol=1e-5)

@@ -9,6 +9,9 @@
   splits.py      train, valid and test of data that has no splits
   examples.py    batches of separate examples, for training and for scoring
   drawn.py       batches that are drawn, or changed, at random
+  parallel.py    pairs of a source and a target text, and their vocabulary
+  dates.py       dates of many languages, with their ISO 8601 form
+  docstrings.py  bodies and summary lines of the installed packages' docstrings
   records.py     rows of CSV files and of JSON lines
   series.py      time series: their files, calendar, splits and windows
   labelled.py    sequences with labels, and the files they are read from

@@ -14,10 +14,16 @@ from typing import Any
 import numpy as np
 
 from recurrent.data.records import read_records
-from recurrent.data.splits import SHARES, Shares, by_hash
+from recurrent.data.splits import (
+  NAMES,
+  SHARES,
+  Shares,
+  check_split,
+  complete,
+)
 from recurrent.errors import DataError
 
-SPLITS = ("train", "valid", "test")
+SPLITS = NAMES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,28 +67,8 @@ class Labelled:
     Raises:
       DataError: if a split is empty.
     """
-    splits = self.splits
-    if splits is None:
-      splits = np.full(len(self), "train", "<U5")
-    missing = [name for name in SPLITS[1:] if name not in splits]
-    if missing and len(splits):
-      left = 1 - sum(getattr(shares, name) for name in missing)
-      # What is missing is drawn from train, in its share of the whole.
-      part = Shares(
-        left,
-        shares.valid if "valid" in missing else 0.0,
-        shares.test if "test" in missing else 0.0,
-      )
-      places = np.flatnonzero(splits == "train")
-      splits = splits.copy()
-      splits[places] = by_hash((self._content(i) for i in places), part)
-    for name in SPLITS:
-      if name not in splits:
-        raise DataError(
-          f"no row is left for the {name} split of {len(self)} rows",
-          "give more rows, larger `splits`, or a column split",
-        )
-    return dataclasses.replace(self, splits=splits)
+    found = complete(self.splits, len(self), self._content, shares)
+    return dataclasses.replace(self, splits=found)
 
   def _content(self, i) -> bytes:
     """The bytes of a sequence and its labels."""
@@ -146,7 +132,9 @@ def _read_texts(path, labelled, flag) -> Labelled:
     if labelled:
       labels.append(_label(values.get(columns[0]), columns[0], text, place(i)))
     if "split" in first:
-      splits.append(_split(values.get("split"), f"{place(i)}, column split"))
+      splits.append(
+        check_split(values.get("split"), f"{place(i)}, column split")
+      )
   per_step = labelled and columns[0] == "labels"
   return Labelled(
     kind="text",
@@ -181,14 +169,6 @@ def _label(value, column, text, place):
       "give each word between white space one label",
     )
   return np.array([str(x).strip() for x in found])
-
-
-def _split(value, where) -> str:
-  if value not in SPLITS:
-    raise DataError(
-      f"{where}: {value!r} is no split", f"use {', '.join(SPLITS)}"
-    )
-  return value
 
 
 def _read_arrays(path, labelled, flag) -> Labelled:
@@ -249,7 +229,7 @@ def _read_arrays(path, labelled, flag) -> Labelled:
     splits = splits.astype(str)
     splits = np.array(
       [
-        _split(x, f"{path}, split, row {i}")
+        check_split(x, f"{path}, split, row {i}")
         for i, x in enumerate(splits.tolist())
       ]
     )

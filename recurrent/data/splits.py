@@ -2,10 +2,12 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
-from recurrent.errors import ConfigError
+import numpy as np
+
+from recurrent.errors import ConfigError, DataError
 
 
 class Shares(NamedTuple):
@@ -16,6 +18,7 @@ class Shares(NamedTuple):
   test: float
 
 
+NAMES = Shares._fields
 SHARES = Shares(0.9, 0.05, 0.05)
 
 
@@ -75,4 +78,55 @@ def by_hash(rows: Iterable[bytes], shares: Shares = SHARES) -> list[str]:
       if place < shares.train + shares.valid
       else "test"
     )
+  return found
+
+
+def check_split(value: Any, where: str) -> str:
+  """Returns the name of a split that a file gives.
+
+  Raises:
+    DataError: if it is none.
+  """
+  if value not in NAMES:
+    raise DataError(
+      f"{where}: {value!r} is no split", f"use {', '.join(NAMES)}"
+    )
+  return value
+
+
+def complete(
+  given: Sequence[str] | np.ndarray | None,
+  length: int,
+  content: Callable[[int], bytes],
+  shares: Shares = SHARES,
+) -> np.ndarray:
+  """Draws the splits that the data lack from the train split, by hash.
+
+  Args:
+    given: the split of each row; None: there are none yet.
+    length: number of rows.
+    content: the contents of a row.
+    shares: the share of each split in all rows.
+
+  Returns:
+    The split of each row, [length] strings.
+
+  Raises:
+    DataError: if a split is empty.
+  """
+  found = np.full(length, "train", "<U5")
+  if given is not None:
+    found[:] = given
+  missing = [name for name in NAMES[1:] if name not in found]
+  if missing and length:
+    drawn = {name: getattr(shares, name) * (name in missing) for name in NAMES}
+    drawn["train"] = 1 - sum(drawn.values())
+    places = np.flatnonzero(found == "train")
+    found[places] = by_hash((content(int(i)) for i in places), Shares(**drawn))
+  for name in NAMES:
+    if name not in found:
+      raise DataError(
+        f"no row is left for the {name} split of {length} rows",
+        "give more rows, larger `splits`, or a column split",
+      )
   return found

@@ -468,7 +468,7 @@ def build(
 
   Raises:
     ConfigError: if there is no tokenizer of this name, it does not have a given
-      option, or a package is missing.
+      option, a package is missing, or the vocabulary has one token only.
   """
   if name not in TOKENIZERS:
     raise ConfigError(
@@ -487,7 +487,13 @@ def build(
       raise ConfigError(
         f"{option} must be 1 or more, got {value}", f"choose another --{option}"
       )
-  return train(train_text, **options)
+  tokenizer = train(train_text, **options)
+  if tokenizer.vocab_size < 2:
+    raise ConfigError(
+      f"the vocabulary of the {name} tokenizer has one token only",
+      "choose a larger vocab_size, or give a longer text",
+    )
+  return tokenizer
 
 
 def load(path: str | os.PathLike) -> Tokenizer:

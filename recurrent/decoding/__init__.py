@@ -1,6 +1,6 @@
 """Decoding with any function `(carry, token) -> (carry, logits)`."""
 
-from recurrent.decoding.beam import Beams, beam_search
+from recurrent.decoding.beam import NEVER, Beams, beam_search
 from recurrent.decoding.packing import Packed, pack_model, pack_step
 from recurrent.decoding.sampling import Sampled, Sampler, sample
 from recurrent.decoding.scoring import score, score_tokens
@@ -12,6 +12,7 @@ __all__ = [
   "Beams",
   "Block",
   "DTYPES",
+  "NEVER",
   "Packed",
   "Sampled",
   "Sampler",

@@ -15,8 +15,9 @@ from recurrent.decoding.sampling import Step
 from recurrent.rows import vary_alike
 from recurrent.types import Array, Bool, Carry, Float, Int
 
-# In place of minus infinity: differences of two remain numbers.
-_NEVER = -1e9
+# The score of no sequence, in place of minus infinity, so that differences of
+# two remain numbers.
+NEVER = -1e9
 
 
 class Beams(NamedTuple):
@@ -120,7 +121,7 @@ def beam_search(
 
   def score(log_probabilities, length, uncovered):
     penalty = ((5.0 + length) / 6.0) ** length_penalty
-    return jnp.maximum(log_probabilities / penalty - uncovered, _NEVER)
+    return jnp.maximum(log_probabilities / penalty - uncovered, NEVER)
 
   def uncovered(carry):
     if coverage is None or not coverage_penalty:
@@ -153,10 +154,10 @@ def beam_search(
     nats = jax.nn.log_softmax(search.logits.astype(jnp.float32), axis=-1)
     nats = nats.reshape(batch, beams, vocab_size)
     total = search.log_probabilities[..., None] + nats
-    total = jnp.where(allowed(search), jnp.maximum(total, _NEVER), _NEVER)
+    total = jnp.where(allowed(search), jnp.maximum(total, NEVER), NEVER)
     length = (number + 1).astype(jnp.float32)
     missed = uncovered(search.carry)
-    # All that end here: by the stop token.
+    # Each beam, ended here by the stop token, may be one of the finished.
     stopped = total[..., stop_token]
     lasts = jnp.full_like(search.tokens[..., 0], stop_token)
     finished = _best(
@@ -164,15 +165,15 @@ def beam_search(
       Beams(
         search.tokens.at[:, :, number].set(lasts),
         jnp.full((batch, beams), number),
-        jnp.where(stopped > _NEVER / 2, score(stopped, length, missed), _NEVER),
+        jnp.where(stopped > NEVER / 2, score(stopped, length, missed), NEVER),
         stopped,
       ),
     )
-    # The beams that go on, K of all K * V.
-    going = total.at[..., stop_token].set(_NEVER).reshape(batch, -1)
+    # The K best of all K * V continuations stay live.
+    going = total.at[..., stop_token].set(NEVER).reshape(batch, -1)
     best, place = jax.lax.top_k(going, min(beams, going.shape[-1]))
     spare = beams - best.shape[-1]
-    best = jnp.pad(best, ((0, 0), (0, spare)), constant_values=_NEVER)
+    best = jnp.pad(best, ((0, 0), (0, spare)), constant_values=NEVER)
     place = jnp.pad(place, ((0, 0), (0, spare)))
     parent, token = place // vocab_size, (place % vocab_size).astype(jnp.int32)
     tokens = jnp.take_along_axis(search.tokens, parent[..., None], axis=1)
@@ -189,8 +190,8 @@ def beam_search(
       finished,
     )
 
-  def goes_on(search: _Search) -> Bool[Array, ""]:
-    """Whether a live beam may still become one of the best."""
+  def may_improve(search: _Search) -> Bool[Array, ""]:
+    """Returns whether a live beam can still become one of the best."""
     # Log-probabilities only fall, and the penalty of the greatest length is the
     # largest divisor, so this is a bound on all scores to come.
     most = score(search.log_probabilities.max(axis=1), num_tokens, 0.0)
@@ -198,7 +199,7 @@ def beam_search(
     return (search.number < num_tokens) & (most > worst).any()
 
   repeat = lambda x: jnp.repeat(x, beams, axis=0)
-  none = jnp.full((batch, beams), _NEVER)
+  none = jnp.full((batch, beams), NEVER)
   empty = jnp.full((batch, beams, num_tokens), stop_token, jnp.int32)
   zeros = jnp.zeros((batch, beams), jnp.int32)
   start = _Search(
@@ -212,17 +213,17 @@ def beam_search(
   )
   # Within `jax.shard_map` the carry of a loop must vary as its results do.
   start = vary_alike(start)
-  search = jax.lax.while_loop(goes_on, extend, start)
+  search = jax.lax.while_loop(may_improve, extend, start)
   # Those that have not ended count if the search was not cut short.
   unended = search.log_probabilities
-  ripe = (search.number >= num_tokens) & (unended > _NEVER / 2)
+  ripe = (search.number >= num_tokens) & (unended > NEVER / 2)
   scores = score(unended, float(num_tokens), uncovered(search.carry))
   return _best(
     search.finished,
     Beams(
       search.tokens,
       jnp.full_like(zeros, num_tokens),
-      jnp.where(ripe, scores, _NEVER),
+      jnp.where(ripe, scores, NEVER),
       unended,
     ),
   )

@@ -3,5 +3,6 @@
 from recurrent.models.classifier import Classifier
 from recurrent.models.encoder_decoder import EncoderDecoder
 from recurrent.models.language_model import LanguageModel
+from recurrent.models.token_model import TokenModel
 
-__all__ = ["Classifier", "EncoderDecoder", "LanguageModel"]
+__all__ = ["Classifier", "EncoderDecoder", "LanguageModel", "TokenModel"]

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from recurrent import nn, numerics
+from recurrent import nn
 from recurrent.masking import hold
-from recurrent.nn.attention import Attention
+from recurrent.models.token_model import TokenModel
+from recurrent.nn.attention import Attention, Past
+from recurrent.rows import vary_alike
 from recurrent.types import (
   Activations,
   Array,
@@ -48,8 +50,7 @@ class DecoderState(NamedTuple):
     layers: the carries of the decoder's layers.
     keys: the attention's `Keys`, or () without attention.
     source: [batch, S] ids of the source.
-    attended: [batch, S], the sum of the attention weights of all time steps, as
-      a coverage penalty takes it; it stays zero without attention.
+    past: the attention's `Past`; without attention it does not change.
     fed: [batch, H], the last attentional hidden state with input feeding, else
       ().
   """
@@ -57,11 +58,19 @@ class DecoderState(NamedTuple):
   layers: tuple[Carry, ...]
   keys: Any
   source: Tokens
-  attended: Float[Array, "B S"]
+  past: Past
   fed: Any
 
+  @property
+  def attended(self) -> Float[Array, "B S"]:
+    """The sum of the attention weights so far, as a coverage penalty takes it.
 
-class EncoderDecoder(nnx.Module):
+    It is zero without attention.
+    """
+    return self.past.attended
+
+
+class EncoderDecoder(TokenModel):
   """Embeddings, an encoder, attention, a decoder, and a softmax.
 
   A recurrent decoder starts from a carry that an affine map computes from the
@@ -152,15 +161,12 @@ class EncoderDecoder(nnx.Module):
     width = decoder.in_features - (features if feeding else 0)
     if attention is None and (feeding or copying):
       raise ValueError("feeding and copying need attention, which is missing")
+    if copying and attention is not None and not attention.normalised:
+      raise ValueError("copying needs attention weights that sum to one")
     if copying and source_size != target_size:
       raise ValueError(
         f"copying needs one vocabulary, got {source_size} source tokens and"
         f" {target_size} target tokens"
-      )
-    if tied and width != features:
-      raise ValueError(
-        f"tied needs outputs as wide as the embedding, got {features} and"
-        f" {width}"
       )
     if shared and (source_size, encoder.in_features) != (target_size, width):
       raise ValueError(
@@ -175,50 +181,28 @@ class EncoderDecoder(nnx.Module):
         f"attention must be from {features} to {encoder.features} features, got"
         f" {attention.query_features} to {attention.encoded_features}"
       )
-    self.feeding, self.copying, self.tied = feeding, copying, tied
+    super().__init__(
+      target_size,
+      width,
+      features,
+      source=None if shared else (source_size, encoder.in_features),
+      tied=tied,
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.feeding, self.copying, self.shared = feeding, copying, shared
     self.embedding_dropout = embedding_dropout
     self.output_dropout = output_dropout
-    self.dtype = dtype
     self.encoder, self.decoder_stack = encoder, decoder
     self.attention = attention
-
-    def table(size, width):
-      # The layers expect inputs of unit variance; a tied table is also the
-      # output matrix and is scaled as such.
-      scale = width**-0.5 if tied else 1.0
-      drawn = jax.random.normal(rngs.params(), (size, width))
-      return nnx.Param(scale * drawn)
-
-    self.embedding = table(target_size, width)
-    self.source_embedding = (
-      None if shared else table(source_size, encoder.in_features)
-    )
-    if not tied:
-      self.output = nnx.Param(
-        features**-0.5
-        * jax.random.normal(rngs.params(), (features, target_size))
-      )
-    self.output_bias = nnx.Param(jnp.zeros((target_size,)))
     if attention is not None:
-      context = self._context_features()
-      self.combine = nn.Affine(features + context, features, rngs=rngs)
+      both = features + attention.context_features
+      self.combine = nn.Affine(both, features, rngs=rngs)
       if copying:
-        self.gate = nn.Affine(features + context, 1, rngs=rngs)
+        self.gate = nn.Affine(both, 1, rngs=rngs)
     self.bridge = nnx.List(
       [self._bridge(layer, rngs) for layer in decoder.layers]
     )
-
-  def _context_features(self) -> int:
-    """The width of the attention's context."""
-    encoded = jax.ShapeDtypeStruct((1, 1, self.encoder.features), jnp.float32)
-    query = jax.ShapeDtypeStruct((1, self.decoder_stack.features), jnp.float32)
-    graphdef, params = nnx.split(self.attention)
-
-    def read(params, encoded, query):
-      attention = nnx.merge(graphdef, params)
-      return attention(attention.precompute(encoded), query)[0]
-
-    return jax.eval_shape(read, params, encoded, query).shape[-1]
 
   def _bridge(self, layer, rngs):
     """One affine map per leaf of a layer's carry that the source sets."""
@@ -249,11 +233,7 @@ class EncoderDecoder(nnx.Module):
       key: draws the dropout masks; None for evaluation.
     """
     keys = (None, None) if key is None else jax.random.split(key)
-    table = (
-      self.embedding
-      if self.source_embedding is None
-      else (self.source_embedding)
-    )
+    table = self.embedding if self.shared else self.source_embedding
     inputs = table[...][source].astype(self.dtype)
     inputs = nn.dropout(keys[0], inputs, self.embedding_dropout)
     _, outputs = self.encoder(None, inputs, mask=mask, key=keys[1])
@@ -283,17 +263,19 @@ class EncoderDecoder(nnx.Module):
       return jax.tree.unflatten(structure, leaves)
 
     layers = zip(self.decoder_stack.layers, self.bridge, strict=True)
-    return DecoderState(
+    carry = DecoderState(
       layers=tuple(first(layer, maps) for layer, maps in layers),
       keys=()
       if self.attention is None
       else self.attention.precompute(encoded.outputs, encoded.mask),
       source=encoded.source,
-      attended=jnp.zeros(encoded.source.shape, jnp.float32),
+      past=Past.none(encoded.mask),
       fed=jnp.zeros((batch, self.decoder_stack.features), jnp.float32)
       if self.feeding
       else (),
     )
+    # Within `jax.shard_map` zeros must vary as what is added to them.
+    return vary_alike(carry)
 
   def __call__(
     self,
@@ -376,30 +358,24 @@ class EncoderDecoder(nnx.Module):
   def _attended(self, carry, weights):
     if weights is None:
       return carry
-    return carry._replace(attended=carry.attended + weights)
+    return carry._replace(past=carry.past.after(weights))
 
   def _read(self, carry: DecoderState, outputs, key=None):
     """Logits, attention weights, and the vector they are computed from."""
     if self.attention is None:
       state = nn.dropout(key, outputs, self.output_dropout)
-      return self._logits(state), None, state
-    context, weights = self.attention(carry.keys, outputs)
+      return self.logits(state), None, state
+    context, weights = self.attention(carry.keys, outputs, carry.past)
     if weights.ndim == outputs.ndim + 1:
       weights = weights.mean(axis=-2)
     both = jnp.concatenate([outputs, context], axis=-1)
     state = jnp.tanh(self.combine.project(both))
     state = nn.dropout(key, state, self.output_dropout)
-    logits = self._logits(state)
+    logits = self.logits(state)
     if self.copying:
       gate = self.gate.project(both)[..., 0].astype(jnp.float32)
       logits = _with_copies(logits, gate, weights, carry.source)
     return logits, weights.astype(jnp.float32), state
-
-  def _logits(self, state):
-    kernel = self.embedding[...].T if self.tied else self.output[...]
-    logits = numerics.product(state, kernel.astype(self.dtype))
-    logits = logits.astype(jnp.float32)
-    return logits + jnp.broadcast_to(self.output_bias[...], logits.shape)
 
 
 def _with_copies(logits: Any, gate: Any, weights: Any, source: Any) -> Any:
@@ -412,12 +388,8 @@ def _with_copies(logits: Any, gate: Any, weights: Any, source: Any) -> Any:
     source: [batch, S] ids.
   """
   # [batch, S, V] would be large: the weights are added at the source's ids.
-  many = logits.ndim == 3
-  flat = logits if many else logits[:, None]
-  scattered = jax.vmap(
-    lambda ids, weights, zeros: zeros.at[:, ids].add(weights)
-  )(source, weights if many else weights[:, None], jnp.zeros_like(flat))
-  copied = scattered if many else scattered[:, 0]
+  add = lambda zeros, ids, weights: zeros.at[..., ids].add(weights)
+  copied = jax.vmap(add)(jnp.zeros_like(logits), source, weights)
   share = jax.nn.log_sigmoid(gate)[..., None]
   written = jax.nn.log_softmax(logits, axis=-1)
   written = written + jnp.broadcast_to(share, written.shape)

@@ -6,21 +6,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from recurrent import nn, numerics
+from recurrent import nn
+from recurrent.models.token_model import TokenModel
 from recurrent.types import (
   Activations,
   Array,
   Carry,
   Float,
   Int,
-  Logits,
   Mask,
   PRNGKey,
   Tokens,
 )
 
 
-class LanguageModel(nnx.Module):
+class LanguageModel(TokenModel):
   """Embedding, a stack of causal layers, and a softmax over the vocabulary.
 
   Example:
@@ -73,29 +73,18 @@ class LanguageModel(nnx.Module):
     dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    width, features = stack.in_features, stack.features
-    if tied and width != features:
-      raise ValueError(
-        f"tied needs outputs as wide as inputs, got {features} and {width}"
-      )
-    self.dtype = dtype
-    self.tied = tied
+    super().__init__(
+      vocab_size,
+      stack.in_features,
+      stack.features,
+      tied=tied,
+      dtype=dtype,
+      rngs=rngs,
+    )
     self.embedding_dropout = embedding_dropout
     self.embedding_row_dropout = embedding_row_dropout
     self.output_dropout = output_dropout
-    # The layers' initialisers expect inputs of unit variance. A tied embedding
-    # is also the output matrix and is scaled as such.
-    scale = width**-0.5 if tied else 1.0
-    self.embedding = nnx.Param(
-      scale * jax.random.normal(rngs.params(), (vocab_size, width))
-    )
     self.stack = stack
-    if not tied:
-      self.output = nnx.Param(
-        features**-0.5
-        * jax.random.normal(rngs.params(), (features, vocab_size))
-      )
-    self.output_bias = nnx.Param(jnp.zeros((vocab_size,)))
 
   def initial_carry(self, batch_size: int) -> Carry:
     """The carry before the first token, [batch, ...]."""
@@ -173,10 +162,3 @@ class LanguageModel(nnx.Module):
       return carry, self.logits(activations)
 
     return decode
-
-  def logits(self, activations: Float[Array, "*B H"]) -> Logits:
-    """Computes float32 logits [*batch, V] from outputs [*batch, H]."""
-    kernel = self.embedding[...].T if self.tied else self.output[...]
-    logits = numerics.product(activations, kernel.astype(self.dtype))
-    logits = logits.astype(jnp.float32)
-    return logits + jnp.broadcast_to(self.output_bias[...], logits.shape)

@@ -4,8 +4,10 @@ from recurrent.nn.attention import (
   AdditiveAttention,
   Attention,
   Keys,
+  LocalAttention,
   MultiHeadAttention,
   MultiplicativeAttention,
+  Past,
   SelfAttention,
 )
 from recurrent.nn.bidirectional import Bidirectional, sequence_ends
@@ -46,9 +48,11 @@ __all__ = [
   "Imputer",
   "Keys",
   "Layer",
+  "LocalAttention",
   "MultiHeadAttention",
   "MultiplicativeAttention",
   "Norm",
+  "Past",
   "Pooling",
   "Recurrent",
   "Residual",

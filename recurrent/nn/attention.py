@@ -1,6 +1,6 @@
-"""Attention: additive, multiplicative, multi-head, and self-attention.
+"""Attention: additive, multiplicative, local, multi-head, and self-attention.
 
-The first three attend to an encoded sequence and share one interface, made for
+The first four attend to an encoded sequence and share one interface, made for
 decoders. The keys and values do not depend on the query, so they are computed
 once; each decoding step then computes only what depends on its query.
 
@@ -30,6 +30,7 @@ from recurrent.checks import (
 )
 from recurrent.kernels import chunks
 from recurrent.masking import blank
+from recurrent.rows import vary_alike
 from recurrent.types import (
   Activations,
   Array,
@@ -59,6 +60,32 @@ class Keys(NamedTuple):
   mask: Bool[Array, "*B S"]
 
 
+class Past(NamedTuple):
+  """What a decoder has attended to before a query, for attention with memory.
+
+  Attributes:
+    attended: [*batch, S], the sum of the weights of all earlier queries.
+    number: [*batch], the number of earlier queries.
+  """
+
+  attended: Float[Array, "*B S"]
+  number: Int[Array, "*B"]
+
+  @classmethod
+  def none(
+    cls,
+    mask: Bool[Array, "*B S"],
+    dtype: jax.typing.DTypeLike = jnp.float32,
+  ) -> "Past":
+    """That of the first query to a sequence with this mask."""
+    attended = jnp.zeros(mask.shape, dtype)
+    return cls(attended, jnp.zeros(mask.shape[:-1], jnp.int32))
+
+  def after(self, weights: Float[Array, "*B S"]) -> "Past":
+    """That of the next query, after one with these weights."""
+    return Past(self.attended + weights, self.number + 1)
+
+
 class Attention(nnx.Module):
   """Base class of attention over an encoded sequence.
 
@@ -66,13 +93,23 @@ class Attention(nnx.Module):
     query_features: width Q of the queries.
     encoded_features: width E of the encoded sequence.
 
+  Attributes:
+    normalised: whether the weights sum to one.
+
   Raises:
     ValueError: if a width is not a positive integer.
   """
 
+  normalised: bool = True
+
   def __init__(self, query_features: int, encoded_features: int):
     self.query_features = check_positive("query_features", query_features)
     self.encoded_features = check_positive("encoded_features", encoded_features)
+
+  @property
+  def context_features(self) -> int:
+    """Width C of the context: that of the encoded sequence by default."""
+    return self.encoded_features
 
   def precompute(
     self,
@@ -105,7 +142,7 @@ class Attention(nnx.Module):
     return Keys(keys, values, mask)
 
   def __call__(
-    self, keys: Keys, query: Float[Array, "... Q"]
+    self, keys: Keys, query: Float[Array, "... Q"], past: Past | None = None
   ) -> tuple[Float[Array, "... C"], Float[Array, "... S"]]:
     """Computes the mean of the values, weighted by their match with a query.
 
@@ -113,6 +150,8 @@ class Attention(nnx.Module):
       keys: from `precompute`.
       query: [*batch, query_features], or [*batch, T, query_features] for T
         queries at once; its dtype must be that of `encoded`.
+      past: what was attended to before; None: nothing. Only coverage and
+        monotonic local attention depend on it.
 
     Returns:
       The context [*batch, C] or [*batch, T, C], and the weights over S,
@@ -137,21 +176,28 @@ class Attention(nnx.Module):
       raise ValueError(
         f"query must be {keys.values.dtype} as the keys are, got {query.dtype}"
       )
+    if past is None:
+      past = Past.none(keys.mask, numerics.wide_dtype(query.dtype))
     if query.ndim == axis + 2:
-      return self._read(keys, query)
-    found = self._read(keys, jnp.expand_dims(query, axis))
+      return self._read(keys, query, past)
+    found = self._read(keys, jnp.expand_dims(query, axis), past)
     context, weights = (jnp.squeeze(x, axis) for x in found)
     return context, weights
 
   def _keys_and_values(self, encoded):
     raise NotImplementedError
 
-  def _read(self, keys, query):
+  def _read(self, keys, query, past):
     raise NotImplementedError
 
 
 class AdditiveAttention(Attention):
   """Additive attention: score = v . tanh(query W + encoded U).
+
+  With `coverage`, score_s = v . tanh(query W + encoded_s U + attended_s c),
+  where attended_s is the sum of the weights of all earlier queries for position
+  s, and c a vector that begins as zeros. The queries are then processed one
+  after another.
 
   Example:
     >>> import jax.numpy as jnp
@@ -167,6 +213,7 @@ class AdditiveAttention(Attention):
     query_features: width of the queries.
     encoded_features: width of the encoded sequence and of the context.
     features: width of v.
+    coverage: whether the scores depend on what was attended to before.
     rngs: source of the keys that draw the parameters.
 
   Raises:
@@ -174,7 +221,8 @@ class AdditiveAttention(Attention):
 
   Reference:
     Bahdanau, Cho & Bengio, "Neural machine translation by jointly learning to
-    align and translate", 2015.
+    align and translate", 2015; coverage: See, Liu & Manning, "Get to the
+    point", 2017.
   """
 
   def __init__(
@@ -183,6 +231,7 @@ class AdditiveAttention(Attention):
     encoded_features: int,
     features: int,
     *,
+    coverage: bool = False,
     rngs: nnx.Rngs,
   ):
     super().__init__(query_features, encoded_features)
@@ -190,18 +239,35 @@ class AdditiveAttention(Attention):
     self.query = drawn(rngs, query_features, features)
     self.key = drawn(rngs, encoded_features, features)
     self.score = nnx.Param(drawn(rngs, features, 1)[..., 0])
+    self.coverage = nnx.Param(jnp.zeros((features,))) if coverage else None
 
   def _keys_and_values(self, encoded):
     return _product(encoded, self.key), encoded
 
-  def _read(self, keys, query):
+  def _read(self, keys, query, past):
     query = _product(query, self.query)
-    query, key = query[..., :, None, :], keys.keys[..., None, :, :]
+    if self.coverage is None:
+      return _weighted_mean(self._scores(keys.keys, query), keys)
+
+    def read_next(past, query):
+      attended = past.attended.astype(query.dtype)[..., None]
+      key = keys.keys + _product(attended, self.coverage[...][None])
+      scores = self._scores(key, query[..., None, :])
+      context, weights = _weighted_mean(scores, keys)
+      past = past.after(weights[..., 0, :].astype(past.attended.dtype))
+      return past, (context[..., 0, :], weights[..., 0, :])
+
+    past, query = vary_alike((past, query))
+    _, found = jax.lax.scan(read_next, past, jnp.moveaxis(query, -2, 0))
+    context, weights = (jnp.moveaxis(x, 0, -2) for x in found)
+    return context, weights
+
+  def _scores(self, key, query):
+    query, key = query[..., :, None, :], key[..., None, :, :]
     shape = jnp.broadcast_shapes(query.shape, key.shape)
     sums = numerics.spread(query, shape) + numerics.spread(key, shape)
     score = self.score[...].astype(query.dtype)
-    scores = _einsum("...f,f->...", jnp.tanh(sums), score)
-    return _weighted_mean(scores, keys)
+    return _einsum("...f,f->...", jnp.tanh(sums), score)
 
 
 class MultiplicativeAttention(Attention):
@@ -255,9 +321,91 @@ class MultiplicativeAttention(Attention):
     keys = encoded if self.key is None else _product(encoded, self.key)
     return keys, encoded
 
-  def _read(self, keys, query):
-    scores = _einsum("...tf,...sf->...ts", query, keys.keys)
-    return _weighted_mean(scores, keys)
+  def _read(self, keys, query, past):
+    del past
+    return _weighted_mean(_dots(query, keys), keys)
+
+
+class LocalAttention(MultiplicativeAttention):
+  """Multiplicative attention to the positions near a centre p.
+
+  Only positions s with |s - p| <= window have weights. Positions count from
+  zero, without masked ones; S is their number. In the monotonic form (local-m)
+  the centre of query t is p = t, or the last position if t is larger. In the
+  predicted form (local-p) it is p = S sigmoid(v . tanh(query W)), and the
+  softmax is multiplied by exp(-2 (s - p)^2 / window^2), so that the weights sum
+  to less than one.
+
+  The scores of all positions are computed, so this takes no less time than
+  attention without a window.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from recurrent import nn
+    >>> attention = nn.LocalAttention(4, 6, window=1, rngs=nnx.Rngs(0))
+    >>> keys = attention.precompute(jnp.ones((2, 7, 6)))  # encoded sequences
+    >>> context, weights = attention(keys, jnp.ones((2, 5, 4)))  # five queries
+    >>> weights[0, 3].round(2).tolist()
+    [0.0, 0.0, 0.33000001311302185, 0.33000001311302185, 0.33000001311302185, \
+0.0, 0.0]
+
+  Args:
+    query_features: width of the queries.
+    encoded_features: width of the encoded sequence and of the context.
+    window: largest distance from the centre.
+    predicted: whether the centre is predicted from the query.
+    score: as for `MultiplicativeAttention`.
+    rngs: source of the keys that draw the parameters.
+
+  Raises:
+    ValueError: as `MultiplicativeAttention` does, and if `window` is not a
+      positive integer.
+
+  Reference:
+    Luong, Pham & Manning, "Effective approaches to attention-based neural
+    machine translation", 2015.
+  """
+
+  def __init__(
+    self,
+    query_features: int,
+    encoded_features: int,
+    *,
+    window: int,
+    predicted: bool = False,
+    score: str = "general",
+    rngs: nnx.Rngs,
+  ):
+    super().__init__(query_features, encoded_features, score=score, rngs=rngs)
+    self.window = check_positive("window", window)
+    self.normalised = not predicted
+    self.predicted = predicted
+    if predicted:
+      self.position = drawn(rngs, query_features, query_features)
+      self.centre = drawn(rngs, query_features, 1)
+
+  def _read(self, keys, query, past):
+    scores = _dots(query, keys)
+    place = jnp.cumsum(keys.mask, axis=-1, dtype=jnp.int32) - 1
+    count = keys.mask.sum(axis=-1, keepdims=True, dtype=jnp.int32)
+    if self.predicted:
+      inside = jnp.tanh(_product(query, self.position))
+      share = jax.nn.sigmoid(_product(inside, self.centre)[..., 0])
+      share = share.astype(scores.dtype)
+      centre = jnp.broadcast_to(count, share.shape).astype(share.dtype) * share
+    else:
+      shape = query.shape[:-1]
+      number = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
+      number += jnp.broadcast_to(past.number[..., None], shape)
+      centre = jnp.minimum(number, jnp.broadcast_to(count - 1, shape))
+      centre = centre.astype(scores.dtype)
+    away = place[..., None, :].astype(scores.dtype) - centre[..., :, None]
+    near = keys.mask[..., None, :] & (jnp.abs(away) <= self.window)
+    weights = masked_softmax(scores, near)
+    if self.predicted:
+      weights *= jnp.exp(-2 * jnp.square(away / self.window))
+    return _context(weights, keys), weights
 
 
 class MultiHeadAttention(Attention):
@@ -307,10 +455,16 @@ class MultiHeadAttention(Attention):
     self.key_value = drawn(rngs, encoded_features, 2 * features)
     self.output = drawn(rngs, features, features)
 
+  @property
+  def context_features(self) -> int:
+    """Width C of the context, that of all heads together."""
+    return self.output.shape[-1]
+
   def _keys_and_values(self, encoded):
     return _heads(_product(encoded, self.key_value), 2, self.heads)
 
-  def _read(self, keys, query):
+  def _read(self, keys, query, past):
+    del past
     [query] = _heads(_product(query, self.query), 1, self.heads)
     visible = keys.mask[..., None, :]
     context, weights = attend(query, keys.keys, keys.values, visible)
@@ -621,12 +775,22 @@ def drawn(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
   return nnx.Param(initializers.lecun_uniform(rngs.params(), shape))
 
 
+def _dots(query, keys):
+  """The product of each query and each key, [*batch, T, S]."""
+  return _einsum("...tf,...sf->...ts", query, keys.keys)
+
+
 def _weighted_mean(scores, keys):
   """The context and the attention weights, from scores [*batch, T, S]."""
   weights = masked_softmax(scores, keys.mask[..., None, :])
+  return _context(weights, keys), weights
+
+
+def _context(weights, keys):
+  """The sum of the values, with weights [*batch, T, S]."""
   values = keys.values
   context = _einsum("...ts,...sf->...tf", weights.astype(values.dtype), values)
-  return context.astype(values.dtype), weights
+  return context.astype(values.dtype)
 
 
 def _heads(array, parts, heads):

@@ -70,6 +70,15 @@ CASES = {
     "label_smoothing=0.1 output_dropout=0.2 {files} max_length=4 beams=2"
     " layers=1",
   ),
+  "translation, coverage": (
+    translation,
+    "{files} max_length=4 beams=2 joint copying coverage coverage_loss=1"
+    " scheduled_sampling=0.3",
+  ),
+  "translation, feeding": (
+    translation,
+    "{files} max_length=4 beams=2 feeding attention=local_p",
+  ),
 }
 
 

@@ -88,7 +88,7 @@ def test_every_line_has_a_translation_and_its_alternatives(
     scores = [beam["score"] for beam in row["n_best"]]
     assert scores == sorted(scores, reverse=True) and len(scores) <= 2
     assert row["text"] == row["n_best"][0]["text"]
-  # The rest of a batch has no effect on a row.
+  # A source has the same translation in every batch.
   for row in range(len(WORDS)):
     assert rows[row]["text"] == rows[row + len(WORDS)]["text"]
   capsys.readouterr()

@@ -11,8 +11,10 @@ from jax.test_util import check_grads
 
 from recurrent.nn import (
   AdditiveAttention,
+  LocalAttention,
   MultiHeadAttention,
   MultiplicativeAttention,
+  Past,
   SelfAttention,
 )
 from recurrent.nn.attention import masked_softmax, rotate
@@ -26,12 +28,20 @@ ATTENTIONS = {
   "general": lambda rngs: MultiplicativeAttention(Q, E, rngs=rngs),
   "dot": lambda rngs: MultiplicativeAttention(Q, E, score="dot", rngs=rngs),
   "heads": lambda rngs: MultiHeadAttention(Q, E, 8, heads=HEADS, rngs=rngs),
+  "coverage": lambda rngs: AdditiveAttention(Q, E, 7, coverage=True, rngs=rngs),
+  "local_m": lambda rngs: LocalAttention(Q, E, window=1, rngs=rngs),
+  "local_p": lambda rngs: LocalAttention(
+    Q, E, window=2, predicted=True, rngs=rngs
+  ),
 }
 each_attention = pytest.mark.parametrize("name", ATTENTIONS)
 
 
 def make(name, dtype=np.float64):
-  return cast(ATTENTIONS[name](nnx.Rngs(0)), dtype)
+  module = cast(ATTENTIONS[name](nnx.Rngs(0)), dtype)
+  if name == "coverage":  # It begins as zeros.
+    module.coverage[...] = jnp.asarray(drawn(7, seed=9), dtype)
+  return module
 
 
 def cast(module, dtype):
@@ -65,8 +75,9 @@ def softmax(scores):
 # Attention to another sequence, from the papers' formulas.
 
 
-def additive(module, query, encoded):
+def additive(module, query, encoded, *past):
   """Bahdanau et al.: e_j = v^T tanh(W s + U h_j)."""
+  del past
   w, u = np.asarray(module.query[...]), np.asarray(module.key[...])
   v = np.asarray(module.score[...])
   scores = [v @ np.tanh(w.T @ query + u.T @ h) for h in encoded]
@@ -74,17 +85,62 @@ def additive(module, query, encoded):
   return sum(a * h for a, h in zip(weights, encoded, strict=True)), weights
 
 
-def dot(module, query, encoded):
+def coverage(module, query, encoded, t, attended):
+  """See et al.: e_i = v^T tanh(W_h h_i + W_s s_t + w_c c_i + b)."""
+  del t
+  w, u = np.asarray(module.query[...]), np.asarray(module.key[...])
+  v, w_c = np.asarray(module.score[...]), np.asarray(module.coverage[...])
+  scores = [
+    v @ np.tanh(w.T @ query + u.T @ h + w_c * c)
+    for h, c in zip(encoded, attended, strict=True)
+  ]
+  weights = softmax(np.array(scores))
+  return sum(a * h for a, h in zip(weights, encoded, strict=True)), weights
+
+
+def dot(module, query, encoded, *past):
   """Luong et al.: h_t^T h_s."""
+  del past
   weights = softmax(np.array([query @ h for h in encoded]))
   return sum(a * h for a, h in zip(weights, encoded, strict=True)), weights
 
 
-def general(module, query, encoded):
+def general(module, query, encoded, *past):
   """Luong et al.: h_t^T W h_s."""
+  del past
   w = np.asarray(module.key[...]).T
   weights = softmax(np.array([query @ w @ h for h in encoded]))
   return sum(a * h for a, h in zip(weights, encoded, strict=True)), weights
+
+
+def near(module, query, encoded, centre):
+  """`general` over the positions near a centre; the others have no weight."""
+  weights = np.zeros(len(encoded))
+  chosen = np.abs(np.arange(len(encoded)) - centre) <= module.window
+  _, weights[chosen] = general(module, query, encoded[chosen])
+  return weights
+
+
+def local_m(module, query, encoded, t, attended):
+  """Luong et al.: p_t = t."""
+  del attended
+  weights = near(module, query, encoded, min(t, len(encoded) - 1))
+  return weights @ encoded, weights
+
+
+def local_p(module, query, encoded, *past):
+  """Luong et al.: p_t = S sigmoid(v^T tanh(W h_t)), and a Gaussian around it.
+
+  The standard deviation is half the window.
+  """
+  del past
+  inside = np.tanh(query @ np.asarray(module.position[...]))
+  [share] = 1 / (1 + np.exp(-inside @ np.asarray(module.centre[...])))
+  centre, deviation = len(encoded) * share, module.window / 2
+  weights = near(module, query, encoded, centre)
+  away = np.arange(len(encoded)) - centre
+  weights *= np.exp(-(away**2) / (2 * deviation**2))
+  return weights @ encoded, weights
 
 
 def many_heads(query, encoded, kernels, heads):
@@ -104,14 +160,23 @@ def many_heads(query, encoded, kernels, heads):
   return np.concatenate(found) @ wo, np.stack(all_weights)
 
 
-def heads(module, query, encoded):
+def heads(module, query, encoded, *past):
+  del past
   wk, wv = np.split(np.asarray(module.key_value[...]), 2, axis=1)
   wq, wo = np.asarray(module.query[...]), np.asarray(module.output[...])
   kernels = wq, wk, wv, wo
   return many_heads(query, encoded, kernels, HEADS)
 
 
-PAPERS = {"additive": additive, "general": general, "dot": dot, "heads": heads}
+PAPERS = {
+  "additive": additive,
+  "general": general,
+  "dot": dot,
+  "heads": heads,
+  "coverage": coverage,
+  "local_m": local_m,
+  "local_p": local_p,
+}
 
 
 @each_attention
@@ -121,12 +186,16 @@ def test_context_and_weights_are_the_papers(x64, name):
   read = jit(lambda e, q: module(module.precompute(e, jnp.asarray(MASK)), q))
   context, weights = map(np.asarray, read(encoded, query))
   for row in range(B):
+    real = MASK[row]
+    attended = np.zeros(real.sum())
     for t in range(T):
-      real = MASK[row]
       if not real.any():
         assert not context[row, t].any() and not weights[row, t].any()
         continue
-      want = PAPERS[name](module, query[row, t], encoded[row][real])
+      want = PAPERS[name](
+        module, query[row, t], encoded[row][real], t, attended
+      )
+      attended = attended + want[1].reshape(-1, len(attended)).mean(axis=0)
       np.testing.assert_allclose(context[row, t], want[0], rtol=0, atol=1e-12)
       got = weights[row, t][..., real]
       np.testing.assert_allclose(got, want[1], rtol=0, atol=1e-12)
@@ -140,10 +209,13 @@ def test_a_decoder_that_queries_step_by_step_reads_the_same(x64, name):
   keys = module.precompute(jnp.asarray(encoded), jnp.asarray(MASK))
   together = module(keys, jnp.asarray(query))
 
-  def step(carry, now):
-    return carry, module(keys, now)
+  def step(past, now):
+    context, weights = module(keys, now, past)
+    one = weights.reshape(B, -1, S).mean(axis=1)  # Of several heads.
+    return past.after(one), (context, weights)
 
-  _, steps = jax.lax.scan(step, 0, jnp.swapaxes(jnp.asarray(query), 0, 1))
+  past = Past.none(keys.mask, np.float64)
+  _, steps = jax.lax.scan(step, past, jnp.swapaxes(jnp.asarray(query), 0, 1))
   for got, want in zip(steps, together, strict=True):
     np.testing.assert_allclose(jnp.swapaxes(got, 0, 1), want, atol=1e-13)
 
@@ -175,7 +247,10 @@ def test_weights_sum_to_one_over_the_real_keys(name):
   keys = module.precompute(jnp.asarray(encoded), jnp.asarray(MASK))
   _, weights = module(keys, 30 * jnp.asarray(query))
   total = np.asarray(weights).sum(-1)
-  np.testing.assert_allclose(total[:2], 1, atol=1e-6)
+  if module.normalised:
+    np.testing.assert_allclose(total[:2], 1, atol=1e-6)
+  else:
+    assert ((total[:2] > 0) & (total[:2] < 1)).all()
   assert not total[2].any()
 
 
@@ -274,6 +349,7 @@ def test_large_scores_do_not_overflow():
     (lambda r: MultiplicativeAttention(3, 4, score="dot", rngs=r), "3 and 4"),
     (lambda r: MultiHeadAttention(Q, E, 8, heads=3, rngs=r), "heads.*8.*3"),
     (lambda r: MultiHeadAttention(Q, E, 8, heads=0, rngs=r), "heads.*0"),
+    (lambda r: LocalAttention(Q, E, window=0, rngs=r), "window.*0"),
     (lambda r: SelfAttention(8, heads=3, rngs=r), "heads.*8.*3"),
     (lambda r: SelfAttention(8, heads=2, window=3, rngs=r), "causal"),
     (
