@@ -105,13 +105,10 @@ def test_a_signal_in_any_phase_saves_and_says_run_me_again(
   assert resumes_exactly(folder, unbroken)
 
 
-def test_a_signal_while_a_checkpoint_is_read_sets_none_aside(
-  folder, unbroken
-):
+def test_a_signal_while_a_checkpoint_is_read_sets_none_aside(folder, unbroken):
   run(folder, "a step")
   restore = ocp.PyTreeCheckpointer.restore
   with mock.patch.object(ocp.PyTreeCheckpointer, "restore", told(restore)):
     assert train(folder) == PREEMPTED
   assert not (folder / "checkpoints.damaged").exists()
   assert resumes_exactly(folder, unbroken)
-
