@@ -144,6 +144,8 @@ class RunConfig(Checked):
     processes: number of processes; not needed with --coordinator=auto.
     process: number of this process, from 0; not needed with
       --coordinator=auto.
+    data_workers: number of processes that read batches ahead; 0: a thread of
+      this one, which suffices where batches are cheap, as those of text.
     heartbeat_seconds: a process that makes no progress for so long writes the
       stacks of its threads to hang.PROCESS.txt in the workdir and ends with the
       exit code 7; 0: it waits for ever. It must be longer than the compilation
@@ -166,13 +168,14 @@ class RunConfig(Checked):
   coordinator: str = ""
   processes: int = 0
   process: int = 0
+  data_workers: int = 0
   heartbeat_seconds: float = 0.0
   smoke: bool = False
 
   # Flags that may change when a run is resumed in its workdir.
   OPERATIONAL: typing.ClassVar[frozenset[str]] = frozenset(
     "workdir steps checkpoint_every devices model_parallel zero coordinator"
-    " processes process heartbeat_seconds smoke".split()
+    " processes process data_workers heartbeat_seconds smoke".split()
   )
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
     "steps batch_size log_every eval_every model_parallel".split()

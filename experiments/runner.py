@@ -5,6 +5,7 @@ what all scripts share: the device mesh, the workdir, resuming from checkpoints,
 the training loop and the exit codes.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -31,6 +32,7 @@ from jax.sharding import Mesh
 from experiments import config as config_lib
 from experiments import figures
 from recurrent import files, memory, optim, sharding
+from recurrent.data import OwnRows
 from recurrent.errors import (
   CheckpointError,
   ConfigError,
@@ -433,6 +435,7 @@ def _fit(
     )
 
   watchdog.beat("training")
+  batches, put, shares = _read_own_rows(config, task, mesh)
   begun = int(state.step)
   if begun >= config.steps:
     LOG.info("At step %d already: no steps are left.", begun)
@@ -440,19 +443,20 @@ def _fit(
   workdir.remove(RESULT)
   average = "of the parameters' moving average, see --ema" if config.ema else ""
   with (
+    _worker_processes(config, batches, begun) as batches,
     MetricsWriter(workdir.path, begun, is_before) as writer,
     Progress(begun, config.steps, unit, average) as progress,
   ):
     state, outcome = loop.fit(
       state,
       train_step,
-      task.batches,
+      batches,
       loop.Hooks(
-        put=lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
+        put=put,
         evaluate=lambda params, stop: evaluate(params, "valid", stop),
         on_evaluation=show,
         describe=lambda means, at_step: describe_training(task, means),
-        units=count,
+        units=lambda batch: round(count(batch) * shares),
       ),
       loop.Schedule(
         steps=config.steps,
@@ -493,6 +497,31 @@ def _fit(
     "last_step": last_step,
     "steps": config.steps,
   }
+
+
+def _read_own_rows(config, task, mesh):
+  """The batches of this process, how to put them, and one over its share."""
+  where, rows = sharding.split_batch(mesh), config.batch_size
+  own = sharding.own_rows(where, rows)
+  if own == slice(0, rows):
+    return task.batches, lambda batch: sharding.put(batch, where), 1
+  put = lambda batch: sharding.put_rows(batch, where, own, rows)
+  return OwnRows(task.batches, own), put, rows / (own.stop - own.start)
+
+
+@contextlib.contextmanager
+def _worker_processes(config, batches, begun):
+  """The batches, read by processes of their own if the flags say so."""
+  if not config.data_workers or begun >= config.steps:
+    yield batches
+    return
+  from recurrent.data.workers import WorkerBatches  # Imports grain.
+
+  read = WorkerBatches(batches, begun, config.steps, config.data_workers)
+  try:
+    yield read
+  finally:
+    read.close()
 
 
 class Source(NamedTuple):

@@ -9,6 +9,8 @@
   splits.py      train, valid and test of data that has no splits
   examples.py    batches of separate examples, for training and for scoring
   drawn.py       batches that are drawn, or changed, at random
+  stored.py      tokens that stay on disk, for texts larger than the memory
+  workers.py     batches that other processes read ahead
   records.py     rows of CSV files and of JSON lines
   series.py      time series: their files, calendar, splits and windows
   labelled.py    sequences with labels, and the files they are read from
@@ -24,8 +26,19 @@
 
 from recurrent.data.bptt import ContiguousBatches, EvalStreams
 from recurrent.data.curriculum import StagedBatches
-from recurrent.data.drawn import AugmentedBatches, DrawnBatches
+from recurrent.data.drawn import (
+  AugmentedBatches,
+  DrawnBatches,
+  OwnRows,
+  rows_of,
+)
 from recurrent.data.examples import EvalBatches, ExampleBatches
+from recurrent.data.stored import (
+  FileTokens,
+  RecordTokens,
+  split_file,
+  write_tokens,
+)
 from recurrent.data.text import Corpus, load_text, read_text
 from recurrent.data.tokenizers import (
   TOKENIZERS,
@@ -47,10 +60,16 @@ __all__ = [
   "EvalBatches",
   "EvalStreams",
   "ExampleBatches",
+  "FileTokens",
+  "OwnRows",
+  "RecordTokens",
   "SentencePieceTokenizer",
   "StagedBatches",
   "Tokenizer",
   "WordTokenizer",
   "load_text",
   "read_text",
+  "rows_of",
+  "split_file",
+  "write_tokens",
 ]

@@ -2,14 +2,14 @@
 
   python -m tests.training.disk --every=1
 
-A save of step 3, beside steps 1 and 2, makes some hundred such calls: files and
-folders are created, written, renamed and removed. One after another each of them
-kills the process, finds the disk full, or gets an error of the disk. After each,
-the newest step that loads must be step 3 or step 2, with exactly its bits, and
-the next save must succeed.
+A save of step 3, beside steps 1 and 2, makes some hundred such calls: files
+and folders are created, written, renamed and removed. One after another each of
+them kills the process, finds the disk full, or gets an error of the disk. After
+each, the newest step that loads must be step 3 or step 2, with exactly its
+bits, and the next save must succeed.
 
-The calls are intercepted by a library that is loaded before libc (disk.c), so it
-takes Linux and a C compiler. Each trial runs in a fork of a process that has
+The calls are intercepted by a library that is loaded before libc (disk.c), so
+it takes Linux and a C compiler. Each trial runs in a fork of a process that has
 imported everything and has not used JAX yet.
 """
 
