@@ -8,6 +8,7 @@ sent to other processes, which open the files again.
 import dataclasses
 import functools
 import hashlib
+import mmap
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -100,8 +101,12 @@ class FileTokens(_Tokens):
       object.__setattr__(self, name, value)
 
   @functools.cached_property
-  def _bytes(self) -> np.memmap:
-    return np.memmap(self.path, np.uint8, "r")
+  def _bytes(self) -> np.ndarray:
+    with open(self.path, "rb") as file:
+      mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # The rows of a batch are far apart: reading on would fill the memory.
+    mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, np.uint8)
 
   def _read(self, index):
     return np.asarray(self._bytes[index + self.begin])
