@@ -40,9 +40,10 @@ from recurrent.errors import (
   Preempted,
   UserError,
 )
-from recurrent.training import digest, evaluation, loop, step
+from recurrent.training import digest, evaluation, loop, profiling, step
 from recurrent.training import state as state_lib
 from recurrent.training import workdir as workdir_lib
+from recurrent.training.object_store import is_url
 from recurrent.training.preemption import Preemption
 from recurrent.training.watchdog import Watchdog
 from recurrent.training.workdir import Workdir
@@ -256,7 +257,14 @@ def train(
 
   config.check()
   _show_log()
-  hang = Path(config.workdir) / f"hang.{config.process}.txt"
+  profiling.parse(config.profile)  # Refuses a bad value early.
+  if config.compilation_cache:
+    jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+  hang = (
+    None
+    if is_url(config.workdir)
+    else Path(config.workdir) / f"hang.{config.process}.txt"
+  )
   with (
     Watchdog(config.heartbeat_seconds, hang) as watchdog,
     Preemption(watchdog) as preemption,
@@ -290,10 +298,12 @@ def train(
         task.save(workdir.path)
       result = _finished(workdir, config.steps)
       if result is not None:
-        LOG.info("%s is finished: nothing to do.", workdir.path)
+        LOG.info("%s is finished: nothing to do.", workdir.name)
         return result
       with Checkpoints(
-        workdir.checkpoints, workdir_lib.fingerprint(identity)
+        workdir.checkpoints,
+        workdir_lib.fingerprint(identity),
+        workdir.publish,
       ) as checkpoints:
         result = _fit(
           config,
@@ -471,6 +481,9 @@ def _fit(
       writer=writer,
       progress=progress,
       preemption=preemption,
+      profiler=profiling.Profiler(
+        workdir.path / "profile", profiling.parse(config.profile)
+      ),
     )
   last_step = int(state.step)
   best_step = outcome.best_step if outcome.best_step > 0 else last_step
@@ -652,6 +665,8 @@ def _conclude(config, task, workdir, result):
   """Draws the curves, writes the result, and prints commands to try next."""
   curves = figures.curves(workdir.path / "metrics.jsonl", workdir.figures)
   workdir.write(RESULT, files.to_json(result) + "\n")
+  if is_url(config.workdir):  # The local copy will be gone.
+    curves = f"{config.workdir}/figures/{curves.name}"
   place = shlex.quote(config.workdir)
   print(
     f"\nCurves: {curves}\nNext:\n"

@@ -16,20 +16,24 @@ import logging
 import math
 import os
 import re
-import shutil
 import stat
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers, checkpoint_utils
 
 from recurrent.errors import CheckpointError, UserError, WorkdirError
+from recurrent.files import write_text
 from recurrent.training import digest
+from recurrent.training.object_store import is_url
 from recurrent.types import PyTree
 
 LOG = logging.getLogger("recurrent")
@@ -52,13 +56,24 @@ class Checkpoints:
   """The checkpoints of one run, `directory/<step>/`.
 
   Args:
-    directory: directory of the checkpoints; created by the first save.
+    directory: directory of the checkpoints, or its URL in an object store;
+      created by the first save.
     fingerprint: hash of the run's configuration. A checkpoint that was saved
       with another fingerprint is refused.
+    before_save: is called before each save. What it writes is there when the
+      checkpoint is.
   """
 
-  def __init__(self, directory: Path, fingerprint: str):
-    self._directory = Path(directory).absolute()
+  def __init__(
+    self,
+    directory: os.PathLike,
+    fingerprint: str,
+    before_save: Callable[[], None] = lambda: None,
+  ):
+    self._directory: Any = (
+      epath.Path(directory) if is_url(directory) else Path(directory).absolute()
+    )
+    self._before_save = before_save
     self._fingerprint = fingerprint
     self._keep = _LatestAndBest()
     self._manager: ocp.CheckpointManager | None = None
@@ -88,6 +103,7 @@ class Checkpoints:
       CheckpointError: if Orbax refuses to save the step.
       WorkdirError: if this save or an earlier one cannot be written.
     """
+    self._before_save()
     with self._writing():
       self._save(step, state, progress, best_step)
 
@@ -262,12 +278,13 @@ class Checkpoints:
   def _replace_progress(self, step, progress):
     if jax.process_index() == 0:
       about = {**self._about(step), "progress": progress}
-      temporary = self._directory / ".progress.tmp"
-      temporary.write_text(json.dumps(about))
-      temporary.replace(self._directory / str(step) / "about" / "metadata")
+      file = self._directory / str(step) / "about" / "metadata"
+      # An object is replaced at once; so is a file by `write_text`.
+      write = file.write_text if is_url(file) else partial(write_text, file)
+      write(json.dumps(about))
 
   @property
-  def _damaged(self) -> Path:
+  def _damaged(self) -> Any:
     return self._directory.with_name(self._directory.name + ".damaged")
 
   def _open(self) -> ocp.CheckpointManager:
@@ -356,7 +373,7 @@ class Checkpoints:
       self._damaged.mkdir(exist_ok=True)
       target = self._damaged / str(step)
       if target.exists():
-        shutil.rmtree(target)
+        epath.Path(target).rmtree()
       source.rename(target)
       LOG.warning("Moved it to %s; trying the one before.", target)
 
@@ -421,8 +438,11 @@ def _collect_quietly():
 def _refuse_strange_files(folder: Path):
   """Raises `_Damaged` if a checkpoint has links, special files or huge texts.
 
-  A link in a checkpoint from elsewhere could read any file of this host.
+  A link in a checkpoint from elsewhere could read any file of this host. Object
+  stores have neither links nor special files.
   """
+  if is_url(folder):
+    return
   # The folder itself first: it is not to be listed where it is a link.
   for path in itertools.chain([folder], folder.rglob("*")):
     status = path.lstat()

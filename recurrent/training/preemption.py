@@ -22,6 +22,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ class Preemption:
     self._held = False
     self._stop = False
     self._votes: collections.deque[jax.Array] = collections.deque()
-    self._previous = {}
+    self._previous: dict[int, Any] = {}
     self._wake: tuple[int, int] | None = None  # the pipe, and the one before
 
   def __enter__(self):
