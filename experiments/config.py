@@ -39,6 +39,7 @@ class Checked:
   workdir: str = ""
 
   NEEDS_WORKDIR: typing.ClassVar[bool] = True
+  WORKDIR_MAY_BE_URL: typing.ClassVar[bool] = False
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset()
   BELOW_ONE: typing.ClassVar[frozenset[str]] = frozenset()
   CHOICES: typing.ClassVar[dict[str, Sequence[str]]] = {}
@@ -75,6 +76,11 @@ class Checked:
     if self.NEEDS_WORKDIR and not self.workdir:
       raise ConfigError(
         "--workdir is missing", "add --workdir=DIR, the directory of the run"
+      )
+    if "://" in self.workdir and not self.WORKDIR_MAY_BE_URL:
+      raise ConfigError(
+        f"--workdir={self.workdir}: this script reads local folders only",
+        "copy the workdir, as in: gcloud storage cp -r URL FOLDER",
       )
     for field in dataclasses.fields(self):
       name, value = field.name, getattr(self, field.name)
@@ -117,7 +123,8 @@ class RunConfig(Checked):
   """Flags of a run, common to all training scripts.
 
   Args:
-    workdir: directory of the run; the same command, run again, resumes it.
+    workdir: directory of the run, or the URL of a folder in an object store,
+      such as gs://bucket/run; the same command, run again, resumes it.
     steps: total number of training steps.
     batch_size: number of rows of the global batch, over all devices.
     seed: seed of the initial parameters, the data order and the dropout.
@@ -144,6 +151,13 @@ class RunConfig(Checked):
     processes: number of processes; not needed with --coordinator=auto.
     process: number of this process, from 0; not needed with
       --coordinator=auto.
+    compilation_cache: directory, or URL in an object store, in which compiled
+      programs are kept for later runs; by default that of
+      $JAX_COMPILATION_CACHE_DIR, or none.
+    profile: steps of which a trace is recorded into profile/ of the workdir, as
+      START,STEPS; TensorBoard shows it with the plugin xprof.
+    data_workers: number of processes that read batches ahead; 0: a thread of
+      this one, which suffices where batches are cheap, as those of text.
     heartbeat_seconds: a process that makes no progress for so long writes the
       stacks of its threads to hang.PROCESS.txt in the workdir and ends with the
       exit code 7; 0: it waits for ever. It must be longer than the compilation
@@ -166,13 +180,18 @@ class RunConfig(Checked):
   coordinator: str = ""
   processes: int = 0
   process: int = 0
+  compilation_cache: str = ""
+  profile: str = ""
+  data_workers: int = 0
   heartbeat_seconds: float = 0.0
   smoke: bool = False
 
+  WORKDIR_MAY_BE_URL: typing.ClassVar[bool] = True
   # Flags that may change when a run is resumed in its workdir.
   OPERATIONAL: typing.ClassVar[frozenset[str]] = frozenset(
     "workdir steps checkpoint_every devices model_parallel zero coordinator"
-    " processes process heartbeat_seconds smoke".split()
+    " processes process compilation_cache profile data_workers"
+    " heartbeat_seconds smoke".split()
   )
   POSITIVE: typing.ClassVar[frozenset[str]] = frozenset(
     "steps batch_size log_every eval_every model_parallel".split()

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from recurrent.training import dynamic
 from recurrent.types import Carry, PRNGKey
 
 NAME = "language_model"
+LARGE = 1 << 30  # bytes of a text file that is not read into the memory
 DYNAMIC_WINDOW = 20  # tokens of a window in dynamic evaluation
 DYNAMIC_STATISTICS = 400  # windows of the train split for gradient statistics
 
@@ -47,7 +49,9 @@ class Config(text.TokenizerConfig, network.NetworkConfig):
       occurs in the splits before them is logged.
     data_dir: directory in which the dataset was prepared; by default that of
       TFDS.
-    text_file: path of a UTF-8 text file to train on, instead of a dataset.
+    text_file: path of a UTF-8 text file to train on, instead of a dataset. With
+      --tokenizer=byte a file of more than 1 GiB is read as needed, so that it
+      may be larger than the memory; its shares are then those of its bytes.
     splits: shares of train, valid and test in percent, in the order of the
       text, for a text without splits of its own.
     embedding_features: width of the embedding; with --tied it is that of
@@ -186,16 +190,7 @@ def make_model(
 def make_task(config: Config) -> runner.Task:
   """Makes the `Task` of the runner: data, model, loss and evaluation."""
   config.check_device()
-  corpus = data.load_text(
-    config.dataset,
-    text_file=config.text_file or None,
-    data_dir=config.data_dir or None,
-    shares=splits.parse_shares(config.splits),
-  )
-  tokenizer = config.build_tokenizer(corpus.train)
-  tokens = {k: tokenizer.encode(v) for k, v in corpus._asdict().items()}
-  # Tokens per character: multiplied by bits per token, bits per character.
-  density = {k: len(tokens[k]) / len(v) for k, v in corpus._asdict().items()}
+  tokenizer, tokens, density = _load(config)
 
   def describe(split, nats):
     found = {f"{split}_loss": nats}
@@ -250,11 +245,45 @@ def make_task(config: Config) -> runner.Task:
     objective="valid_bpc" if tokenizer.exact else "valid_perplexity",
     describe=lambda split, scores: describe(split, scores.means["nats"]),
     make_sample=text.make_sample(tokenizer, tokens["valid"][:64], config.seed),
-    data_sha256=hashlib.sha256(tokens["train"].tobytes()).hexdigest(),
+    data_sha256=_sha256(tokens["train"]),
     save=lambda path: tokenizer.save(path / "tokenizer.json"),
     modes={"dynamic": score_dynamically, "packed": score_packed},
     next_command="experiments.generate --prompt='The '",
   )
+
+
+def _load(config: Config):
+  """The tokenizer, the tokens of each split, and how many a character takes.
+
+  Tokens per character, multiplied by bits per token, are bits per character.
+  """
+  shares = splits.parse_shares(config.splits)
+  if config.tokenizer == "byte" and _is_large(config.text_file):
+    parts = data.split_file(config.text_file, shares)
+    density = {k: len(v) / v.characters() for k, v in parts.items()}
+    return config.build_tokenizer(""), parts, density
+  corpus = data.load_text(
+    config.dataset,
+    text_file=config.text_file or None,
+    data_dir=config.data_dir or None,
+    shares=shares,
+  )
+  tokenizer = config.build_tokenizer(corpus.train)
+  tokens = {k: tokenizer.encode(v) for k, v in corpus._asdict().items()}
+  density = {k: len(tokens[k]) / len(v) for k, v in corpus._asdict().items()}
+  return tokenizer, tokens, density
+
+
+def _is_large(text_file: str) -> bool:
+  """Whether a file is to be read as needed, and not into the memory."""
+  path = os.path.expanduser(text_file)
+  return os.path.isfile(path) and os.path.getsize(path) > LARGE
+
+
+def _sha256(tokens: np.ndarray | data.FileTokens) -> str:
+  if isinstance(tokens, data.FileTokens):
+    return tokens.sha256()
+  return hashlib.sha256(tokens.tobytes()).hexdigest()
 
 
 def _windows(config: Config, tokens: np.ndarray) -> data.EvalStreams:

@@ -5,6 +5,7 @@ what all scripts share: the device mesh, the workdir, resuming from checkpoints,
 the training loop and the exit codes.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -31,6 +32,7 @@ from jax.sharding import Mesh
 from experiments import config as config_lib
 from experiments import figures
 from recurrent import files, memory, optim, sharding
+from recurrent.data import OwnRows
 from recurrent.errors import (
   CheckpointError,
   ConfigError,
@@ -38,9 +40,10 @@ from recurrent.errors import (
   Preempted,
   UserError,
 )
-from recurrent.training import digest, evaluation, loop, step
+from recurrent.training import digest, evaluation, loop, profiling, step
 from recurrent.training import state as state_lib
 from recurrent.training import workdir as workdir_lib
+from recurrent.training.object_store import is_url
 from recurrent.training.preemption import Preemption
 from recurrent.training.watchdog import Watchdog
 from recurrent.training.workdir import Workdir
@@ -255,7 +258,14 @@ def train(
 
   config.check()
   _show_log()
-  hang = Path(config.workdir) / f"hang.{config.process}.txt"
+  profiling.parse(config.profile)  # Refuses a bad value early.
+  if config.compilation_cache:
+    jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+  hang = (
+    None
+    if is_url(config.workdir)
+    else Path(config.workdir) / f"hang.{config.process}.txt"
+  )
   with (
     Watchdog(config.heartbeat_seconds, hang) as watchdog,
     Preemption(watchdog) as preemption,
@@ -289,10 +299,12 @@ def train(
         task.save(workdir.path)
       result = _finished(workdir, config.steps)
       if result is not None:
-        LOG.info("%s is finished: nothing to do.", workdir.path)
+        LOG.info("%s is finished: nothing to do.", workdir.name)
         return result
       with Checkpoints(
-        workdir.checkpoints, workdir_lib.fingerprint(identity)
+        workdir.checkpoints,
+        workdir_lib.fingerprint(identity),
+        workdir.publish,
       ) as checkpoints:
         result = _fit(
           config,
@@ -434,6 +446,7 @@ def _fit(
     )
 
   watchdog.beat("training")
+  batches, put, shares = _read_own_rows(config, task, mesh)
   begun = int(state.step)
   if begun >= config.steps:
     LOG.info("At step %d already: no steps are left.", begun)
@@ -441,19 +454,20 @@ def _fit(
   workdir.remove(RESULT)
   average = "of the parameters' moving average, see --ema" if config.ema else ""
   with (
+    _worker_processes(config, batches, begun) as batches,
     MetricsWriter(workdir.path, begun, is_before) as writer,
     Progress(begun, config.steps, unit, average) as progress,
   ):
     state, outcome = loop.fit(
       state,
       train_step,
-      task.batches,
+      batches,
       loop.Hooks(
-        put=lambda batch: sharding.put(batch, sharding.split_batch(mesh)),
+        put=put,
         evaluate=lambda params, stop: evaluate(params, "valid", stop),
         on_evaluation=show,
         describe=lambda means, at_step: describe_training(task, means),
-        units=count,
+        units=lambda batch: round(count(batch) * shares),
       ),
       loop.Schedule(
         steps=config.steps,
@@ -468,6 +482,9 @@ def _fit(
       writer=writer,
       progress=progress,
       preemption=preemption,
+      profiler=profiling.Profiler(
+        workdir.path / "profile", profiling.parse(config.profile)
+      ),
     )
   last_step = int(state.step)
   best_step = outcome.best_step if outcome.best_step > 0 else last_step
@@ -494,6 +511,31 @@ def _fit(
     "last_step": last_step,
     "steps": config.steps,
   }
+
+
+def _read_own_rows(config, task, mesh):
+  """The batches of this process, how to put them, and one over its share."""
+  where, rows = sharding.split_batch(mesh), config.batch_size
+  own = sharding.own_rows(where, rows)
+  if own == slice(0, rows):
+    return task.batches, lambda batch: sharding.put(batch, where), 1
+  put = lambda batch: sharding.put_rows(batch, where, own, rows)
+  return OwnRows(task.batches, own), put, rows / (own.stop - own.start)
+
+
+@contextlib.contextmanager
+def _worker_processes(config, batches, begun):
+  """The batches, read by processes of their own if the flags say so."""
+  if not config.data_workers or begun >= config.steps:
+    yield batches
+    return
+  from recurrent.data.workers import WorkerBatches  # Imports grain.
+
+  read = WorkerBatches(batches, begun, config.steps, config.data_workers)
+  try:
+    yield read
+  finally:
+    read.close()
 
 
 class Source(NamedTuple):
@@ -630,6 +672,8 @@ def _conclude(config, task, workdir, result):
   """Draws the curves, writes the result, and prints commands to try next."""
   curves = figures.curves(workdir.path / "metrics.jsonl", workdir.figures)
   workdir.write(RESULT, files.to_json(result) + "\n")
+  if is_url(config.workdir):  # The local copy will be gone.
+    curves = f"{config.workdir}/figures/{curves.name}"
   place = shlex.quote(config.workdir)
   print(
     f"\nCurves: {curves}\nNext:\n"

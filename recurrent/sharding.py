@@ -213,6 +213,47 @@ def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
   return jax.tree.map(put_leaf, tree)
 
 
+def own_rows(sharding: NamedSharding, rows: int) -> slice:
+  """The rows of a global batch that the devices of this process need.
+
+  Args:
+    sharding: from `split_batch`.
+    rows: number of rows of the global batch.
+
+  Returns:
+    The smallest range that contains them; all rows in a run of one process.
+  """
+  parts = sharding.addressable_devices_indices_map((rows,)).values()
+  ranges = [part[0].indices(rows) for part in parts if part is not None]
+  return slice(min(r[0] for r in ranges), max(r[1] for r in ranges))
+
+
+def put_rows(
+  tree: PyTree, sharding: NamedSharding, own: slice, rows: int
+) -> PyTree:
+  """Puts a global batch, of which each process has its own rows only.
+
+  Args:
+    tree: NumPy arrays of this process's rows, [rows of `own`, ...].
+    sharding: from `split_batch`.
+    own: from `own_rows`.
+    rows: number of rows of the global batch.
+
+  Returns:
+    Global `jax.Array`s, [rows, ...].
+  """
+
+  def put_leaf(leaf):
+    def part(index):
+      begin, end, _ = index[0].indices(rows)
+      return leaf[begin - own.start : end - own.start]
+
+    shape = (rows, *leaf.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, part)
+
+  return jax.tree.map(put_leaf, tree)
+
+
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
   """Raises ConfigError unless the devices divide the batch evenly.
 

@@ -12,6 +12,8 @@
   parallel.py    pairs of a source and a target text, and their vocabulary
   dates.py       dates of many languages, with their ISO 8601 form
   docstrings.py  bodies and summary lines of the installed packages' docstrings
+  stored.py      tokens that stay on disk, for texts larger than the memory
+  workers.py     batches that other processes read ahead
   records.py     rows of CSV files and of JSON lines
   series.py      time series: their files, calendar, splits and windows
   labelled.py    sequences with labels, and the files they are read from
@@ -27,8 +29,19 @@
 
 from recurrent.data.bptt import ContiguousBatches, EvalStreams
 from recurrent.data.curriculum import StagedBatches
-from recurrent.data.drawn import AugmentedBatches, DrawnBatches
+from recurrent.data.drawn import (
+  AugmentedBatches,
+  DrawnBatches,
+  OwnRows,
+  rows_of,
+)
 from recurrent.data.examples import EvalBatches, ExampleBatches
+from recurrent.data.stored import (
+  FileTokens,
+  RecordTokens,
+  split_file,
+  write_tokens,
+)
 from recurrent.data.text import Corpus, load_text, read_text
 from recurrent.data.tokenizers import (
   TOKENIZERS,
@@ -50,10 +63,16 @@ __all__ = [
   "EvalBatches",
   "EvalStreams",
   "ExampleBatches",
+  "FileTokens",
+  "OwnRows",
+  "RecordTokens",
   "SentencePieceTokenizer",
   "StagedBatches",
   "Tokenizer",
   "WordTokenizer",
   "load_text",
   "read_text",
+  "rows_of",
+  "split_file",
+  "write_tokens",
 ]

@@ -96,17 +96,21 @@ class ContiguousBatches:
       `inputs` and `targets`, int32 [B, T], where a target is the token after
       its input; `restart`, bool [B], the same for all rows.
     """
+    return self.rows(step, slice(None))
+
+  def rows(self, step: int, which: slice) -> dict[str, np.ndarray]:
+    """Returns some rows of the batch of a step, and reads no others."""
     check_least("step", step, 0)
     number, window = divmod(step, self.windows_per_pass)
     offset = np.random.default_rng((self.seed, number)).integers(self.seq_len)
     segment = self.windows_per_pass * self.seq_len
-    rows = offset + segment * np.arange(self.batch_size)[:, None]
+    rows = offset + segment * np.arange(self.batch_size)[which, None]
     time_steps = window * self.seq_len + np.arange(self.seq_len + 1)
     read = self.tokens[rows + time_steps].astype(np.int32)
     return {
       "inputs": read[:, :-1],
       "targets": read[:, 1:],
-      "restart": np.full(self.batch_size, window == 0),
+      "restart": np.full(len(rows), window == 0),
     }
 
 

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from recurrent.data.drawn import rows_of
+
 
 @dataclasses.dataclass(frozen=True)
 class StagedBatches:
@@ -38,4 +40,11 @@ class StagedBatches:
 
   def __getitem__(self, step: int) -> Any:
     """Returns the batch of a step, from the stage that the step belongs to."""
-    return self.stages[bisect.bisect_right(self.ends, step)][step]
+    return self._stage(step)[step]
+
+  def rows(self, step: int, which: slice) -> Any:
+    """Returns some rows of the batch of a step."""
+    return rows_of(self._stage(step), step, which)
+
+  def _stage(self, step):
+    return self.stages[bisect.bisect_right(self.ends, step)]

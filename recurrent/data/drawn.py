@@ -1,4 +1,4 @@
-"""Batches that are drawn, or changed, at random."""
+"""Batches that are drawn or changed at random, and some rows of batches."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,6 +7,39 @@ from typing import Any
 import numpy as np
 
 from recurrent.data.bptt import check_least
+
+
+def rows_of(batches: Any, step: int, which: slice) -> Any:
+  """Returns some rows of the batch of a step.
+
+  Batches with a method `rows`, such as those of a text, read no others. Of
+  batches that are drawn or changed as a whole, the rows are cut out.
+
+  Args:
+    batches: `batches[step]` is a batch, a dict of arrays [batch, ...].
+    step: number of the step.
+    which: the rows.
+  """
+  if hasattr(batches, "rows"):
+    return batches.rows(step, which)
+  return {key: array[which] for key, array in batches[step].items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnRows:
+  """The same rows of each batch, such as those of one of several processes.
+
+  Args:
+    batches: the global batches, by step.
+    which: the rows.
+  """
+
+  batches: Any
+  which: slice
+
+  def __getitem__(self, step: int) -> Any:
+    """Returns the rows of the batch of a step."""
+    return rows_of(self.batches, step, self.which)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -314,7 +314,12 @@ class ExampleBatches(_Batches):
       row. `index`, int32 [B], the index of the example in the data, -1 for a
       padding row.
     """
-    return self._make(*self._rows(step))
+    return self.rows(step, slice(None))
+
+  def rows(self, step: int, which: slice) -> Batch:
+    """Returns some rows of the batch of a step, and reads no others."""
+    rows, bucket = self._rows(step)
+    return self._make(rows[which], bucket)
 
   def units(self, step: int) -> int:
     """Real time steps in the batch of a step, over all masks."""

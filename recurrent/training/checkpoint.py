@@ -10,28 +10,36 @@ back to the previous one, and keeps both the newest and the best checkpoints.
 
 import contextlib
 import gc
+import itertools
 import json
 import logging
+import math
+import os
 import re
-import shutil
 import stat
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers, checkpoint_utils
 
 from recurrent.errors import CheckpointError, UserError, WorkdirError
+from recurrent.files import write_text
 from recurrent.training import digest
+from recurrent.training.object_store import is_url
 from recurrent.types import PyTree
 
 LOG = logging.getLogger("recurrent")
 
 FORMAT = 1
+MAX_TEXT = 64 << 20  # bytes of a file of JSON in a checkpoint
 KEEP_LATEST = 2
 SEEN = 16  # newest steps that processes compare
 
@@ -48,13 +56,24 @@ class Checkpoints:
   """The checkpoints of one run, `directory/<step>/`.
 
   Args:
-    directory: directory of the checkpoints; created by the first save.
+    directory: directory of the checkpoints, or its URL in an object store;
+      created by the first save.
     fingerprint: hash of the run's configuration. A checkpoint that was saved
       with another fingerprint is refused.
+    before_save: is called before each save. What it writes is there when the
+      checkpoint is.
   """
 
-  def __init__(self, directory: Path, fingerprint: str):
-    self._directory = Path(directory).absolute()
+  def __init__(
+    self,
+    directory: os.PathLike,
+    fingerprint: str,
+    before_save: Callable[[], None] = lambda: None,
+  ):
+    self._directory: Any = (
+      epath.Path(directory) if is_url(directory) else Path(directory).absolute()
+    )
+    self._before_save = before_save
     self._fingerprint = fingerprint
     self._keep = _LatestAndBest()
     self._manager: ocp.CheckpointManager | None = None
@@ -84,6 +103,7 @@ class Checkpoints:
       CheckpointError: if Orbax refuses to save the step.
       WorkdirError: if this save or an earlier one cannot be written.
     """
+    self._before_save()
     with self._writing():
       self._save(step, state, progress, best_step)
 
@@ -258,12 +278,13 @@ class Checkpoints:
   def _replace_progress(self, step, progress):
     if jax.process_index() == 0:
       about = {**self._about(step), "progress": progress}
-      temporary = self._directory / ".progress.tmp"
-      temporary.write_text(json.dumps(about))
-      temporary.replace(self._directory / str(step) / "about" / "metadata")
+      file = self._directory / str(step) / "about" / "metadata"
+      # An object is replaced at once; so is a file by `write_text`.
+      write = file.write_text if is_url(file) else partial(write_text, file)
+      write(json.dumps(about))
 
   @property
-  def _damaged(self) -> Path:
+  def _damaged(self) -> Any:
     return self._directory.with_name(self._directory.name + ".damaged")
 
   def _open(self) -> ocp.CheckpointManager:
@@ -292,14 +313,20 @@ class Checkpoints:
   def _arrays(self, step, wanted, restore_args) -> dict[str, Any]:
     """Reads arrays by path, and compares them with their digests."""
     digests = self._about(step)["digests"]
+    folder = self._directory / str(step) / "state"
     try:
-      arrays = ocp.PyTreeCheckpointer().restore(
-        self._directory / str(step) / "state",
+      checkpointer = ocp.PyTreeCheckpointer()
+      found = checkpointer.metadata(folder).item_metadata
+      if found is None:
+        raise _Damaged("it does not say which arrays it has")
+      _refuse_sizes(found.tree, wanted)
+      arrays = checkpointer.restore(
+        folder,
         ocp.args.PyTreeRestore(
           wanted, restore_args=restore_args, partial_restore=True
         ),
       )
-    except jax.errors.JaxRuntimeError:  # Not the file: e.g. a peer has ended.
+    except (jax.errors.JaxRuntimeError, _Damaged):  # e.g. a peer has ended
       raise
     except Exception as error:  # Orbax passes its libraries' errors on
       why = _first_line(error)
@@ -313,13 +340,16 @@ class Checkpoints:
 
   def _about(self, step) -> dict[str, Any]:
     folder = self._directory / str(step)
-    _refuse_links(folder)
     try:
+      _refuse_strange_files(folder)
       about = json.loads((folder / "about" / "metadata").read_text())
       if about["step"] != step:
         raise _Damaged(f"it says it is step {about['step']}")
+      for name in ("digests", "progress"):
+        if not isinstance(about[name], dict):
+          raise _Damaged(f"its {name} are no table")
       return about
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
       raise _Damaged(f"{type(error).__name__}: {error}") from error
 
   def _check_model(self, step, about, wanted):
@@ -343,7 +373,7 @@ class Checkpoints:
       self._damaged.mkdir(exist_ok=True)
       target = self._damaged / str(step)
       if target.exists():
-        shutil.rmtree(target)
+        epath.Path(target).rmtree()
       source.rename(target)
       LOG.warning("Moved it to %s; trying the one before.", target)
 
@@ -405,12 +435,43 @@ def _collect_quietly():
     sys.unraisablehook = hook
 
 
-def _refuse_links(folder: Path):
-  """Raises `_Damaged` if a checkpoint has links or other special files.
+def _refuse_strange_files(folder: Path):
+  """Raises `_Damaged` if a checkpoint has links, special files or huge texts.
 
-  A link in a checkpoint from elsewhere could read any file of this host.
+  A link in a checkpoint from elsewhere could read any file of this host. Object
+  stores have neither links nor special files.
   """
-  for path in folder.rglob("*"):
-    mode = path.lstat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-      raise _Damaged(f"{path.relative_to(folder)} is neither file nor folder")
+  if is_url(folder):
+    return
+  # The folder itself first: it is not to be listed where it is a link.
+  for path in itertools.chain([folder], folder.rglob("*")):
+    status = path.lstat()
+    name = path.relative_to(folder.parent)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+      raise _Damaged(f"{name} is neither file nor folder")
+    if path.parent.name != "d" and status.st_size > MAX_TEXT:
+      raise _Damaged(f"{name} has {status.st_size:,} bytes")
+
+
+def _refuse_sizes(found: dict[str, Any], wanted: dict[str, Any]):
+  """Raises `_Damaged` if arrays claim other shapes, or more than fits.
+
+  It is called before anything is read or allocated.
+
+  Args:
+    found: what the checkpoint says of its arrays, by path.
+    wanted: arrays to read by path; those with a shape must have it.
+  """
+  total = 0
+  for path, like in wanted.items():
+    about = found[path]
+    shape = getattr(like, "shape", about.shape)
+    if about.shape != shape:
+      raise _Damaged(f"{path} has the shape {about.shape}, not {shape}")
+    chunk = about.storage.chunk_shape
+    if any(c > max(n, 1) for c, n in zip(chunk, shape, strict=True)):
+      raise _Damaged(f"{path} {shape} has pieces of the shape {chunk}")
+    total += math.prod(shape) * np.dtype(about.dtype).itemsize
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  if total > memory:
+    raise _Damaged(f"{total:,} bytes do not fit into a memory of {memory:,}")

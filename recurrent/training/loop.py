@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import logging
 import math
+import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from recurrent.errors import DivergedError, Preempted
 from recurrent.metrics import Mean
 from recurrent.training.feed import Feed
 from recurrent.training.preemption import Preemption
+from recurrent.training.profiling import Profiler
 from recurrent.training.state import TrainState
 from recurrent.training.step import Status
 from recurrent.types import PyTree
@@ -125,6 +127,7 @@ def fit(
   writer: "MetricsWriter",
   progress: "Progress",
   preemption: Preemption,
+  profiler: Profiler | None = None,
 ) -> tuple[TrainState, Outcome]:
   """Trains from `state.step` to the end of the schedule.
 
@@ -141,6 +144,7 @@ def fit(
     writer: writes rows of metrics.
     progress: shows progress on the terminal.
     preemption: says whether the run is to stop early.
+    profiler: records a trace of some steps.
 
   Returns:
     The last state, and the outcome.
@@ -170,7 +174,10 @@ def fit(
       _refuse_divergence(row, values["train_loss"], outcome.first_loss)
       row = None
 
-  with Feed(batches, hooks.put, hooks.units, step, schedule.steps) as source:
+  with (
+    Feed(batches, hooks.put, hooks.units, step, schedule.steps) as source,
+    profiler or Profiler(pathlib.Path()) as profiler,
+  ):
     while True:
       if (
         _due(step, schedule.log_every, schedule.steps)
@@ -227,7 +234,8 @@ def fit(
       fed = source.get(step, lambda: preemption.caught)
       if fed is None:
         continue  # The signal is seen above.
-      state, status = train_step(state, fed.batch)
+      with profiler.step(step, state):
+        state, status = train_step(state, fed.batch)
       preemption.hold()
       step += 1
       progress.update(step, fed.units, fed.waited)

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from recurrent import files
 from recurrent.errors import ConfigError, WorkdirError
+from recurrent.training.object_store import ObjectStore, is_url
 
 _NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _MESSAGE = 4096  # bytes of an error message that is sent to all processes
@@ -25,7 +26,9 @@ class Workdir:
   """The directory of a run, locked until `close` or the end of the process.
 
   Args:
-    path: path of the directory; it is created if it is missing.
+    path: path of the directory; it is created if it is missing. Or the URL of
+      a folder in an object store (see `object_store`): `path` is then a local
+      copy of its small files, which `publish` sends back.
 
   Raises:
     WorkdirError: if it cannot be written to, or another running process has
@@ -33,26 +36,46 @@ class Workdir:
   """
 
   def __init__(self, path: str | os.PathLike):
-    self.path = Path(path).absolute()
+    self._store = ObjectStore(os.fspath(path)) if is_url(path) else None
+    self.name = os.fspath(path)
+    self.path = self._store.local if self._store else Path(path).absolute()
     self.figures = self.path / "figures"
-    self.checkpoints = self.path / "checkpoints"
+    self.checkpoints = (
+      self._store.checkpoints if self._store else self.path / "checkpoints"
+    )
     self._lock: IO[str] | None = None
     failure = None
     if jax.process_index() == 0:
       try:
-        self._open()
+        self._store.acquire() if self._store else self._open()
       except WorkdirError as error:
         failure = error
     _raise_on_all(failure)
+    if self._store:
+      self._store.pull()
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, *_):
+    # An error of the `with` block is the cause: it is the one to be raised.
+    with contextlib.suppress(*[WorkdirError] * (kind is not None)):
+      self.publish()
     self.close()
+
+  def publish(self) -> None:
+    """Sends the files that have changed to the object store, if it is one.
+
+    Raises:
+      WorkdirError: if it cannot be reached, or another run has the workdir.
+    """
+    if self._store and jax.process_index() == 0:
+      self._store.push()
 
   def close(self) -> None:
     """Releases the lock."""
+    if self._store is not None:
+      self._store.close()
     if self._lock is not None:
       self._lock.close()
       self._lock = None
@@ -78,7 +101,7 @@ class Workdir:
       lines = difference(old["config"], config)
       if lines:
         raise ConfigError(
-          f"{self.path} holds a run of another configuration:\n"
+          f"{self.name} holds a run of another configuration:\n"
           + "\n".join(f"  {line}" for line in lines),
           "use the values it was made with, or another `workdir`",
         )
@@ -90,6 +113,7 @@ class Workdir:
     """Writes a small text file atomically."""
     if jax.process_index() == 0:
       files.write_text(self.path / name, text)
+      self.publish()
 
   def remove(self, name: str) -> None:
     """Removes a small file, if it is there."""

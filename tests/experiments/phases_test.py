@@ -3,6 +3,7 @@
 The run sends itself the signal from within the phase.
 """
 
+import importlib
 import json
 import signal
 import threading
@@ -14,8 +15,8 @@ import pytest
 
 from experiments import language_model
 from recurrent.data import bptt
-from recurrent.training import checkpoint, loop
-from tests.experiments.scripts import TINY, call, rows
+from recurrent.training import checkpoint, loop, object_store
+from tests.experiments.scripts import TINY, call, refused, rows
 
 PREEMPTED = 75
 FLAGS = (*TINY, "--checkpoint_every=3", "--tokenizer=byte")
@@ -112,3 +113,42 @@ def test_a_signal_while_a_checkpoint_is_read_sets_none_aside(folder, unbroken):
     assert train(folder) == PREEMPTED
   assert not (folder / "checkpoints.damaged").exists()
   assert resumes_exactly(folder, unbroken)
+
+
+def test_a_run_in_an_object_store_resumes_exactly(folder, unbroken, capfd):
+  url = f"file://{folder}"
+  local = folder.parent / "other"
+  text = (f"--text_file={folder.parent / 'text.txt'}", *FLAGS)
+  train(local)  # writes the text
+  where, name, options, _ = PHASES["a step"]
+  with mock.patch.object(where, name, told(getattr(where, name), **options)):
+    assert call(language_model, f"--workdir={url}", *text) == PREEMPTED
+  assert call(language_model, f"--workdir={url}", *text) == 0
+  found = json.loads((folder / "result.json").read_text())
+  assert (found, rows(folder)) == unbroken
+  names = {path.name for path in folder.iterdir()}
+  assert {"tokenizer.json", "figures", "checkpoints", "config.json"} <= names
+  assert any(name.startswith("events") for name in names)
+
+
+@pytest.mark.parametrize("script", ["evaluate", "generate", "benchmark"])
+def test_a_script_that_cannot_use_a_url_says_so(
+  script, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  module = importlib.import_module(f"experiments.{script}")
+  refused(capsys, 2, module, "--workdir=gs://bucket/run")
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("url", "said"), [("ftp://host/x", "no store"), ("gs://bucket/x", "gcsfs")]
+)
+def test_a_url_never_becomes_a_local_folder(
+  url, said, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setitem(object_store.PACKAGES, "gs", "no_such_gcsfs")
+  monkeypatch.chdir(tmp_path)
+  flags = (f"--workdir={url}", "--smoke")
+  assert said in refused(capsys, 2, language_model, *flags)
+  assert not list(tmp_path.iterdir())

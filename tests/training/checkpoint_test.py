@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import pathlib
 import shutil
 import subprocess
+import tempfile
 import time
 
 import jax
@@ -16,11 +18,16 @@ from recurrent.errors import CheckpointError, WorkdirError
 from recurrent.training import checkpoint
 from recurrent.training.checkpoint import Checkpoints
 from recurrent.training.digest import tree_sha256
+from tests.training import hostile
 
 # Orbax leaves coroutines of a closed event loop behind when a read fails.
 pytestmark = pytest.mark.filterwarnings(
   "ignore::pytest.PytestUnraisableExceptionWarning"
 )
+
+
+# `make faults` tries many more.
+ALL_FAULTS = "RECURRENT_ALL_FAULTS" in os.environ
 
 
 def state_at(step):
@@ -144,7 +151,7 @@ def test_every_file_of_a_step_may_be_missing(folder, tmp_path):
 
 def test_flipped_bits_never_change_a_number(folder, tmp_path):
   rng = np.random.default_rng(0)
-  for number in range(12):
+  for number in range(500 if ALL_FAULTS else 12):
     copy = tmp_path / f"copy{number}" / "checkpoints"
     shutil.copytree(folder, copy)
     files = data_files(copy, 3)
@@ -156,6 +163,7 @@ def test_flipped_bits_never_change_a_number(folder, tmp_path):
     file.write_bytes(content)
     found = restore(copy)
     assert tree_sha256(found.state) == tree_sha256(state_at(found.step)), file
+    shutil.rmtree(copy.parent)
 
 
 def test_an_empty_folder_with_a_number_is_no_checkpoint(folder):
@@ -178,6 +186,46 @@ def test_a_link_in_a_checkpoint_is_refused(folder, tmp_path):
   (tmp_path / "secret").write_text("secret")
   (folder / "3" / "state" / "link").symlink_to(tmp_path / "secret")
   assert restore(folder).step == 2
+
+
+@pytest.fixture
+def short_folder():
+  """A folder whose path is short, with steps 2 and 3."""
+  with tempfile.TemporaryDirectory(dir="/tmp") as name:
+    root = pathlib.Path(name)
+    with Checkpoints(root / "checkpoints", "fingerprint") as checkpoints:
+      for step in (2, 3):
+        checkpoints.save(step, state_at(step), {"seen": step}, best_step=2)
+    (root / "outside").mkdir()
+    yield root
+
+
+@pytest.mark.parametrize("name", hostile.ATTACKS)
+def test_a_hostile_checkpoint_is_refused_and_nothing_outside_opened(
+  short_folder, name
+):
+  folder, outside = short_folder / "checkpoints", short_folder / "outside"
+  hostile.ATTACKS[name](folder / "3", outside)
+  with hostile.Openings(outside) as openings:
+    with pytest.raises(CheckpointError):
+      Checkpoints(folder, "fingerprint").restore_part(3, "params")
+    assert restore(folder).step == 2
+  assert openings.seen == b""
+
+
+def test_it_is_seen_when_a_file_outside_is_opened(tmp_path):
+  (tmp_path / "secret").write_text("secret")
+  with hostile.Openings(tmp_path) as openings:
+    (tmp_path / "secret").read_text()
+  assert b"secret" in openings.seen
+
+
+def test_the_tables_of_a_hostile_checkpoint_can_be_rewritten(short_folder):
+  # A file of another name inside the checkpoint is found: the attacks that name
+  # one outside are refused for the path alone.
+  folder = short_folder / "checkpoints"
+  hostile.elsewhere(folder / "3", "d/other")
+  assert restore(folder).step == 3
 
 
 def test_when_none_is_good_it_says_so_and_loses_nothing(folder):

@@ -1,11 +1,9 @@
 // Loaded before libc (LD_PRELOAD), this library makes the k-th call that changes
-// files below a folder fail, or kills the process at it. It also counts the
-// calls that open a file below another folder, which nothing is to read.
+// files below a folder fail, or kills the process at it.
 //
 //   disk_arm(folder, k, error): from now on, call k fails with `error`; with
 //     error 0 the process is killed instead; k 0 counts only.
 //   disk_calls(): the calls since then.
-//   disk_guard(folder), disk_opened(): the calls that opened what is below it.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -23,8 +21,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static char watched[PATH_MAX], guarded[PATH_MAX];
-static atomic_int calls, wanted, code, armed, opened;
+static char watched[PATH_MAX];
+static atomic_int calls, wanted, code, armed;
 
 void disk_arm(const char *folder, int k, int error) {
   strncpy(watched, folder, PATH_MAX - 1);
@@ -35,11 +33,6 @@ void disk_arm(const char *folder, int k, int error) {
 }
 void disk_disarm(void) { armed = 0; }
 int disk_calls(void) { return calls; }
-void disk_guard(const char *folder) {
-  strncpy(guarded, folder, PATH_MAX - 1);
-  opened = 0;
-}
-int disk_opened(void) { return opened; }
 
 static int below(const char *path, const char *folder) {
   size_t n = strlen(folder);
@@ -91,14 +84,7 @@ static int hit_fd(int fd) {
   if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
 static int opening(int fd, const char *name, int flags) {
-  char space[PATH_MAX * 2];
-  const char *path = at(fd, name, space);
-  if (guarded[0]) {
-    char resolved[PATH_MAX];
-    if (below(path, guarded)) opened++;
-    else if (realpath(path, resolved) && below(resolved, guarded)) opened++;
-  }
-  return (flags & (O_CREAT | O_TRUNC)) && hit(path);
+  return (flags & (O_CREAT | O_TRUNC)) && hit_at(fd, name);
 }
 
 #define OPEN(name) \
