@@ -233,6 +233,11 @@ def collectives(text: str) -> list[Collective]:
         r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", "\n".join(lines)
       )
     )
+    | {
+      name.strip().removeprefix("%")
+      for branches in re.findall(r"computations=\{(.*?)\}", "\n".join(lines))
+      for name in branches.split(",")
+    }
     for key, lines in bodies.items()
   }
   looped = set(re.findall(r"body=%?([\w.\-]+)", text))

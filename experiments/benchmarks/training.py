@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments import config as config_lib
-from experiments import language_model, runner
-from experiments.benchmarks import collectives, processes, timing
+from experiments import language_model, programs, runner
+from experiments.benchmarks import processes, timing
 from launch import local
 from recurrent import optim, sharding
 from recurrent.errors import UserError
@@ -173,8 +173,8 @@ def _bytes_reduced(config, devices):
   _join(config)
   made = make_step(config, devices)
   lowered = made.run.lower(made.start(), made.put(made.task.batches[0]))
-  found = collectives.find(lowered.compile().as_text())
-  return sum(x.bytes for x in found if x.kind == "all-reduce")
+  found = programs.collectives(lowered.compile().as_text())
+  return sum(int(x.bytes) for x in found if x.kind == "all-reduce")
 
 
 @functools.cache

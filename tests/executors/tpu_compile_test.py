@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments import language_model, runner
-from experiments.benchmarks import ahead, collectives
+from experiments import language_model, programs, runner
+from experiments.benchmarks import ahead
 from recurrent import kernels, optim, sharding, unroll
 from recurrent.cells import CELLS
 from recurrent.executors import EXECUTORS
@@ -253,9 +253,9 @@ def test_a_train_step_on_several_tpus_has_one_all_reduce(
 ):
   program, size = compiled_step(topology, tmp_path, method=method)
   text = program.as_text()
-  [found] = collectives.find(text)
-  assert found.kind == "all-reduce" and not found.in_loop
-  assert size < found.numbers <= size + 8
+  [found] = programs.collectives(text)
+  assert found[:3] == ("all-reduce", False, 1)
+  assert size < found.bytes / 4 <= size + 8
   assert len(vmem(text)) == (2 if method == "tpu_kernel" else 0)
 
 
@@ -271,10 +271,11 @@ def test_a_divided_model_takes_less_of_each_tpu(tmp_path):
   for name, flags in ways.items():
     program, _ = compiled_step("v5e:4x4", tmp_path, ema=0.9, **flags)
     taken[name] = program.memory_analysis().argument_size_in_bytes
-    loop = [c.kind for c in collectives.find(program.as_text()) if c.in_loop]
-    print(f"\n| {name} | {taken[name]} |", loop)
+    found = programs.collectives(program.as_text())
+    print(f"\n| {name} | {taken[name]} |", found)
     # The hidden states: forward, and their gradients.
-    assert len(loop) <= 2 * ("model_parallel" in flags)
+    in_loop = sum(c.number for c in found if c.in_loop)
+    assert in_loop <= 2 * ("model_parallel" in flags)
   assert taken["optimiser divided"] < taken["whole"] / 2
   assert taken["matrices divided"] < taken["whole"] / 2
   assert taken["both"] < taken["matrices divided"] / 1.5
