@@ -48,15 +48,20 @@ class Config(seq2seq.Seq2SeqConfig):
   tokenizer: str = "sentencepiece"
   joint: bool = True
   copying: bool = True
+  attention_features: int = 64
+  output_dropout: float = 0.3
+  embedding_dropout: float = 0.2
+  length_penalty: float = 1.0
+  min_tokens: int = 5
   no_repeat: int = 3
   cell: str = "gru"
   features: int = 192
   embedding_features: int = 128
-  max_length: int = 80
+  max_length: int = 64
   max_target_length: int = 30
-  steps: int = 1500
+  steps: int = 1800
   batch_size: int = 32
-  eval_every: int = 500
+  eval_every: int = 600
   learning_rate: float = 3e-3
   schedule: str = "cosine"
   warmup_steps: int = 100
@@ -66,6 +71,12 @@ class Config(seq2seq.Seq2SeqConfig):
     "dataset": ("data_file", ("",)),
     "data_dir": ("data_file", ("",)),
   }
+
+  def __post_init__(self):
+    super().__post_init__()
+    # Without attention there is no copying, unless it is asked for: an error.
+    if not self.attends and "copying" not in self._given:
+      object.__setattr__(self, "copying", False)
 
   def check(self):
     """Raises ConfigError if a value is wrong."""

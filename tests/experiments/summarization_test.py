@@ -7,7 +7,8 @@ import logging
 import jax
 import pytest
 
-from experiments import evaluate, generate, predict, summarization
+from experiments import config, evaluate, generate, predict, summarization
+from recurrent.errors import ConfigError
 from tests.experiments.scripts import call, result, rows
 
 pytest.importorskip("rouge_score")
@@ -104,15 +105,23 @@ def test_documents_of_a_file_and_of_stdin_have_the_same_summaries(
     assert [x["text"] for x in mine] == [x["text"] for x in row["n_best"]]
 
 
+@pytest.mark.parametrize("flag", ["--cell=transformer", "--attention=none"])
+def test_without_attention_nothing_is_copied_unless_asked_for(flag):
+  flags = ["", "--workdir=x", flag]
+  assert not config.parse(summarization.Config, flags).copying
+  with pytest.raises(ConfigError, match="copying needs attention"):
+    config.parse(summarization.Config, [*flags, "--copying"])
+  assert config.parse(summarization.Config, flags[:2]).copying
+
+
 def test_without_a_split_rows_are_divided_by_hash(tmp_path):
   path = tmp_path / "a.jsonl"
   with path.open("w") as file:
     for i in range(200):
       print(json.dumps({"document": f"no {i}", "summary": str(i)}), file=file)
-  config = summarization.Config(
-    workdir="x", data_file=str(path), splits="60,20,20"
+  found = summarization.load_pairs(
+    summarization.Config(workdir="x", data_file=str(path), splits="60,20,20")
   )
-  found = summarization.load_pairs(config)
   sizes = {name: len(pairs.sources) for name, pairs in found.items()}
   assert sum(sizes.values()) == 200
   assert 90 < sizes["train"] < 150 and min(sizes.values()) > 15
