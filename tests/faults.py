@@ -125,8 +125,8 @@ FAULTS = {
   "F14": Fault(
     "EIO at any call of a save",
     (_DISK,),
-    "python -m tests.training.disk --modes='disk error'; nothing is retried: the"
-    " run ends with exit code 5 and resumes. A slow disk is not tried",
+    "python -m tests.training.disk --modes='disk error'; nothing is retried:"
+    " the run ends with exit code 5 and resumes. A slow disk is not tried",
   ),
   "F15": Fault(
     "too many open files",
