@@ -50,9 +50,12 @@ laws: $(VENV)/installed
 mutants: $(VENV)/installed
 	$(BIN)/python -m tests.mutation
 
-# Twenty runs killed at random instants; about ten minutes.
+# Twenty runs killed at random instants, every call of a save made to fail or to
+# kill, and a table of all faults (docs/reliability.md); about an hour.
 faults: $(VENV)/installed
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.experiments.interruption_test --trials=20
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.training.disk
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.faults
 
 # Checkpoints of all layouts of devices and processes, restored on all layouts;
 # about five minutes.

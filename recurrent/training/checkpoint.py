@@ -39,6 +39,9 @@ from recurrent.types import PyTree
 LOG = logging.getLogger("recurrent")
 
 FORMAT = 1
+# Orbax measures its time limits by the time of day: one that is set forward
+# would end a good save. What hangs is the watchdog's concern.
+NEVER = 100 * 365 * 86400
 MAX_TEXT = 64 << 20  # bytes of a file of JSON in a checkpoint
 KEEP_LATEST = 2
 SEEN = 16  # newest steps that processes compare
@@ -296,6 +299,7 @@ class Checkpoints:
           preservation_policy=self._keep,
           cleanup_tmp_directories=True,
           step_name_format=ocp.step.standard_name_format(),
+          async_options=ocp.options.AsyncOptions(timeout_secs=NEVER),
         ),
       )
     return self._manager

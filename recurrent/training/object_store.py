@@ -23,8 +23,6 @@ import time
 import uuid
 from typing import Any
 
-from etils import epath
-
 from recurrent.errors import ConfigError, WorkdirError
 
 LOG = logging.getLogger("recurrent")
@@ -72,8 +70,10 @@ class ObjectStore:
     self._lease: _Lease | None = None
 
   @property
-  def checkpoints(self) -> epath.Path:
-    """Where Orbax writes the checkpoints."""
+  def checkpoints(self) -> Any:
+    """Where Orbax writes the checkpoints, a path of etils."""
+    from etils import epath
+
     return epath.Path(self.url.removeprefix("file://")) / "checkpoints"
 
   def acquire(self) -> None:

@@ -1,6 +1,7 @@
 """Tests that checkpoints, or older good ones, are restored exactly."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -336,3 +337,11 @@ def test_a_full_disk_ends_a_save_and_keeps_those_before(tmp_path):
     assert tree_sha256(found.state) == tree_sha256(state_at(1))
   finally:
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_another_format_names_the_remedy(folder):
+  file = folder / "3" / "about" / "metadata"
+  file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+  with pytest.raises(CheckpointError, match="has format 99, not 1") as error:
+    restore(folder)
+  assert "version of recurrent that wrote it" in error.value.remedy
