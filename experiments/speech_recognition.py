@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 
 from experiments import figures, fusion, network, runner
-from recurrent import audio, data, length_mask, losses
+from recurrent import audio, data, length_mask, losses, rows
 from recurrent.data import encoding, labelled, morse, speech, splits, tokenizers
 from recurrent.decoding import ctc
 from recurrent.errors import ConfigError
@@ -331,12 +331,13 @@ def statistics(
 def augment(config: Config, samples, mask, key: PRNGKey):
   """Changes the volume and the speed of training sounds; see `Config`."""
   loud, fast = jax.random.split(key)
-  draw = functools.partial(jax.random.uniform, shape=(len(samples),))
+  draw = lambda key, most: (
+    most * (2 * rows.uniform(key, (len(samples),), samples) - 1)
+  )
   if config.gain:
-    decibels = draw(loud, minval=-config.gain, maxval=config.gain)
-    samples *= 10 ** (decibels[:, None] / 20)
+    samples *= 10 ** (draw(loud, config.gain)[:, None] / 20)
   if config.speed:
-    speeds = draw(fast, minval=1 - config.speed, maxval=1 + config.speed)
+    speeds = 1 + draw(fast, config.speed)
     size = int(samples.shape[1] / (1 - config.speed)) + 1
     samples, lengths = audio.change_speed(
       samples, mask.sum(axis=1), speeds, size

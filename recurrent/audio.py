@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recurrent import rows
 from recurrent.types import Array, Float, Int, Mask, PRNGKey
 
 # Slaney's mel scale is linear up to 1 kHz and logarithmic above.
@@ -165,7 +166,7 @@ def spec_augment(
     _stripes(by_time, real, frames, time_masks, time_width)[:, :, None]
     | _stripes(
       by_band,
-      jnp.full(batch, bands, jnp.int32),
+      jnp.full_like(real, bands),
       bands,
       band_masks,
       band_width,
@@ -176,11 +177,15 @@ def spec_augment(
 
 def _stripes(key, lengths, size, number, width):
   """Whether each of `size` places is in a random stripe, [batch, size]."""
-  first, second = jax.random.split(key)
+  keys = jax.random.split(key)
+  draw = lambda key: rows.uniform(key, (len(lengths), number), lengths)
   lengths = jnp.broadcast_to(lengths[:, None], (len(lengths), number))
-  drawn = jax.random.randint(first, lengths.shape, 0, width + 1)
-  widths = jnp.minimum(drawn, lengths // 2)
-  starts = jax.random.randint(second, lengths.shape, 0, lengths - widths + 1)
+  below = lambda share, limit: jnp.minimum(
+    (share * limit.astype(share.dtype)).astype(jnp.int32), limit - 1
+  )
+  widths = below(draw(keys[0]), jnp.full_like(lengths, width + 1))
+  widths = jnp.minimum(widths, lengths // 2)
+  starts = below(draw(keys[1]), lengths - widths + 1)
   places = jnp.arange(size)[None, None]
   after = places >= starts[..., None]
   return (after & (places < (starts + widths)[..., None])).any(axis=1)

@@ -90,9 +90,17 @@ def ctc(
   needed = ctc_time_steps(labels, label_mask)
   possible = needed <= mask.sum(axis=1).astype(needed.dtype)
   padding = lambda real: 1.0 - real.astype(jnp.float32)
+  # Its loop over time begins with this number, which must vary over the mesh as
+  # the logits do.
+  least = rows.vary(jnp.float32(-1e5), rows.axes_of((logits, mask)))
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     nats = optax.ctc_loss(
-      logits, padding(mask), labels, padding(label_mask), blank_id=blank
+      logits,
+      padding(mask),
+      labels,
+      padding(label_mask),
+      blank_id=blank,
+      log_epsilon=least,
     )
   return jnp.where(possible, nats, jnp.inf)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from recurrent import rows as rows_lib
 from recurrent.decoding.beam import NEVER, Beams
 from recurrent.decoding.sampling import Step
 from recurrent.masking import hold
@@ -235,7 +236,8 @@ def beam_search(
     following=jnp.repeat(worth(first)[:, None], beams, axis=1),
     carry=carry,
   )
-  end, _ = jax.lax.scan(follow, begin, (nats.swapaxes(0, 1), mask.T))
+  steps = nats.swapaxes(0, 1), mask.T
+  end, _ = jax.lax.scan(follow, *rows_lib.vary_alike((begin, steps)))
   total = jnp.logaddexp(end.blank, end.label)
   scores = jnp.where(total > NEVER / 2, total + end.prior, NEVER)
   scores, order = jax.lax.top_k(scores, beams)

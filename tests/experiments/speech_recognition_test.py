@@ -173,6 +173,20 @@ def test_morse_is_scored_by_noise_and_resumes_exactly(tmp_path, capsys):
   assert rows(cut)[-1]["valid_cer"] == rows(whole)[-1]["valid_cer"]
 
 
+@pytest.mark.several_devices
+def test_numbers_do_not_depend_on_the_devices(manifest, tmp_path):
+  noise = ("--speed=0.1", "--gain=6", "--time_masks=1", "--band_masks=1")
+  source = (*TINY, f"--manifest={manifest}", *noise, "--batch_size=8")
+  found = []
+  for devices in (1, 8):
+    here = (f"--workdir={tmp_path / str(devices)}", f"--devices={devices}")
+    assert call(speech_recognition, *here, *source) == 0
+    path = tmp_path / str(devices) / "result.json"
+    found.append(json.loads(path.read_text()))
+  for name in ("valid_nats", "test_nats"):
+    assert found[0][name] == pytest.approx(found[1][name], rel=1e-4)
+
+
 BAD = {
   "--beams=0": 2,
   "--join=3": 2,
