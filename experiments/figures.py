@@ -296,6 +296,6 @@ def transcript(
     xlim=(0, seconds),
     ylim=(0, 1.3),
     xlabel="seconds",
-    ylabel="probability of the symbol",
+    ylabel="probability",
   )
   figure.savefig(path, dpi=120)

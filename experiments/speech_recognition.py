@@ -124,7 +124,7 @@ class Config(network.NetworkConfig):
   features: int = 128
   residual: bool = True
   mlp_features: int = 256
-  steps: int = 2000
+  steps: int = 2500
   batch_size: int = 32
   learning_rate: float = 1e-2
   schedule: str = "cosine"
@@ -463,16 +463,17 @@ def make_task(config: Config) -> runner.Task:
   def report(split, scores, folder):
     path = folder / f"transcript_{split}.png"
     features = make_features(config, sounds.rate)
-    samples = sounds.parts[split].inputs[0]
+    part = sounds.parts[split]
+    row = len(part) // 2  # of Morse code: at 5 dB
     figures.transcript(
       path,
-      np.asarray(features(samples[None]))[0],
+      np.asarray(features(part.inputs[row][None]))[0],
       features.hop / sounds.rate,
       config.stacking,
       [*" " + sounds.tokenizer.alphabet],
-      scores.predictions["symbols"][0],
-      scores.predictions["probabilities"][0],
-      (sounds.parts[split].labels[0], transcripts(scores)[0]),
+      scores.predictions["symbols"][row],
+      scores.predictions["probabilities"][row],
+      (part.labels[row], transcripts(scores)[row]),
     )
     return f"A transcript: {path}"
 
