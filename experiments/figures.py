@@ -252,50 +252,46 @@ def lines(
 def transcript(
   path: Path,
   spectrum: np.ndarray,
-  hop: float,
+  period: float,
   stacking: int,
   names: Sequence[str],
-  symbols: np.ndarray,
   probabilities: np.ndarray,
   texts: tuple[str, str],
 ) -> None:
-  """Draws a spectrum, and below it when a network said which symbol.
+  """Draws a spectrum, and below it which symbols a network heard in it.
 
   Args:
     path: the PNG to write.
-    spectrum: [frames, bands].
-    hop: seconds from one frame to the next.
-    stacking: frames of a time step of the network.
+    spectrum: [frames, bands]; those after the last time step are left out.
+    period: seconds of a time step of the network.
+    stacking: frames of a time step.
     names: name of each symbol; the first one is the blank.
-    symbols: [time] the most probable symbol of each time step.
-    probabilities: [time] its probability.
+    probabilities: [time, symbols].
     texts: the wanted transcript and that of the network.
   """
   from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
 
   figure = Figure(figsize=(12, 5), layout="tight")
   above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-  seconds = len(spectrum) * hop
+  seconds = len(probabilities) * period
   above.imshow(
-    spectrum.T,
+    spectrum[: len(probabilities) * stacking].T,
     origin="lower",
     aspect="auto",
     cmap="magma",
     extent=(0, seconds, 0, spectrum.shape[1]),
   )
   above.set(ylabel="mel band", title=f"wanted: {texts[0]}\nfound: {texts[1]}")
-  times = (np.arange(len(symbols)) + 1) * hop * stacking
-  spoken = (symbols != 0) & (times <= seconds + hop * stacking)
-  below.vlines(times[spoken], 0, probabilities[spoken], color="tab:red")
-  for time, symbol, height in zip(
-    times[spoken], symbols[spoken], probabilities[spoken], strict=True
-  ):
-    name = names[symbol].replace(" ", "\u2423")
-    below.annotate(name, (time, height), ha="center", va="bottom")
+  times = (np.arange(len(probabilities)) + 0.5) * period
+  below.plot(times, probabilities[:, 0], color="lightgrey", label="blank")
+  best = probabilities.argmax(axis=1)
+  for time, symbol, row in zip(times, best, probabilities, strict=True):
+    if symbol:
+      name = names[symbol].replace(" ", "\u2423")
+      below.vlines(time, 0, row[symbol], color="tab:red")
+      below.annotate(name, (time, row[symbol]), ha="center", va="bottom")
   below.set(
-    xlim=(0, seconds),
-    ylim=(0, 1.3),
-    xlabel="seconds",
-    ylabel="probability",
+    xlim=(0, seconds), ylim=(0, 1.3), xlabel="seconds", ylabel="probability"
   )
+  below.legend(loc="upper right")
   figure.savefig(path, dpi=120)

@@ -384,8 +384,7 @@ def make_search(
 ) -> Callable[[Transcriber, dict[str, jax.Array]], dict[str, jax.Array]]:
   """Makes the `predict` of the task: `search(model, batch)`.
 
-  It returns the transcripts that the search found, best first, and the best
-  symbol of each time step with its probability.
+  It returns the transcripts that the search found, best first.
   """
   speaks = None
   if config.language_model:
@@ -403,11 +402,7 @@ def make_search(
       )
     else:
       found = ctc.greedy(logits, mask)
-    return {
-      **found._asdict(),
-      "symbols": jnp.where(mask, logits.argmax(axis=-1), 0),
-      "probabilities": jax.nn.softmax(logits).max(axis=-1),
-    }
+    return found._asdict()
 
   return search
 
@@ -460,22 +455,24 @@ def make_task(config: Config) -> runner.Task:
       }
     return found
 
-  def report(split, scores, folder):
+  def report(split, scores, folder, model):
     path = folder / f"transcript_{split}.png"
-    features = make_features(config, sounds.rate)
     part = sounds.parts[split]
     row = len(part) // 2  # of Morse code: at 5 dB
+    samples = part.inputs[row][None]
     figures.transcript(
       path,
-      np.asarray(features(part.inputs[row][None]))[0],
-      features.hop / sounds.rate,
-      config.stacking,
+      np.asarray(model.spectrum(samples))[0],
+      model.period / sounds.rate,
+      model.stacking,
       [*" " + sounds.tokenizer.alphabet],
-      scores.predictions["symbols"][row],
-      scores.predictions["probabilities"][row],
+      np.asarray(jax.nn.softmax(model(samples)[0]))[0],
       (part.labels[row], transcripts(scores)[row]),
     )
-    return f"A transcript: {path}"
+    found = f"A transcript: {path}"
+    if not config.bidirectional:
+      found += f"\nLatency in streaming: {model.latency:.3f} s"
+    return found
 
   def save(path):
     sounds.tokenizer.save(path / "tokenizer.json")
