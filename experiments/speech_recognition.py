@@ -235,7 +235,10 @@ def load(config: Config) -> Sounds:
   LOG.info("%d sounds of train are longer than --max_seconds.", (~fits).sum())
   found = found.take(np.flatnonzero(fits))
   parts = {name: encoding.select(found, name) for name in labelled.SPLITS}
-  tokenizer = tokenizers.CharTokenizer.train("".join(parts["train"].labels))
+  joint = " " if config.joined else ""
+  tokenizer = tokenizers.CharTokenizer.train(
+    joint.join(["", *parts["train"].labels])
+  )
   encoded = [encode(config, part, tokenizer) for part in parts.values()]
   if config.joined:
     for name, part in parts.items():
