@@ -4,7 +4,7 @@
 # The Pythons that there is a lock file for, the newest first.
 PYTHONS := 3.14 3.13 3.12 3.11
 # What the locked environments contain beyond the requirements.
-EXTRAS := text tagging forecasting translation summarization dev
+EXTRAS := text tagging forecasting translation summarization speech dev
 # The first of them on the path that runs and can make an environment: pyenv has
 # commands of versions that are not active, and Debian a Python without ensurepip.
 ifndef PYTHON

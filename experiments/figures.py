@@ -247,3 +247,51 @@ def lines(
     axis.legend()
   path.parent.mkdir(exist_ok=True)
   figure.savefig(path, dpi=120)
+
+
+def transcript(
+  path: Path,
+  spectrum: np.ndarray,
+  period: float,
+  stacking: int,
+  names: Sequence[str],
+  probabilities: np.ndarray,
+  texts: tuple[str, str],
+) -> None:
+  """Draws a spectrum, and below it which symbols a network heard in it.
+
+  Args:
+    path: the PNG to write.
+    spectrum: [frames, bands]; those after the last time step are left out.
+    period: seconds of a time step of the network.
+    stacking: frames of a time step.
+    names: name of each symbol; the first one is the blank.
+    probabilities: [time, symbols].
+    texts: the wanted transcript and that of the network.
+  """
+  from matplotlib.figure import Figure  # noqa: PLC0415 - slow to load
+
+  figure = Figure(figsize=(12, 5), layout="tight")
+  above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+  seconds = len(probabilities) * period
+  above.imshow(
+    spectrum[: len(probabilities) * stacking].T,
+    origin="lower",
+    aspect="auto",
+    cmap="magma",
+    extent=(0, seconds, 0, spectrum.shape[1]),
+  )
+  above.set(ylabel="mel band", title=f"wanted: {texts[0]}\nfound: {texts[1]}")
+  times = (np.arange(len(probabilities)) + 0.5) * period
+  below.plot(times, probabilities[:, 0], color="lightgrey", label="blank")
+  best = probabilities.argmax(axis=1)
+  for time, symbol, row in zip(times, best, probabilities, strict=True):
+    if symbol:
+      name = names[symbol].replace(" ", "\u2423")
+      below.vlines(time, 0, row[symbol], color="tab:red")
+      below.annotate(name, (time, row[symbol]), ha="center", va="bottom")
+  below.set(
+    xlim=(0, seconds), ylim=(0, 1.3), xlabel="seconds", ylabel="probability"
+  )
+  below.legend(loc="upper right")
+  figure.savefig(path, dpi=120)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from recurrent import numerics, rows
-from recurrent.types import Activations, Array, Float, Int, Mask
+from recurrent.types import Activations, Array, Bool, Float, Int, Mask
 
 
 def cross_entropy(
@@ -57,6 +57,64 @@ def coverage(weights: Float[Array, "*B T S"]) -> Float[Array, "*B T"]:
   """
   before = jnp.cumsum(weights, axis=-2) - weights
   return jnp.minimum(weights, before).sum(axis=-1)
+
+
+def ctc(
+  logits: Float[Array, "B T V"],
+  mask: Mask,
+  labels: Int[Array, "B N"],
+  label_mask: Bool[Array, "B N"],
+  *,
+  blank: int = 0,
+) -> Float[Array, "B"]:
+  """Connectionist temporal classification: -log of a labelling's probability.
+
+  The probability is the sum over all alignments of the labels with the time
+  steps; see `recurrent.decoding.ctc`.
+
+  Args:
+    logits: [batch, time, V]; float32.
+    mask: [batch, time], True where a time step is real.
+    labels: [batch, N] symbols other than the blank, padded at their end.
+    label_mask: [batch, N], True where a label is real.
+    blank: the symbol that stands for no label.
+
+  Returns:
+    [batch] in nats; infinite where the labels need more time steps than there
+    are. The gradient of such a row is zero.
+
+  Reference:
+    Graves et al., "Connectionist temporal classification: labelling unsegmented
+    sequence data with recurrent neural networks", 2006.
+  """
+  needed = ctc_time_steps(labels, label_mask)
+  possible = needed <= mask.sum(axis=1).astype(needed.dtype)
+  padding = lambda real: 1.0 - real.astype(jnp.float32)
+  # Its loop over time begins with this number, which must vary over the mesh as
+  # the logits do.
+  least = rows.vary(jnp.float32(-1e5), rows.axes_of((logits, mask)))
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    nats = optax.ctc_loss(
+      logits,
+      padding(mask),
+      labels,
+      padding(label_mask),
+      blank_id=blank,
+      log_epsilon=least,
+    )
+  return jnp.where(possible, nats, jnp.inf)
+
+
+def ctc_time_steps(
+  labels: Int[Array, "B N"], label_mask: Bool[Array, "B N"]
+) -> Int[Array, "B"]:
+  """The least number of time steps in which CTC can say labels, [batch].
+
+  Each label takes one, and one more if it equals the label before it, since a
+  blank must come between them.
+  """
+  again = (labels[:, 1:] == labels[:, :-1]) & label_mask[:, 1:]
+  return (label_mask.sum(axis=1) + again.sum(axis=1)).astype(jnp.int32)
 
 
 def pinball(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
 from jax.sharding import PartitionSpec
 
-from recurrent.types import Array, Bool, PRNGKey
+from recurrent.types import Array, Bool, Float, PRNGKey
 
 Axes = frozenset[str]
 
@@ -156,6 +156,24 @@ def bernoulli(
   fraction = (left ^ right) >> 9 | jax.lax.bitcast_convert_type(one, jnp.uint32)
   drawn = jax.lax.bitcast_convert_type(fraction, jnp.float32) - one
   return (drawn < jnp.float32(p)).reshape(shape)
+
+
+def uniform(
+  key: PRNGKey, shape: tuple[int, ...], like: Any
+) -> Float[Array, "..."]:
+  """Draws numbers from 0 to 1 for the rows of a batch, the same on any mesh.
+
+  It is `jax.random.uniform` of all rows of the batch, which every device draws;
+  it is meant for a few numbers a row. The arguments are those of `bernoulli`.
+  """
+  names = jax.sharding.get_abstract_mesh().axis_names
+  axes = tuple(axis for axis in names if axis in axes_of(like))
+  if not axes:
+    return jax.random.uniform(key, shape)
+  whole = (shape[0] * jax.lax.axis_size(axes), *shape[1:])
+  first = jax.lax.axis_index(axes) * shape[0]
+  drawn = jax.random.uniform(key, whole)
+  return jax.lax.dynamic_slice_in_dim(drawn, first, shape[0])
 
 
 def _by_position(key, size) -> bool:

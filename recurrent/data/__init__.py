@@ -21,6 +21,8 @@
   encoding.py    labelled sequences as examples: tokens, classes, values
   words.py       preparation of words, and word vectors trained before
   missing.py     fills missing values by statistics or by neighbours
+  wav.py speech.py  WAV files; sounds with transcripts, and strings of them
+  morse.py       messages in Morse code, as sounds
   curriculum.py  batches in stages, one after another
   synthetic.py   tasks that test memory: copy, adding, parity, recall, ...
 

@@ -341,21 +341,7 @@ def load(folder: str | os.PathLike) -> Encoder:
 
 def select(data: labelled.Labelled, split: str) -> labelled.Labelled:
   """The sequences of a split; `data` must have splits and labels."""
-  rows = np.flatnonzero(data.splits == split)
-
-  def take(field) -> Any:
-    if field is None or isinstance(field, np.ndarray):
-      return field if field is None else field[rows]
-    return [field[i] for i in rows]
-
-  return dataclasses.replace(
-    data,
-    inputs=take(data.inputs),
-    labels=take(data.labels),
-    splits=take(data.splits),
-    times=take(data.times),
-    place=lambda i: data.place(int(rows[i])),
-  )
+  return data.take(np.flatnonzero(data.splits == split))
 
 
 def digest(examples: Sequence[Mapping[str, np.ndarray]]) -> str:

@@ -31,9 +31,9 @@ class Labelled:
   """Sequences with labels; the fields have one entry per sequence.
 
   Attributes:
-    kind: what the inputs are: "text", "tokens" or "values".
+    kind: what the inputs are: "text", "tokens", "values" or "sound".
     inputs: texts; or integers [time]; or floats [time, D], NaN where a value is
-      missing.
+      missing; or samples [time] of sounds, from -1 to 1.
     labels: None without labels; an array [N]; or with a label per time step
       arrays [time], and with texts one label per word. Integers or strings.
     splits: "train", "valid" or "test"; None: there are no splits.
@@ -43,6 +43,8 @@ class Labelled:
     image: height and width of the images that the sequences are.
     order: the sequences are `image.reshape(-1)[order]`, maybe in rows; None:
       they are not permuted.
+    rate: samples per second of sounds.
+    speakers: names of the speakers of sounds; None: not known.
   """
 
   kind: str
@@ -54,6 +56,8 @@ class Labelled:
   per_step: bool = False
   image: tuple[int, int] | None = None
   order: np.ndarray | None = None
+  rate: int = 0
+  speakers: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.inputs)
@@ -69,6 +73,23 @@ class Labelled:
     """
     found = complete(self.splits, len(self), self._content, shares)
     return dataclasses.replace(self, splits=found)
+
+  def take(self, rows: np.ndarray) -> "Labelled":
+    """The sequences of some rows, [n] indices."""
+
+    def some(field) -> Any:
+      if field is None or isinstance(field, np.ndarray):
+        return field if field is None else field[rows]
+      return [field[i] for i in rows]
+
+    return dataclasses.replace(
+      self,
+      **{
+        name: some(getattr(self, name))
+        for name in ("inputs", "labels", "splits", "times", "speakers")
+      },
+      place=lambda i: self.place(int(rows[i])),
+    )
 
   def _content(self, i) -> bytes:
     """The bytes of a sequence and its labels."""

@@ -1,4 +1,4 @@
-"""Reads records, one a row, from CSV files and from files of JSON lines."""
+"""Reads records, one a row, from CSV and TSV files and from JSON lines."""
 
 import csv
 import io
@@ -25,17 +25,23 @@ class Record(NamedTuple):
 
 
 def read_records(
-  path: str | os.PathLike, columns: Collection[str], *, flag: str
+  path: str | os.PathLike,
+  columns: Collection[str],
+  *,
+  flag: str,
+  suffixes: Sequence[str] = (".csv", ".jsonl"),
 ) -> list[Record]:
-  """Reads a .csv file with a header, or a .jsonl file of objects.
+  """Reads a .csv or .tsv file with a header, or a .jsonl file of objects.
 
   Blank lines are skipped. The cells of a CSV file are strings; those of JSON
-  lines are whatever the file has.
+  lines are whatever the file has. Tabs separate the cells of a .tsv file, in
+  which quotes are characters like others.
 
   Args:
     path: path of the file, in UTF-8; its suffix tells its format.
     columns: columns that every row must have.
     flag: name of the flag that gave the path, for messages.
+    suffixes: the formats that are read.
 
   Returns:
     One record per row, with all its columns.
@@ -45,21 +51,22 @@ def read_records(
       should be; the message names file, line and column.
   """
   suffix = os.path.splitext(path)[1].lower()
-  if suffix not in (".csv", ".jsonl"):
+  if suffix not in suffixes:
     raise DataError(
-      f"`{flag}={path}` is neither a .csv nor a .jsonl file",
-      "give a file with one of these suffixes",
+      f"`{flag}={path}` does not end in {' or '.join(suffixes)}",
+      "give a file of such a format, with its suffix",
     )
   text = read_text(path, flag=flag)
-  rows = _csv if suffix == ".csv" else _json_lines
+  rows = _json_lines if suffix == ".jsonl" else _csv
   records = list(rows(path, text))
   if not records:
     raise DataError(f"{path} has no rows", "give a file with some")
   for line, values in records:
+    header = line if suffix == ".jsonl" else 1
     for column in columns:
       if column not in values:
         raise DataError(
-          f"{path}, line {1 if suffix == '.csv' else line}: there is no column"
+          f"{path}, line {header}: there is no column"
           f" {column!r}, only {', '.join(map(repr, values)) or 'nothing'}",
           f"name the columns {', '.join(columns)}",
         )
@@ -72,7 +79,8 @@ def csv_rows(
   """Reads the rows of CSV text that are not empty.
 
   Args:
-    path: path of the file, for messages.
+    path: path of the file, for messages. If it ends in .tsv, tabs separate the
+      cells, and quotes are characters like others.
     text: its content.
 
   Yields:
@@ -83,7 +91,10 @@ def csv_rows(
   """
   # By default a cell may have 131,072 characters.
   csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-  reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+  style: dict[str, Any] = {"strict": True}
+  if _has_tabs(path):
+    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+  reader = csv.reader(io.StringIO(text, newline=""), **style)
   line = 1
   try:
     for cells in reader:
@@ -98,6 +109,10 @@ def csv_rows(
     ) from error
 
 
+def _has_tabs(path) -> bool:
+  return str(path).lower().endswith(".tsv")
+
+
 def _csv(path, text) -> Iterator[Record]:
   header: Sequence[str] | None = None
   for line, cells in csv_rows(path, text):
@@ -108,7 +123,9 @@ def _csv(path, text) -> Iterator[Record]:
       raise DataError(
         f"{path}, line {line}: {len(cells)} cells, and the header has"
         f" {len(header)}",
-        "give each row a cell for each column; put cells with commas or"
+        "give each row a cell for each column, with one tab between them"
+        if _has_tabs(path)
+        else "give each row a cell for each column; put cells with commas or"
         " newlines in double quotes",
       )
     else:

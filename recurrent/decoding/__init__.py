@@ -1,5 +1,6 @@
 """Decoding with any function `(carry, token) -> (carry, logits)`."""
 
+from recurrent.decoding import ctc
 from recurrent.decoding.beam import NEVER, Beams, beam_search
 from recurrent.decoding.packing import Packed, pack_model, pack_step
 from recurrent.decoding.sampling import Sampled, Sampler, sample
@@ -18,6 +19,7 @@ __all__ = [
   "Sampler",
   "Stream",
   "beam_search",
+  "ctc",
   "pack_model",
   "pack_step",
   "read",

@@ -34,7 +34,7 @@ def test_a_cell_of_ten_megabytes_is_read(tmp_path):
 @pytest.mark.parametrize(
   ("name", "content", "words"),
   [
-    ("a.txt", "text", "neither a .csv nor a .jsonl"),
+    ("a.txt", "text", "does not end in .csv or .jsonl"),
     ("a.csv", "", "has no rows"),
     ("a.csv", "text,label\n", "has no rows"),
     ("a.csv", "text,text\na,b\n", "line 1: two columns are called 'text'"),
