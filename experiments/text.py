@@ -1,6 +1,7 @@
 """Text in experiments: the flags of a tokenizer, and texts that users type."""
 
 import dataclasses
+import os
 import textwrap
 import typing
 from collections.abc import Callable, Sequence
@@ -59,9 +60,11 @@ class TokenizerConfig(config_lib.RunConfig):
       file: name of the file in a workdir that holds this tokenizer.
     """
     path = Path(self.workdir) / file
-    if self.init_from and not path.exists():
+    # Not `Path.exists`, which fails where a name is too long for a folder.
+    found = os.path.exists(path)
+    if self.init_from and not found:
       path = runner.find_source(self.init_from).workdir / file
-    if self.init_from or path.exists():
+    if self.init_from or found:
       return tokenizers.load(path)
     return tokenizers.build(
       self.tokenizer,

@@ -200,8 +200,9 @@ def test_a_process_that_is_killed_ends_the_others(tmp_path, victim):
   with running(processes, tmp_path):
     processes[victim].kill()
     code = processes[1 - victim].wait(timeout=60)
-  # Without the coordinator JAX itself aborts the others.
-  assert code == 7 if victim else code in (7, -signal.SIGABRT)
+  # JAX itself aborts a process that learns of it from the coordinator, or of
+  # the coordinator's end.
+  assert code in (7, -signal.SIGABRT)
   assert goes_on(tmp_path)
 
 

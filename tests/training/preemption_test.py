@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -67,6 +68,7 @@ def test_a_process_that_waits_in_compiled_code_ends_too():
     text=True,
   )
   assert process.stdout.readline() == "in\n"
+  time.sleep(1)  # Until then it waits for the mutex.
   process.terminate()
   _, err = process.communicate(timeout=60)
   assert process.returncode == 75
