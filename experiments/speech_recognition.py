@@ -231,7 +231,8 @@ def load(config: Config) -> Sounds:
     )
   found = found.divided(splits.parse_shares(config.splits))
   most = config.max_seconds * found.rate
-  fits = [len(x) <= most for x in found.inputs] | (found.splits != "train")
+  short = np.array([len(x) <= most for x in found.inputs])
+  fits = short | (found.splits != "train")
   LOG.info("%d sounds of train are longer than --max_seconds.", (~fits).sum())
   found = found.take(np.flatnonzero(fits))
   parts = {name: encoding.select(found, name) for name in labelled.SPLITS}
@@ -509,24 +510,24 @@ def make_task(config: Config) -> runner.Task:
   )
 
 
-def make_answer(
-  workdir: str,
-) -> Callable[[Sequence[str]], Iterator[dict[str, Any]]]:
+def make_answer(workdir: str) -> Callable[..., Iterator[dict[str, Any]]]:
   """Loads a trained network.
 
   Args:
     workdir: directory of the run.
 
   Returns:
-    `answer(paths)`, which yields for each WAV file `source`, its path; `text`,
-    the best transcript; and `n_best`, all that the search found, each with its
-    `score`.
+    `answer(paths, place)`, which yields for each WAV file `source`, its path;
+    `text`, the best transcript; and `n_best`, all that the search found, each
+    with its `score`. `place(i)` says where path i was named, for messages; it
+    may be left out.
 
   Raises:
     UserError: if the workdir has no such run.
   """
   config = runner.read_config(workdir, NAME, Config)
   tokenizer = tokenizers.load(Path(workdir) / "tokenizer.json")
+  assert isinstance(tokenizer, tokenizers.CharTokenizer)
   rate = json.loads((Path(workdir) / RATE).read_text())["sample_rate"]
   make = functools.partial(make_model, config, rate, tokenizer.vocab_size)
   apply = runner.make_predictor(

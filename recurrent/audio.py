@@ -108,8 +108,8 @@ class LogMel:
     blocks = blocks.reshape(len(samples), -1, self.hop)
     shifted = [blocks[:, part : part + count] for part in range(parts)]
     frames = jnp.concatenate(shifted, axis=-1)[..., : self.window]
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
-    hann = jnp.asarray(hann, samples.dtype)
+    phase = 2 * np.pi * np.arange(self.window) / self.window
+    hann = jnp.asarray(0.5 - 0.5 * np.cos(phase), samples.dtype)
     spectrum = jnp.fft.rfft(frames * jnp.broadcast_to(hann, frames.shape))
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     return power @ jnp.asarray(self.filters, samples.dtype)
