@@ -231,7 +231,8 @@ def load(config: Config) -> Sounds:
     )
   found = found.divided(splits.parse_shares(config.splits))
   most = config.max_seconds * found.rate
-  fits = [len(x) <= most for x in found.inputs] | (found.splits != "train")
+  short = np.array([len(x) <= most for x in found.inputs])
+  fits = short | (np.asarray(found.splits) != "train")
   LOG.info("%d sounds of train are longer than --max_seconds.", (~fits).sum())
   found = found.take(np.flatnonzero(fits))
   parts = {name: encoding.select(found, name) for name in labelled.SPLITS}
@@ -511,7 +512,7 @@ def make_task(config: Config) -> runner.Task:
 
 def make_answer(
   workdir: str,
-) -> Callable[[Sequence[str]], Iterator[dict[str, Any]]]:
+) -> Callable[..., Iterator[dict[str, Any]]]:
   """Loads a trained network.
 
   Args:
@@ -526,7 +527,7 @@ def make_answer(
     UserError: if the workdir has no such run.
   """
   config = runner.read_config(workdir, NAME, Config)
-  tokenizer = tokenizers.load(Path(workdir) / "tokenizer.json")
+  tokenizer: Any = tokenizers.load(Path(workdir) / "tokenizer.json")
   rate = json.loads((Path(workdir) / RATE).read_text())["sample_rate"]
   make = functools.partial(make_model, config, rate, tokenizer.vocab_size)
   apply = runner.make_predictor(
