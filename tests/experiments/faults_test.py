@@ -72,7 +72,11 @@ def test_a_second_signal_during_the_last_save_loses_no_earlier_step(tmp_path):
   assert again == 0 and not list(saved.parent.glob("*.damaged"))
 
 
-@pytest.mark.parametrize("jump", [3600, -3600, -time.time()])
+@pytest.mark.parametrize(
+  "jump",
+  [3600, -3600, -time.time()],
+  ids=["an hour", "an hour back", "to 1970"],
+)
 def test_a_clock_that_jumps_loses_nothing(folder, unbroken, jump):
   clock, ticks = time.time, itertools.count()
   jumping = lambda: clock() + jump * (next(ticks) // 50 % 2)
