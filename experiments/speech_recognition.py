@@ -2,7 +2,7 @@ r"""Trains a network that transcribes sounds, by CTC.
 
   python -m experiments.speech_recognition --workdir=runs/morse
   python -m experiments.speech_recognition --workdir=runs/mine \
-    --manifest=speech/manifest.tsv --bidirectional
+    --manifest=speech/manifest.tsv --bands=40
 
 By default it learns to read Morse code in noise, drawn anew at each step.
 Results are the character and word error rate by jiwer.
@@ -105,7 +105,7 @@ class Config(network.NetworkConfig):
   bands: int = 24
   stacking: int = 4
   delay: int = 12
-  bidirectional: bool = False
+  bidirectional: bool = True
   input_dropout: float = 0.0
   output_dropout: float = 0.0
   gain: float = 0.0
@@ -119,14 +119,12 @@ class Config(network.NetworkConfig):
   lm_weight: float = 0.3
   length_bonus: float = 0.0
   # Defaults that differ from those of the base classes.
-  cell: str = "min_gru"
+  cell: str = "lstm"
   layers: int = 2
   features: int = 128
-  residual: bool = True
-  mlp_features: int = 256
   steps: int = 2500
   batch_size: int = 32
-  learning_rate: float = 1e-2
+  learning_rate: float = 4e-3
   schedule: str = "cosine"
   warmup_steps: int = 100
   ema: float = 0.99
@@ -275,7 +273,7 @@ def make_batches(config: Config, sounds: Sounds) -> Any:
     data.DrawnBatches(functools.partial(draw, variety=share), config.seed)
     for share in LESSONS
   ]
-  ends = [config.steps * share // 100 for share in (25, 35, 45)]
+  ends = [config.steps * share // 100 for share in (8, 16, 24)]
   return data.StagedBatches(lessons, ends)
 
 

@@ -65,7 +65,8 @@ def manifest(tmp_path_factory):
 def trained(manifest, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
   flags = ("--steps=250", "--eval_every=250", "--log_every=250")
-  more = ("--learning_rate=0.02", "--features=16", "--ema=0.9", "--delay=0")
+  more = ("--learning_rate=0.02", "--features=16", "--ema=0.9")
+  more += ("--nobidirectional", "--cell=gru", "--delay=0")
   source = (f"--workdir={workdir}", f"--manifest={manifest}")
   with (
     jax.numpy_dtype_promotion("standard"),
@@ -120,8 +121,9 @@ def test_sounds_without_transcripts_are_transcribed(
   "flags",
   [
     ("--cell=transformer", "--heads=2", "--join=2,3", "--join_repeats=2"),
-    ("--bidirectional", "--beams=1", "--sample_rate=3000"),
+    ("--beams=1", "--sample_rate=3000"),
     (
+      "--nobidirectional",
       "--delay=1",
       "--speed=0.1",
       "--gain=6",
@@ -198,7 +200,7 @@ BAD = {
   "--window_ms=1": 2,
   "--bands=200": 2,
   "--lm_weight=0.5": 2,
-  "--bidirectional --delay=3": 2,
+  "--delay=3": 2,
   "--language_model=none": 4,
   "--manifest=none.tsv": 3,
   "--manifest=none.wav": 3,
