@@ -98,7 +98,7 @@ class Config(network.NetworkConfig):
   join_repeats: int = 10
   sample_rate: int = 0
   max_seconds: float = 20.0
-  message_seconds: float = 5.0
+  message_seconds: float = 4.0
   test_examples: int = 128
   window_ms: float = 32.0
   hop_ms: float = 10.0
