@@ -90,7 +90,7 @@ class Watchdog:
     said = (
       f"no progress for {idle:.1f} s in this phase: {self._phase}\n"
       "run the same command again; if that may take longer, with a larger"
-      " --heartbeat_seconds"
+      " `heartbeat_seconds`"
     )
     print(f"{text}\n{said}", file=sys.stderr, flush=True)
     if self._file is not None:

@@ -175,9 +175,9 @@ def test_tpus_that_are_taken_away_are_replaced(clone, tmp_path):
   assert done.returncode == 0, done.stderr
   log = (tmp_path / "hosts" / "gcloud.log").read_text().splitlines()
   made = [x for x in log if "create" in x or "delete" in x]
-  assert made == [
-    f"queued-resources {x}" for x in ("create", "delete", "create")
-  ]
+  # Both workers are lost at once, or the second one after a replacement.
+  again = ["queued-resources delete", "queued-resources create"]
+  assert made[0] == again[1] and made[1:] in (again, 2 * again)
   assert calls(tmp_path / "w")[-1][1:] == ["--coordinator=auto"]
   # Deleting asks first, and says what is billed.
   asked = start(clone, "delete", stdin=subprocess.DEVNULL)
